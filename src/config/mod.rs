@@ -1,0 +1,239 @@
+//! The settings a program runs on: typed, complete and already valid.
+//!
+//! What a user writes is read and checked in `raw`; after that no invalid state can be expressed.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything `doorward.toml` says.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Where operators connect.
+    pub admin: Admin,
+    /// The model server behind the firewall.
+    pub upstream: Upstream,
+    /// The protected model.
+    pub model: Model,
+    /// From image bytes to model input.
+    pub preprocess: Preprocess,
+    /// The offline flow.
+    pub calibration: Calibration,
+    /// How the universal perturbations are learned.
+    pub perturbation: Perturbation,
+    /// How DTInspector runs.
+    pub inspection: Inspection,
+    /// What is rejected.
+    pub policy: Policy,
+    /// Bounds on everything a client can send or occupy.
+    pub limits: Limits,
+    /// Logs.
+    pub telemetry: Telemetry,
+}
+
+/// `[listen]`
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Address of the inspected HTTP listener.
+    pub http: SocketAddr,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Address of the metrics and probes listener.
+    pub listen: SocketAddr,
+}
+
+/// `[upstream]`
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Base URL of the model server, `http://host:port`.
+    pub url: String,
+    /// How long one upstream exchange may take.
+    pub timeout: Duration,
+}
+
+/// `[model]`
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The ONNX file.
+    pub path: PathBuf,
+    /// The model's name on the upstream; `None` takes any name.
+    pub name: Option<String>,
+}
+
+/// `[preprocess]`: model input = (byte / 255 - mean) / std, per channel.
+#[derive(Clone, Debug)]
+pub struct Preprocess {
+    /// One value for all channels, or one per channel.
+    pub mean: Vec<f32>,
+    /// One value for all channels, or one per channel; above zero.
+    pub std: Vec<f32>,
+}
+
+/// `[calibration]`
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    /// Sources of clean images, read in order.
+    pub clean_images: Vec<PathBuf>,
+    /// Sources of training images, read in order; empty: no inspection.
+    pub training_images: Vec<PathBuf>,
+    /// How many clean images fit the perturbations.
+    pub fit_images: NonZeroUsize,
+    /// At most how many of the following clean images fit the thresholds.
+    pub holdout_images: NonZeroUsize,
+    /// The file the offline flow writes and the online flow reads.
+    pub artifact: PathBuf,
+    /// Seed of the offline flow; `None` draws one from the system.
+    pub seed: Option<u64>,
+}
+
+/// `[perturbation]`
+#[derive(Clone, Debug)]
+pub struct Perturbation {
+    /// Share of the fit images whose label the universal perturbation must change.
+    pub fooling_rate: Probability,
+    /// Largest l-infinity radius tried, in units of the full pixel range.
+    pub max_epsilon: f32,
+    /// Optimisation steps per radius.
+    pub steps: NonZeroUsize,
+    /// Images per step.
+    pub batch: NonZeroUsize,
+}
+
+/// `[inspection]`
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// Samples with the highest, and as many with the lowest, confidence per label (the paper's K).
+    pub samples: NonZeroUsize,
+    /// Optimisation steps of the patches.
+    pub steps: NonZeroUsize,
+    /// Start value of the mask's weight lambda.
+    pub lambda: f32,
+    /// Share of the high-confidence samples whose label the patch must change.
+    pub success_rate: Probability,
+    /// Anomaly index above which a label counts as infected.
+    pub anomaly_threshold: f32,
+    /// A model whose transfer ratios are all above this is clean.
+    pub clean_ratio: Probability,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whether a verdict changes an answer.
+    pub mode: Mode,
+    /// How signals become a verdict.
+    pub rule: Rule,
+    /// The false-rejection budget of the calibrated rule.
+    pub max_false_rejection_rate: Probability,
+    /// How many times the per-input budget of the other labels an infected label gets.
+    pub infected_budget: f32,
+    /// What becomes of a request without a verdict.
+    pub unverified: Unverified,
+}
+
+/// Whether a verdict changes an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Rejects.
+    Enforce,
+    /// Flags, and never changes an answer.
+    Monitor,
+}
+
+/// How signals become a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Rule {
+    /// Joined margins against split-conformal thresholds per predicted label.
+    Calibrated,
+    /// DTInspector's: reject when the patch of the predicted, infected label changes the label.
+    Patch,
+    /// Intentional adversarial perturbations: reject when the label survives the universal perturbation.
+    Uap,
+}
+
+/// What becomes of a request for which no verdict can be had, by reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unverified {
+    /// The artifact is not there yet.
+    pub artifact: Action,
+    /// Detection took too long.
+    pub deadline: Action,
+    /// Detection itself failed.
+    pub internal: Action,
+    /// The queue or the concurrency limit is full.
+    pub overload: Action,
+    /// The body is not a request the firewall understands.
+    pub undecodable: Action,
+}
+
+/// Pass or reject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Forward the request unchecked.
+    Pass,
+    /// Answer with an error.
+    Reject,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest request body, bytes.
+    pub body_bytes: usize,
+    /// Most rows in one request.
+    pub rows: NonZeroUsize,
+    /// Most rows that wait for, or are under, detection.
+    pub queue_rows: NonZeroUsize,
+    /// Most rows that one detection batch joins.
+    pub batch_rows: NonZeroUsize,
+    /// Most requests in flight.
+    pub concurrency: NonZeroUsize,
+    /// How long a client may take to send its body.
+    pub body_timeout: Duration,
+    /// How long detection of one request may take, waiting included.
+    pub detection_timeout: Duration,
+    /// How long requests in flight may take after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// A tracing filter such as `info` or `doorward=debug`.
+    pub log: String,
+    /// How log lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// A number in [0, 1].
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Probability(f64);
+
+// === impl Probability ===
+
+impl Probability {
+    /// `None` outside [0, 1] and for NaN.
+    pub fn new(value: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&value).then_some(Self(value))
+    }
+
+    /// The number.
+    pub fn value(self) -> f64 {
+        self.0
+    }
+}

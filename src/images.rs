@@ -1,0 +1,1 @@
+//! Labelled images from the formats that data sets come in.
