@@ -1,4 +1,63 @@
 //! The protected model, compiled once from ONNX into a program over candle tensors.
+//!
+//! [`Model`] is that program with what the firewall knows of its input; [`Classifier`] is all that
+//! the perturbations, the inspection and the detection ask of it.
+
+mod conv;
+mod correlate;
+mod graph;
+mod kernel;
+mod linear;
+mod lower;
+mod operator;
+mod pointwise;
+mod pool;
+mod program;
+mod shape;
+
+use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
+
+pub use program::Program;
+
+/// A differentiable classifier of images.
+pub trait Classifier: Send + Sync {
+    /// What it takes.
+    fn domain(&self) -> &InputDomain;
+
+    /// Number of labels.
+    fn labels(&self) -> usize;
+
+    /// Where its tensors live.
+    fn device(&self) -> &Device;
+
+    /// `f(x)`: `[n, C, H, W] -> [n, labels]`.
+    fn logits(&self, batch: &Tensor) -> Result<Tensor, Error>;
+
+    /// The logits, and the gradient to the input of `sum(logits * cotangent)`.
+    ///
+    /// The batch is cut into parts that run in parallel; `cotangent` is asked for each with the
+    /// rows it stands for and their logits, and returns as many rows of `[labels]`.
+    fn logits_and_gradient(
+        &self,
+        batch: &Tensor,
+        cotangent: &Cotangent<'_>,
+    ) -> Result<(Tensor, Tensor), Error>;
+}
+
+/// See [`Classifier::logits_and_gradient`].
+pub type Cotangent<'a> = dyn Fn(Range<usize>, &Tensor) -> candle_core::Result<Tensor> + Sync + 'a;
+
+/// A compiled model and its input.
+#[derive(Debug)]
+pub struct Model {
+    program: Program,
+    domain: InputDomain,
+    digest: String,
+}
 
 /// What a model takes: the shape of one row and the range of its values.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +70,179 @@ pub struct InputDomain {
     pub upper: Vec<f32>,
 }
 
+/// Why a model cannot be loaded or evaluated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// candle failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A constant cannot be decoded.
+    #[error("initializer {name:?}: {reason}")]
+    Constant {
+        /// Its name in the graph.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A model of the wrong kind of input.
+    #[error(
+        "input {name:?} is {got}, expected FLOAT of shape [batch, channels, height, width] with all but the batch fixed"
+    )]
+    InputType {
+        /// The input.
+        name: String,
+        /// What it is.
+        got: String,
+    },
+    /// Not exactly one input.
+    #[error("the model takes {} inputs {names:?}, expected one image", names.len())]
+    Inputs {
+        /// What it takes.
+        names: Vec<String>,
+    },
+    /// A node that its operator's definition, or this program, does not allow.
+    #[error("node {node:?} ({op}): {reason}")]
+    Node {
+        /// The node.
+        node: String,
+        /// Its operator.
+        op: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The bytes are no ONNX model.
+    #[error("not an ONNX model: {reason}")]
+    NotOnnx {
+        /// What the decoder says.
+        reason: String,
+    },
+    /// An operator that is not supported.
+    #[error("node {node:?}: operator {op} is not supported")]
+    Operator {
+        /// The node.
+        node: String,
+        /// Its operator.
+        op: String,
+    },
+    /// An operator set that is not supported.
+    #[error("operator set {got} is not supported, expected {} to {}", expected.start(), expected.end())]
+    Opset {
+        /// The model's.
+        got: i64,
+        /// The supported ones.
+        expected: RangeInclusive<i64>,
+    },
+    /// Not exactly one output, or one that is no row of logits.
+    #[error("the model gives {names:?}, expected one output of shape [batch, labels]")]
+    Outputs {
+        /// What it gives.
+        names: Vec<String>,
+    },
+    /// Channel statistics that do not fit the model.
+    #[error("{what} has {got} values, expected 1 or one for each of {channels} channels")]
+    Preprocess {
+        /// `mean` or `std`.
+        what: &'static str,
+        /// Values given.
+        got: usize,
+        /// Channels of the model.
+        channels: usize,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+// === impl Model ===
+
+impl Model {
+    /// Compiles the ONNX file at `path`; `mean` and `std` normalise pixels in [0, 1] to its input.
+    pub fn load(path: &Path, mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
+        let bytes = std::fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::decode(&bytes, mean, std, device)
+    }
+
+    /// Like [`Model::load`], from the bytes of the file.
+    pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
+        let program = Program::compile(bytes, device)?;
+        let shape = program.input_shape();
+        let per_channel = |what, values: &[f32]| match values {
+            [value] => Ok(vec![*value; shape[0]]),
+            values if values.len() == shape[0] => Ok(values.to_vec()),
+            values => Err(Error::Preprocess {
+                what,
+                got: values.len(),
+                channels: shape[0],
+            }),
+        };
+        let (mean, std) = (per_channel("mean", mean)?, per_channel("std", std)?);
+        let normalised = |pixel: f32| {
+            mean.iter()
+                .zip(&std)
+                .map(|(mean, std)| (pixel - mean) / std)
+                .collect()
+        };
+        let domain = InputDomain {
+            shape,
+            lower: normalised(0.0),
+            upper: normalised(1.0),
+        };
+        let digest = hex(&Sha256::digest(bytes));
+        Ok(Self {
+            program,
+            domain,
+            digest,
+        })
+    }
+
+    /// SHA-256 of the ONNX file, hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// The compiled steps.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl Classifier for Model {
+    fn domain(&self) -> &InputDomain {
+        &self.domain
+    }
+
+    fn labels(&self) -> usize {
+        self.program.labels()
+    }
+
+    fn device(&self) -> &Device {
+        self.program.device()
+    }
+
+    fn logits(&self, batch: &Tensor) -> Result<Tensor, Error> {
+        self.program.forward(batch)
+    }
+
+    fn logits_and_gradient(
+        &self,
+        batch: &Tensor,
+        cotangent: &Cotangent<'_>,
+    ) -> Result<(Tensor, Tensor), Error> {
+        self.program.vjp(batch, cotangent)
+    }
+}
+
+// === impl InputDomain ===
+
 impl InputDomain {
     /// Values in one row.
     pub fn len(&self) -> usize {
@@ -21,13 +253,25 @@ impl InputDomain {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Bytes of one image as a row of model input.
+    pub fn normalise(&self, pixels: &[u8]) -> Vec<f32> {
+        let plane = self.shape[1] * self.shape[2];
+        let mut row = Vec::with_capacity(pixels.len());
+        for (i, plane) in pixels.chunks(plane).enumerate() {
+            let channel = i % self.shape[0];
+            let (lower, upper) = (self.lower[channel], self.upper[channel]);
+            row.extend(plane.iter().map(|&byte| {
+                // Exact at both ends, so that no pixel leaves the domain by rounding.
+                let share = f32::from(byte) / 255.0;
+                lower + share * (upper - lower)
+            }));
+        }
+        row
+    }
 }
 
-/// Why a model cannot be loaded or evaluated.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// candle failed.
-    #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,0 +1,89 @@
+//! Timings of Doorward's own parts, one JSON line a run.
+//!
+//! The scripts beside this file run it against a named peer and print the ratio:
+//!
+//! ```text
+//! cargo bench --bench main -- engine MODEL.onnx --batch 32 --iterations 20 --threads 1
+//! cargo bench --bench main -- engine MODEL.onnx --batch 50 --iterations 20 --gradient
+//! ```
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use clap::{Parser, Subcommand};
+use doorward::model::{Classifier, Model};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    area: Area,
+    /// What cargo adds.
+    #[arg(long, global = true, hide = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum Area {
+    /// One model's forward pass, or forward and gradient to the input.
+    Engine {
+        model: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        #[arg(long, default_value_t = 20)]
+        iterations: usize,
+        #[arg(long)]
+        gradient: bool,
+        #[arg(long, default_value_t = 1)]
+        threads: usize,
+    },
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Area::Engine { model, batch, iterations, gradient, threads } = Arguments::parse().area;
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    let device = Device::Cpu;
+    let model = Model::load(&model, &[0.0], &[1.0], &device)?;
+    let [channels, height, width] = model.domain().shape;
+    let values: Vec<f32> =
+        (0..batch * model.domain().len()).map(|i| (i % 251) as f32 / 250.0).collect();
+    let batch = Tensor::from_vec(values, (batch, channels, height, width), &device)?;
+    let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+    // The first two runs pack weights and fill the allocator.
+    for iteration in 0..iterations + 2 {
+        let (start, start_cpu) = (Instant::now(), cpu_seconds()?);
+        if gradient {
+            model.logits_and_gradient(&batch, &|_, logits| logits.ones_like())?;
+        } else {
+            model.logits(&batch)?;
+        }
+        if iteration >= 2 {
+            wall.push(start.elapsed().as_secs_f64());
+            cpu.push(cpu_seconds()? - start_cpu);
+        }
+    }
+    println!(
+        "{}",
+        serde_json::json!({"wall_ms": median(&mut wall) * 1e3, "cpu_ms": median(&mut cpu) * 1e3})
+    );
+    Ok(())
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// CPU time of this process so far; Linux counts it in nanoseconds per thread.
+fn cpu_seconds() -> Result<f64, Box<dyn Error>> {
+    let mut nanoseconds = 0u64;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let stat = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        nanoseconds += stat.split_whitespace().next().unwrap_or("0").parse::<u64>()?;
+    }
+    Ok(nanoseconds as f64 / 1e9)
+}

@@ -1,0 +1,173 @@
+//! What a step of a program can do, and the per-channel affine that other operators absorb.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::correlate::{Activation, Affine, Load};
+use super::kernel;
+
+/// One differentiable operator with its attributes and constants.
+///
+/// Batch is the first dimension of every input and of the output.
+pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
+    /// The ONNX name, for messages.
+    fn name(&self) -> &'static str;
+
+    /// The output for these inputs.
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor>;
+
+    /// The gradient with respect to each input: `cotangent` times the Jacobian at `inputs`.
+    /// `None` where the output does not depend on an input.
+    fn vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let _ = (inputs, output, cotangent);
+        bail!("{} has no gradient", self.name())
+    }
+
+    /// This operator as a per-channel affine, if it is one.
+    fn as_channel_affine(&self) -> Option<ChannelAffine> {
+        None
+    }
+
+    /// This operator followed by `next` as one.
+    fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {
+        let _ = next;
+        None
+    }
+
+    /// This operator on the output of `previous` as one.
+    fn absorb_before(&self, previous: &ChannelAffine) -> Option<Box<dyn Operator>> {
+        let _ = previous;
+        None
+    }
+}
+
+/// `activation(scale[c] * x + shift[c])` for channel `c`, the dimension after the batch: batch
+/// normalisation at inference, constant arithmetic per channel, and ReLU.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ChannelAffine {
+    pub(crate) scale: Vec<f32>,
+    pub(crate) shift: Vec<f32>,
+    pub(crate) activation: Activation,
+}
+
+impl ChannelAffine {
+    /// ReLU alone.
+    pub(crate) fn relu(channels: usize) -> Self {
+        Self {
+            scale: vec![1.0; channels],
+            shift: vec![0.0; channels],
+            activation: Activation::Relu,
+        }
+    }
+
+    /// Whether only the activation is left.
+    pub(crate) fn is_unit(&self) -> bool {
+        self.scale.iter().all(|&scale| scale == 1.0) && self.shift.iter().all(|&shift| shift == 0.0)
+    }
+
+    /// `cotangent` times the derivative at `x`; ReLU's derivative at zero is zero, as PyTorch's.
+    pub(crate) fn gradient(&self, x: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
+        let plane = self.plane(x);
+        kernel::zip("affine gradient", x, cotangent, x.shape(), |x, dy, out| {
+            let rows = x
+                .chunks_exact(plane)
+                .zip(dy.chunks_exact(plane))
+                .zip(out.chunks_exact_mut(plane));
+            for (i, ((x, dy), out)) in rows.enumerate() {
+                let (scale, shift) = self.of_row(i);
+                for ((out, dy), x) in out.iter_mut().zip(dy).zip(x) {
+                    let passes = self.activation == Activation::Identity || x * scale + shift > 0.0;
+                    *out = if passes { dy * scale } else { 0.0 };
+                }
+            }
+        })
+    }
+
+    fn of_row(&self, row: usize) -> (f32, f32) {
+        let channel = row % self.scale.len();
+        (self.scale[channel], self.shift[channel])
+    }
+
+    fn plane(&self, x: &Tensor) -> usize {
+        x.dims()[2..].iter().product()
+    }
+}
+
+impl Operator for ChannelAffine {
+    fn name(&self) -> &'static str {
+        "channel affine"
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let plane = self.plane(&inputs[0]);
+        let load = Affine {
+            scale: &self.scale,
+            shift: &self.shift,
+            activation: self.activation,
+        };
+        kernel::map("affine", &inputs[0], inputs[0].shape(), |x, out| {
+            for (i, (x, out)) in x
+                .chunks_exact(plane)
+                .zip(out.chunks_exact_mut(plane))
+                .enumerate()
+            {
+                load.row(i % self.scale.len(), x, out);
+            }
+        })
+    }
+
+    fn vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.gradient(&inputs[0], cotangent)?)])
+    }
+
+    fn as_channel_affine(&self) -> Option<ChannelAffine> {
+        Some(self.clone())
+    }
+
+    fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {
+        if self.activation != Activation::Identity {
+            return None;
+        }
+        let scale = self
+            .scale
+            .iter()
+            .zip(&next.scale)
+            .map(|(a, b)| a * b)
+            .collect();
+        let shift = self
+            .shift
+            .iter()
+            .zip(next.scale.iter().zip(&next.shift))
+            .map(|(shift, (scale, next))| shift * scale + next)
+            .collect();
+        Some(Box::new(Self {
+            scale,
+            shift,
+            activation: next.activation,
+        }))
+    }
+}
+
+/// `cotangent` where `output`, a ReLU's, is above zero.
+pub(crate) fn relu_gate(output: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
+    kernel::zip(
+        "relu gradient",
+        output,
+        cotangent,
+        output.shape(),
+        |y, dy, out| {
+            for ((out, dy), y) in out.iter_mut().zip(dy).zip(y) {
+                *out = if *y > 0.0 { *dy } else { 0.0 };
+            }
+        },
+    )
+}

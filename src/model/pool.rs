@@ -1,0 +1,272 @@
+//! Pooling, with the gradients that central differences confirm.
+//!
+//! candle's own max pooling scales the gradient by (number of maxima) / (window area) and refuses
+//! windows that overlap; these do neither. Among equal maxima the first in row order takes the
+//! whole gradient, as in PyTorch.
+
+use candle_core::{Result, Tensor};
+
+use super::conv::Window;
+use super::kernel;
+use super::operator::Operator;
+
+/// ONNX `MaxPool` and `AveragePool` over images of one size.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    kind: Kind,
+    window: Window,
+    in_size: [usize; 2],
+    out_size: [usize; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Divides by the positions inside the image, plus the padding for `count_padding`.
+    Average {
+        count_padding: bool,
+    },
+    Max,
+}
+
+/// ONNX `GlobalAveragePool`.
+#[derive(Debug)]
+pub(crate) struct GlobalAveragePool;
+
+// === impl Pool ===
+
+impl Pool {
+    /// `None` when the window does not fit the padded input, or lies in the padding alone.
+    pub(crate) fn new(kind: Kind, window: Window, in_size: [usize; 2], ceil: bool) -> Option<Self> {
+        let mut out_size = [0; 2];
+        for axis in [0, 1] {
+            let floor = window.positions(axis, in_size[axis])?;
+            let covered = (floor - 1) * window.stride[axis]
+                + window.dilation[axis] * (window.kernel[axis] - 1)
+                + 1;
+            let padded = in_size[axis] + window.pad_begin[axis] + window.pad_end[axis];
+            // A window that rounding up adds must start inside the image or its leading padding.
+            let starts_inside =
+                floor * window.stride[axis] < in_size[axis] + window.pad_begin[axis];
+            let extra = ceil && covered < padded && starts_inside;
+            out_size[axis] = floor + usize::from(extra);
+        }
+        let fits = (0..2).all(|axis| {
+            let span = window.dilation[axis] * (window.kernel[axis] - 1);
+            window.pad_begin[axis] <= span
+                && (out_size[axis] - 1) * window.stride[axis]
+                    < in_size[axis] + window.pad_begin[axis]
+        });
+        fits.then_some(Self {
+            kind,
+            window,
+            in_size,
+            out_size,
+        })
+    }
+
+    pub(crate) fn out_size(&self) -> [usize; 2] {
+        self.out_size
+    }
+
+    /// Input indices along an axis that window `position` covers.
+    fn covered(&self, axis: usize, position: usize) -> impl Iterator<Item = usize> + Clone {
+        let w = &self.window;
+        let (start, pad) = (position * w.stride[axis], w.pad_begin[axis]);
+        let (dilation, size) = (w.dilation[axis], self.in_size[axis]);
+        (0..w.kernel[axis])
+            .filter_map(move |k| (start + k * dilation).checked_sub(pad))
+            .filter(move |&i| i < size)
+    }
+
+    /// What an average over window `(y, x)` divides by.
+    fn divisor(&self, y: usize, x: usize, count_padding: bool) -> f32 {
+        let along = |axis: usize, position: usize| {
+            if !count_padding {
+                return self.covered(axis, position).count();
+            }
+            // Positions past the declared padding, which rounding up adds, do not count.
+            let w = &self.window;
+            let padded = self.in_size[axis] + w.pad_begin[axis] + w.pad_end[axis];
+            (0..w.kernel[axis])
+                .filter(|k| position * w.stride[axis] + k * w.dilation[axis] < padded)
+                .count()
+        };
+        (along(0, y) * along(1, x)) as f32
+    }
+
+    fn max_index(&self, plane: &[f32], y: usize, x: usize) -> usize {
+        let mut best: Option<usize> = None;
+        for row in self.covered(0, y) {
+            for column in self.covered(1, x) {
+                let index = row * self.in_size[1] + column;
+                if best.is_none_or(|best| plane[index] > plane[best]) {
+                    best = Some(index);
+                }
+            }
+        }
+        best.unwrap_or(0)
+    }
+
+    fn tiles(&self) -> bool {
+        let w = &self.window;
+        w.pad_begin == [0, 0]
+            && w.dilation == [1, 1]
+            && (0..2).all(|axis| {
+                (self.out_size[axis] - 1) * w.stride[axis] + w.kernel[axis] <= self.in_size[axis]
+            })
+    }
+
+    fn forward_plane(&self, plane: &[f32], out: &mut [f32]) {
+        let [out_height, out_width] = self.out_size;
+        if self.tiles() {
+            return self.forward_tiles(plane, out);
+        }
+        for y in 0..out_height {
+            for x in 0..out_width {
+                out[y * out_width + x] = match self.kind {
+                    Kind::Max => plane[self.max_index(plane, y, x)],
+                    Kind::Average { count_padding } => {
+                        let columns = self.covered(1, x);
+                        let sum: f32 = self
+                            .covered(0, y)
+                            .flat_map(|row| columns.clone().map(move |column| (row, column)))
+                            .map(|(row, column)| plane[row * self.in_size[1] + column])
+                            .sum();
+                        sum / self.divisor(y, x, count_padding)
+                    }
+                };
+            }
+        }
+    }
+
+    /// Without padding every window is whole: one pass per kernel element over whole rows.
+    fn forward_tiles(&self, plane: &[f32], out: &mut [f32]) {
+        let [_, stride] = self.window.stride;
+        let width = self.in_size[1];
+        let area = (self.window.kernel[0] * self.window.kernel[1]) as f32;
+        for (y, out) in out.chunks_exact_mut(self.out_size[1]).enumerate() {
+            let start = if self.kind == Kind::Max {
+                f32::NEG_INFINITY
+            } else {
+                0.0
+            };
+            out.fill(start);
+            for ky in 0..self.window.kernel[0] {
+                let row = &plane[(y * self.window.stride[0] + ky) * width..][..width];
+                for kx in 0..self.window.kernel[1] {
+                    let values = row[kx..].iter().step_by(stride);
+                    match self.kind {
+                        Kind::Max => {
+                            for (out, value) in out.iter_mut().zip(values) {
+                                *out = out.max(*value);
+                            }
+                        }
+                        Kind::Average { .. } => {
+                            for (out, value) in out.iter_mut().zip(values) {
+                                *out += value / area;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn backward_plane(&self, plane: &[f32], cotangent: &[f32], out: &mut [f32]) {
+        let [out_height, out_width] = self.out_size;
+        for y in 0..out_height {
+            for x in 0..out_width {
+                let dy = cotangent[y * out_width + x];
+                match self.kind {
+                    Kind::Max => out[self.max_index(plane, y, x)] += dy,
+                    Kind::Average { count_padding } => {
+                        let share = dy / self.divisor(y, x, count_padding);
+                        for row in self.covered(0, y) {
+                            for column in self.covered(1, x) {
+                                out[row * self.in_size[1] + column] += share;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Operator for Pool {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Average { .. } => "AveragePool",
+            Kind::Max => "MaxPool",
+        }
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let (batch, channels, height, width) = inputs[0].dims4()?;
+        let [out_height, out_width] = self.out_size;
+        let shape = (batch, channels, out_height, out_width);
+        kernel::map(self.name(), &inputs[0], shape, |x, out| {
+            let outs = out.chunks_exact_mut(out_height * out_width);
+            for (plane, out) in x.chunks_exact(height * width).zip(outs) {
+                self.forward_plane(plane, out);
+            }
+        })
+    }
+
+    fn vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let x = &inputs[0];
+        let (in_plane, out_plane) = (
+            self.in_size.iter().product::<usize>(),
+            self.out_size.iter().product::<usize>(),
+        );
+        let gradient = kernel::zip(self.name(), x, cotangent, x.shape(), |x, dy, out| {
+            let planes = x.chunks_exact(in_plane).zip(dy.chunks_exact(out_plane));
+            for ((x, dy), out) in planes.zip(out.chunks_exact_mut(in_plane)) {
+                self.backward_plane(x, dy, out);
+            }
+        })?;
+        Ok(vec![Some(gradient)])
+    }
+}
+
+impl Operator for GlobalAveragePool {
+    fn name(&self) -> &'static str {
+        "GlobalAveragePool"
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let (batch, channels, height, width) = inputs[0].dims4()?;
+        let plane = height * width;
+        kernel::map(
+            self.name(),
+            &inputs[0],
+            (batch, channels, 1, 1),
+            |x, out| {
+                for (plane_values, out) in x.chunks_exact(plane).zip(out) {
+                    *out = plane_values.iter().sum::<f32>() / plane as f32;
+                }
+            },
+        )
+    }
+
+    fn vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let shape = inputs[0].shape();
+        let plane: usize = shape.dims()[2..].iter().product();
+        let gradient = kernel::map(self.name(), cotangent, shape, |dy, out| {
+            for (out, dy) in out.chunks_exact_mut(plane).zip(dy) {
+                out.fill(dy / plane as f32);
+            }
+        })?;
+        Ok(vec![Some(gradient)])
+    }
+}
