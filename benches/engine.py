@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Compare the model engine with onnxruntime and PyTorch in one run.
+
+    python benches/engine.py                                 all default models
+    python benches/engine.py --models resnet densenet        some of them
+    python benches/engine.py --without-doorward --rounds 2   the other two engines only
+
+Needs PyTorch, onnx and onnxruntime, and for mobilenet and resnet50 torchvision. The engines take
+turns, round by round, so that a change of the machine's load hits all of them. A figure is the
+median over all iterations of the CPU milliseconds of one iteration, all threads of the process
+together; doorward's is the median over the rounds of what it prints.
+
+resnet, cnn6, densenet and alexnet are the architectures of $DOORWARD_DATA/zoo/train.py (default
+../shared) with random weights; zoo/NAME are the trained models there, which exist as ONNX files
+only and have no PyTorch column. Forward runs at batch 1, 2 and 32. The gradient is the one of
+sum(logits * cotangent) with respect to the input, at batch 50, forward pass included; onnxruntime
+has none.
+
+The doorward side is a command that is given `MODEL.onnx --batch N --iterations K [--gradient]
+--threads T` and prints as its last line {"wall_ms": ..., "cpu_ms": ...}, medians per iteration.
+"""
+import argparse, json, os, platform, shlex, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before PyTorch: waiting threads must not count as work
+import numpy as np
+import onnxruntime as ort
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("DOORWARD_DATA", ROOT / "../shared"))
+DEFAULT = ["resnet", "cnn6", "densenet", "alexnet", "zoo/fashion-mnist-densenet-square"]
+FORWARD, GRADIENT = (1, 2, 32), 50
+
+
+def architecture(name):
+    """A model in evaluation mode and the shape of its input."""
+    if name in ("mobilenet", "resnet50"):
+        import torchvision.models as models
+        return (models.mobilenet_v2(num_classes=10), (3, 32, 32)) if name == "mobilenet" else (models.resnet50(), (3, 224, 224))
+    sys.path.insert(0, str(DATA / "zoo"))
+    import train
+    channels, size, classes, dataset = {"densenet": (1, 28, 10, "fashion-mnist"), "alexnet": (3, 32, 43, "gtsrb")}.get(name, (3, 32, 10, "cifar10"))
+    return torch.nn.Sequential(train.Norm(*train.STATS[dataset]), train.ARCH[name](channels, classes)), (channels, size, size)
+
+
+def export(model, shape, path):
+    torch.onnx.export(model, torch.zeros(1, *shape), path, input_names=["input"], output_names=["logits"],
+                      dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, opset_version=17, dynamo=False)
+
+
+def timed(function, iterations):
+    """CPU milliseconds of each iteration, after one that does not count."""
+    function()
+    samples = []
+    for _ in range(iterations):
+        start = time.process_time()
+        function()
+        samples.append(1e3 * (time.process_time() - start))
+    return samples
+
+
+class OnnxRuntime:
+    name = "onnxruntime"
+
+    def __init__(self, path, threads):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.input = self.session.get_inputs()[0].name
+
+    def run(self, x, gradient, iterations):
+        return None if gradient else timed(lambda: self.session.run(None, {self.input: x}), iterations)
+
+
+class PyTorch:
+    name = "PyTorch"
+
+    def __init__(self, model):
+        self.model = model.requires_grad_(False)
+
+    def run(self, x, gradient, iterations):
+        x = torch.from_numpy(x)
+        if not gradient:
+            with torch.inference_mode():
+                return timed(lambda: self.model(x), iterations)
+        x.requires_grad_()
+        cotangent = torch.randn(self.model(x).shape)
+        return timed(lambda: torch.autograd.grad((self.model(x) * cotangent).sum(), x), iterations)
+
+
+class Doorward:
+    name = "doorward"
+
+    def __init__(self, command, path, threads):
+        self.command, self.path, self.threads = command, path, threads
+
+    def run(self, x, gradient, iterations):
+        command = [*self.command, str(self.path), "--batch", str(len(x)), "--iterations", str(iterations),
+                   *(["--gradient"] if gradient else []), "--threads", str(self.threads)]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"{shlex.join(command)} ended with status {done.returncode}")
+        return [json.loads(done.stdout.strip().splitlines()[-1])["cpu_ms"]]
+
+
+def measure(engines, x, gradient, arguments):
+    """Median CPU milliseconds by engine; engines without this operation are left out."""
+    samples = {engine.name: [] for engine in engines}
+    # Long iterations need fewer of them: one round takes about --seconds of each engine.
+    once = max((min(result) for engine in engines if engine.name != "doorward"
+                for result in [engine.run(x, gradient, 2)] if result), default=10.0)
+    iterations = max(3, min(200, int(1e3 * arguments.seconds / max(once, 1e-3))))
+    for _ in range(arguments.rounds):
+        for engine in engines:
+            samples[engine.name] += engine.run(x, gradient, iterations) or []
+    return {name: statistics.median(values) for name, values in samples.items() if values}
+
+
+def processor():
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} usable"
+
+
+def row(name, operation, figures):
+    def cell(engine):
+        return f"{figures[engine]:10.2f}" if engine in figures else f"{'-':>10}"
+    def ratio(peer):
+        return f"{figures['doorward'] / figures[peer]:10.2f}" if {"doorward", peer} <= figures.keys() else f"{'-':>10}"
+    return f"{name:36} {operation:14}{cell('doorward')} {cell('onnxruntime'):>11} {cell('PyTorch')} {ratio('onnxruntime'):>12} {ratio('PyTorch')}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=DEFAULT, metavar="NAME",
+                        help=f"of {', '.join(DEFAULT[:4])}, mobilenet, resnet50, zoo/VICTIM (default: {' '.join(DEFAULT)})")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=.5, help="of each engine in each round, about")
+    parser.add_argument("--doorward", default="cargo bench --quiet --bench main -- engine", metavar="CMD", help="default: %(default)s")
+    parser.add_argument("--without-doorward", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    generator = np.random.default_rng(0)
+
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    print(f"{processor()}; {arguments.threads} thread(s) an engine; commit {commit}; load {os.getloadavg()[0]:.1f}; "
+          f"onnxruntime {ort.__version__}, PyTorch {torch.__version__}")
+    print("CPU milliseconds per iteration, median; ratios below 1 mean that doorward is faster\n")
+    print(f"{'model':36} {'operation':14}{'doorward':>10} {'onnxruntime':>11} {'PyTorch':>10} {'/onnxruntime':>12} {'/PyTorch':>10}")
+    results = []
+    with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
+        for name in arguments.models:
+            engines = []
+            if name.startswith("zoo/"):
+                path = (DATA / name / "model.onnx").resolve()
+                session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+                shape = session.get_inputs()[0].shape[1:]
+            else:
+                model, shape = architecture(name)
+                model.eval()(torch.zeros(2, *shape))       # gives lazy layers their size
+                path = Path(folder) / f"{name}.onnx"
+                export(model, shape, path)
+                engines.append(PyTorch(model))
+            engines.append(OnnxRuntime(path, arguments.threads))
+            if not arguments.without_doorward:
+                engines.append(Doorward(shlex.split(arguments.doorward), path, arguments.threads))
+            for batch, gradient in [(batch, False) for batch in FORWARD] + [(GRADIENT, True)]:
+                x = generator.random((batch, *shape), np.float32)
+                figures = measure(engines, x, gradient, arguments)
+                operation = f"{'gradient' if gradient else 'forward'} b{batch}"
+                if figures:
+                    print(row(name, operation, figures), flush=True)
+                    results.append(dict(model=name, operation=operation, cpu_ms=figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(dict(processor=processor(), threads=arguments.threads, commit=commit, results=results), indent=1))
+
+
+if __name__ == "__main__":
+    main()

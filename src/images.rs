@@ -1,1 +1,0 @@
-//! Labelled images from the formats that data sets come in.

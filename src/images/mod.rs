@@ -1,0 +1,375 @@
+//! Labelled images from the formats that data sets come in.
+//!
+//! [`Images::read`] takes one source and the shape the model wants. A source is
+//!
+//! - CIFAR-style records, `*.bin` or `*.bin.gz`: one label byte, then the pixels, no header;
+//! - IDX, `*-idx3-ubyte` and the like, gzipped or not, told by its magic number; the labels come
+//!   from the sibling file (`images-idx3` -> `labels-idx1`) where there is one;
+//! - `.npy` with unsigned bytes, without labels;
+//! - one PNG or JPEG file, without a label;
+//! - a directory of pictures: flat and without labels, or one directory per label;
+//! - a list, `*.txt` or `*.lst`: one picture per line, then optionally a tab and its label.
+//!
+//! Reading is strict and deterministic: the same source gives the same images in the same order,
+//! pictures sorted by name, and nothing is resized, skipped or guessed. A directory with one
+//! directory per label is therefore sorted by label, so that a prefix of it is not a fair sample.
+//!
+//! Sources may come from people who wish the reader harm: sizes are bounded before memory is
+//! taken for them, and a picture's dimensions are checked before it is decoded.
+
+mod error;
+mod idx;
+mod listing;
+mod npy;
+mod picture;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
+
+pub use error::Error;
+use error::Result;
+use listing::Entry;
+
+/// Images of one shape, row-major CHW bytes, each with a label where one is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    shape: [usize; 3],
+    pixels: Vec<u8>,
+    labels: Vec<Option<usize>>,
+}
+
+/// What a source's name says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    /// Not known by its name: its first bytes decide.
+    Binary,
+    Directory,
+    List,
+    Npy,
+    Picture,
+    Records,
+}
+
+// === impl Images ===
+
+impl Images {
+    /// Images from parts; `None` unless there are `shape` bytes of pixels for every label.
+    pub fn from_parts(
+        shape: [usize; 3],
+        pixels: Vec<u8>,
+        labels: Vec<Option<usize>>,
+    ) -> Option<Self> {
+        let fits = row_length(shape).checked_mul(labels.len()) == Some(pixels.len());
+        fits.then_some(Self {
+            shape,
+            pixels,
+            labels,
+        })
+    }
+
+    /// Reads one source of images of shape C, H, W; one without images is an error.
+    pub fn read(path: impl AsRef<Path>, shape: [usize; 3]) -> Result<Self> {
+        read_bounded(path.as_ref(), shape, MAX_BYTES)
+    }
+
+    /// Reads sources one after the other, in the order given.
+    pub fn read_all<P: AsRef<Path>>(paths: &[P], shape: [usize; 3]) -> Result<Self> {
+        let mut all = Self {
+            shape,
+            pixels: Vec::new(),
+            labels: Vec::new(),
+        };
+        for path in paths {
+            let images = Self::read(path, shape)?;
+            all.pixels.extend_from_slice(&images.pixels);
+            all.labels.extend_from_slice(&images.labels);
+        }
+        Ok(all)
+    }
+
+    /// Channels, height, width of every image.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// How many images there are.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The labels, in order; `None` where the source has none.
+    pub fn labels(&self) -> &[Option<usize>] {
+        &self.labels
+    }
+
+    /// The bytes of all images, in order.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    /// The bytes of one image, row-major CHW.
+    ///
+    /// # Panics
+    ///
+    /// When `index` is not below [`len`](Self::len).
+    pub fn image(&self, index: usize) -> &[u8] {
+        let row = row_length(self.shape);
+        &self.pixels[index * row..(index + 1) * row]
+    }
+
+    /// The images at `indices`, in their order.
+    ///
+    /// # Panics
+    ///
+    /// When an index is not below [`len`](Self::len).
+    pub fn subset(&self, indices: &[usize]) -> Self {
+        let mut pixels = Vec::with_capacity(indices.len() * row_length(self.shape));
+        for &index in indices {
+            pixels.extend_from_slice(self.image(index));
+        }
+        let labels = indices.iter().map(|&index| self.labels[index]).collect();
+        Self {
+            shape: self.shape,
+            pixels,
+            labels,
+        }
+    }
+
+    /// The images of a range.
+    ///
+    /// # Panics
+    ///
+    /// When the range ends above [`len`](Self::len).
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let row = row_length(self.shape);
+        Self {
+            shape: self.shape,
+            pixels: self.pixels[range.start * row..range.end * row].to_vec(),
+            labels: self.labels[range].to_vec(),
+        }
+    }
+
+    /// SHA-256 in hex over the shape, the labels and the pixels: equal digests, equal images.
+    pub fn digest(&self) -> String {
+        let mut hasher = Sha256::new();
+        let [channels, height, width] = self.shape;
+        for number in [channels, height, width, self.len()] {
+            hasher.update((number as u64).to_le_bytes());
+        }
+        for label in &self.labels {
+            hasher.update(label.map_or(u64::MAX, |label| label as u64).to_le_bytes());
+        }
+        hasher.update(&self.pixels);
+        hasher
+            .finalize()
+            .iter()
+            .fold(String::new(), |mut hex, byte| {
+                // Writing to a string cannot fail.
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
+    }
+}
+
+// === impl Format ===
+
+impl Format {
+    fn of(path: &Path) -> Self {
+        if path.is_dir() {
+            return Self::Directory;
+        }
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_lowercase();
+        let stem = name.strip_suffix(".gz").unwrap_or(&name);
+        match stem.rsplit_once('.').map(|(_, extension)| extension) {
+            Some("bin") => Self::Records,
+            Some("npy") => Self::Npy,
+            Some("lst" | "txt") => Self::List,
+            Some(extension) if listing::PICTURES.contains(&extension) => Self::Picture,
+            _ => Self::Binary,
+        }
+    }
+}
+
+/// Reads one source that may take at most `limit` bytes, unpacked and decoded.
+fn read_bounded(path: &Path, shape: [usize; 3], limit: u64) -> Result<Images> {
+    let images = match Format::of(path) {
+        Format::Binary => read_idx(path, shape, limit)?,
+        Format::Directory => read_pictures(&listing::directory(path)?, path, shape, limit)?,
+        Format::List => {
+            let entries = listing::list(path, &unpack(path, limit)?)?;
+            read_pictures(&entries, path, shape, limit)?
+        }
+        Format::Npy => {
+            let bytes = unpack(path, limit)?;
+            let (dims, start) = npy::header(path, &bytes)?;
+            let pixels = arrange(path, &dims, &bytes[start..], shape)?;
+            Images {
+                shape,
+                labels: vec![None; dims[0]],
+                pixels,
+            }
+        }
+        Format::Picture => {
+            let entry = Entry {
+                path: path.to_owned(),
+                label: None,
+            };
+            read_pictures(&[entry], path, shape, limit)?
+        }
+        Format::Records => {
+            let (labels, pixels) = records::parse(path, &unpack(path, limit)?, row_length(shape))?;
+            Images {
+                shape,
+                pixels,
+                labels,
+            }
+        }
+    };
+    if images.is_empty() {
+        return Err(Error::Empty {
+            path: path.to_owned(),
+        });
+    }
+    Ok(images)
+}
+
+fn read_idx(path: &Path, shape: [usize; 3], limit: u64) -> Result<Images> {
+    let bytes = unpack(path, limit)?;
+    let (dims, start) = idx::header(path, &bytes)?;
+    let pixels = arrange(path, &dims, &bytes[start..], shape)?;
+    let Some(sibling) = idx::labels_beside(path) else {
+        return Ok(Images {
+            shape,
+            labels: vec![None; dims[0]],
+            pixels,
+        });
+    };
+    let labels = idx::labels(&sibling, &unpack(&sibling, limit)?)?;
+    if labels.len() != dims[0] {
+        return Err(Error::LabelCount {
+            path: sibling,
+            labels: labels.len(),
+            images_path: path.to_owned(),
+            images: dims[0],
+        });
+    }
+    Ok(Images {
+        shape,
+        pixels,
+        labels,
+    })
+}
+
+fn read_pictures(
+    entries: &[Entry],
+    source: &Path,
+    shape: [usize; 3],
+    limit: u64,
+) -> Result<Images> {
+    let size = row_length(shape).saturating_mul(entries.len());
+    if size as u64 > limit {
+        return Err(Error::TooLarge {
+            path: source.to_owned(),
+            limit,
+        });
+    }
+    let mut pixels = Vec::with_capacity(size);
+    for entry in entries {
+        pixels.extend_from_slice(&picture::decode(&entry.path, shape)?);
+    }
+    let labels = entries.iter().map(|entry| entry.label).collect();
+    Ok(Images {
+        shape,
+        pixels,
+        labels,
+    })
+}
+
+/// The file's bytes, gunzipped when its name ends in `.gz`.
+///
+/// The name decides and not the first two bytes: a record file may well begin with a gzip magic.
+fn unpack(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let fail = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(fail)?;
+    let zipped = path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
+    let reader: Box<dyn Read> = if zipped {
+        Box::new(MultiGzDecoder::new(file))
+    } else {
+        Box::new(file)
+    };
+    let mut bytes = Vec::new();
+    let mut reader = reader.take(limit.saturating_add(1));
+    reader.read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::TooLarge {
+            path: path.to_owned(),
+            limit,
+        });
+    }
+    Ok(bytes)
+}
+
+/// The data of an array of dimensions N,H,W or N,C,H,W or N,H,W,C as rows of C,H,W.
+///
+/// Where N,C,H,W and N,H,W,C both fit, it is N,C,H,W.
+fn arrange(path: &Path, dims: &[usize], data: &[u8], shape: [usize; 3]) -> Result<Vec<u8>> {
+    let [channels, height, width] = shape;
+    let size = dims
+        .iter()
+        .try_fold(1, |size: usize, &dim| size.checked_mul(dim));
+    if size != Some(data.len()) {
+        return Err(Error::ArraySize {
+            path: path.to_owned(),
+            dims: dims.to_vec(),
+            size: data.len(),
+        });
+    }
+    let wrong = || Error::ArrayShape {
+        path: path.to_owned(),
+        dims: dims.to_vec(),
+        shape,
+    };
+    let row = dims.get(1..).ok_or_else(wrong)?;
+    if row == shape || (channels == 1 && row == [height, width]) {
+        return Ok(data.to_vec());
+    }
+    if row != [height, width, channels] {
+        return Err(wrong());
+    }
+    let mut pixels = Vec::with_capacity(data.len());
+    for image in data.chunks_exact(row_length(shape).max(1)) {
+        picture::planes(image, channels, &mut pixels);
+    }
+    Ok(pixels)
+}
+
+fn row_length(shape: [usize; 3]) -> usize {
+    shape.iter().product()
+}
+
+/// Most bytes one source may take, unpacked: room for all of CIFAR-10 (0.2 GB) or 28,000 images of
+/// 3 x 224 x 224, and little enough that a small compressed file cannot exhaust a server.
+const MAX_BYTES: u64 = 4 << 30;
