@@ -10,10 +10,7 @@ pub(super) fn header(path: &Path, bytes: &[u8]) -> Result<(Vec<usize>, usize)> {
         [0, 0, UNSIGNED_BYTE, 3 | 4, ..] => dimensions(path, bytes),
         _ => {
             let found = bytes[..bytes.len().min(4)].to_vec();
-            Err(Error::Format {
-                path: path.to_owned(),
-                found,
-            })
+            Err(Error::Format { path: path.to_owned(), found })
         }
     }
 }
@@ -30,11 +27,7 @@ pub(super) fn labels(path: &Path, bytes: &[u8]) -> Result<Vec<Option<usize>>> {
     let (dims, start) = dimensions(path, bytes)?;
     let data = &bytes[start..];
     if data.len() != dims[0] {
-        return Err(Error::ArraySize {
-            path: path.to_owned(),
-            dims,
-            size: data.len(),
-        });
+        return Err(Error::ArraySize { path: path.to_owned(), dims, size: data.len() });
     }
     Ok(data.iter().map(|&label| Some(usize::from(label))).collect())
 }
@@ -43,11 +36,9 @@ pub(super) fn labels(path: &Path, bytes: &[u8]) -> Result<Vec<Option<usize>>> {
 pub(super) fn labels_beside(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     // The separator is a dash in the published files and a dot in many copies.
-    for (images, labels) in [
-        ("images-idx3", "labels-idx1"),
-        ("images.idx3", "labels.idx1"),
-        ("images", "labels"),
-    ] {
+    for (images, labels) in
+        [("images-idx3", "labels-idx1"), ("images.idx3", "labels.idx1"), ("images", "labels")]
+    {
         if !name.contains(images) {
             continue;
         }

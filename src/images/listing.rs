@@ -22,19 +22,13 @@ pub(super) fn directory(path: &Path) -> Result<Vec<Entry>> {
     if !children.iter().any(|child| child.is_dir()) {
         let mut entries = Vec::with_capacity(children.len());
         for child in children {
-            entries.push(Entry {
-                path: picture(child)?,
-                label: None,
-            });
+            entries.push(Entry { path: picture(child)?, label: None });
         }
         return Ok(entries);
     }
     if let Some(file) = children.iter().find(|child| !child.is_dir()) {
         let expected = "a directory, as others beside it are";
-        return Err(Error::NotPicture {
-            path: file.clone(),
-            expected,
-        });
+        return Err(Error::NotPicture { path: file.clone(), expected });
     }
     let numbers: Option<Vec<usize>> = children.iter().map(|child| number(child)).collect();
     // By number, so that 10 comes after 9.
@@ -47,10 +41,7 @@ pub(super) fn directory(path: &Path) -> Result<Vec<Entry>> {
     for (label, directories) in labels {
         for directory in directories {
             for file in self::children(directory)? {
-                entries.push(Entry {
-                    path: picture(file)?,
-                    label: Some(label),
-                });
+                entries.push(Entry { path: picture(file)?, label: Some(label) });
             }
         }
     }
@@ -85,20 +76,14 @@ pub(super) fn list(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
                 }
             },
         };
-        entries.push(Entry {
-            path: base.join(name),
-            label,
-        });
+        entries.push(Entry { path: base.join(name), label });
     }
     Ok(entries)
 }
 
 /// What a directory holds, without hidden files, sorted by name.
 fn children(path: &Path) -> Result<Vec<PathBuf>> {
-    let fail = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source| Error::Read { path: path.to_owned(), source };
     let mut children = Vec::new();
     for entry in fs::read_dir(path).map_err(fail)? {
         let entry = entry.map_err(fail)?;
@@ -115,16 +100,9 @@ fn number(path: &Path) -> Option<usize> {
 }
 
 fn picture(path: PathBuf) -> Result<PathBuf> {
-    let extension = path
-        .extension()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_lowercase();
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if path.is_dir() || !PICTURES.contains(&extension.as_str()) {
-        return Err(Error::NotPicture {
-            path,
-            expected: "a .png, .jpg or .jpeg file",
-        });
+        return Err(Error::NotPicture { path, expected: "a .png, .jpg or .jpeg file" });
     }
     Ok(path)
 }

@@ -69,11 +69,7 @@ impl Images {
         labels: Vec<Option<usize>>,
     ) -> Option<Self> {
         let fits = row_length(shape).checked_mul(labels.len()) == Some(pixels.len());
-        fits.then_some(Self {
-            shape,
-            pixels,
-            labels,
-        })
+        fits.then_some(Self { shape, pixels, labels })
     }
 
     /// Reads one source of images of shape C, H, W; one without images is an error.
@@ -83,11 +79,7 @@ impl Images {
 
     /// Reads sources one after the other, in the order given.
     pub fn read_all<P: AsRef<Path>>(paths: &[P], shape: [usize; 3]) -> Result<Self> {
-        let mut all = Self {
-            shape,
-            pixels: Vec::new(),
-            labels: Vec::new(),
-        };
+        let mut all = Self { shape, pixels: Vec::new(), labels: Vec::new() };
         for path in paths {
             let images = Self::read(path, shape)?;
             all.pixels.extend_from_slice(&images.pixels);
@@ -142,11 +134,7 @@ impl Images {
             pixels.extend_from_slice(self.image(index));
         }
         let labels = indices.iter().map(|&index| self.labels[index]).collect();
-        Self {
-            shape: self.shape,
-            pixels,
-            labels,
-        }
+        Self { shape: self.shape, pixels, labels }
     }
 
     /// The images of a range.
@@ -174,14 +162,11 @@ impl Images {
             hasher.update(label.map_or(u64::MAX, |label| label as u64).to_le_bytes());
         }
         hasher.update(&self.pixels);
-        hasher
-            .finalize()
-            .iter()
-            .fold(String::new(), |mut hex, byte| {
-                // Writing to a string cannot fail.
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            })
+        hasher.finalize().iter().fold(String::new(), |mut hex, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
     }
 }
 
@@ -192,11 +177,7 @@ impl Format {
         if path.is_dir() {
             return Self::Directory;
         }
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_lowercase();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let stem = name.strip_suffix(".gz").unwrap_or(&name);
         match stem.rsplit_once('.').map(|(_, extension)| extension) {
             Some("bin") => Self::Records,
@@ -221,32 +202,19 @@ fn read_bounded(path: &Path, shape: [usize; 3], limit: u64) -> Result<Images> {
             let bytes = unpack(path, limit)?;
             let (dims, start) = npy::header(path, &bytes)?;
             let pixels = arrange(path, &dims, &bytes[start..], shape)?;
-            Images {
-                shape,
-                labels: vec![None; dims[0]],
-                pixels,
-            }
+            Images { shape, labels: vec![None; dims[0]], pixels }
         }
         Format::Picture => {
-            let entry = Entry {
-                path: path.to_owned(),
-                label: None,
-            };
+            let entry = Entry { path: path.to_owned(), label: None };
             read_pictures(&[entry], path, shape, limit)?
         }
         Format::Records => {
             let (labels, pixels) = records::parse(path, &unpack(path, limit)?, row_length(shape))?;
-            Images {
-                shape,
-                pixels,
-                labels,
-            }
+            Images { shape, pixels, labels }
         }
     };
     if images.is_empty() {
-        return Err(Error::Empty {
-            path: path.to_owned(),
-        });
+        return Err(Error::Empty { path: path.to_owned() });
     }
     Ok(images)
 }
@@ -256,11 +224,7 @@ fn read_idx(path: &Path, shape: [usize; 3], limit: u64) -> Result<Images> {
     let (dims, start) = idx::header(path, &bytes)?;
     let pixels = arrange(path, &dims, &bytes[start..], shape)?;
     let Some(sibling) = idx::labels_beside(path) else {
-        return Ok(Images {
-            shape,
-            labels: vec![None; dims[0]],
-            pixels,
-        });
+        return Ok(Images { shape, labels: vec![None; dims[0]], pixels });
     };
     let labels = idx::labels(&sibling, &unpack(&sibling, limit)?)?;
     if labels.len() != dims[0] {
@@ -271,11 +235,7 @@ fn read_idx(path: &Path, shape: [usize; 3], limit: u64) -> Result<Images> {
             images: dims[0],
         });
     }
-    Ok(Images {
-        shape,
-        pixels,
-        labels,
-    })
+    Ok(Images { shape, pixels, labels })
 }
 
 fn read_pictures(
@@ -286,48 +246,30 @@ fn read_pictures(
 ) -> Result<Images> {
     let size = row_length(shape).saturating_mul(entries.len());
     if size as u64 > limit {
-        return Err(Error::TooLarge {
-            path: source.to_owned(),
-            limit,
-        });
+        return Err(Error::TooLarge { path: source.to_owned(), limit });
     }
     let mut pixels = Vec::with_capacity(size);
     for entry in entries {
         pixels.extend_from_slice(&picture::decode(&entry.path, shape)?);
     }
     let labels = entries.iter().map(|entry| entry.label).collect();
-    Ok(Images {
-        shape,
-        pixels,
-        labels,
-    })
+    Ok(Images { shape, pixels, labels })
 }
 
 /// The file's bytes, gunzipped when its name ends in `.gz`.
 ///
 /// The name decides and not the first two bytes: a record file may well begin with a gzip magic.
 fn unpack(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let fail = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source| Error::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(fail)?;
-    let zipped = path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
-    let reader: Box<dyn Read> = if zipped {
-        Box::new(MultiGzDecoder::new(file))
-    } else {
-        Box::new(file)
-    };
+    let zipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
+    let reader: Box<dyn Read> =
+        if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     let mut bytes = Vec::new();
     let mut reader = reader.take(limit.saturating_add(1));
     reader.read_to_end(&mut bytes).map_err(fail)?;
     if bytes.len() as u64 > limit {
-        return Err(Error::TooLarge {
-            path: path.to_owned(),
-            limit,
-        });
+        return Err(Error::TooLarge { path: path.to_owned(), limit });
     }
     Ok(bytes)
 }
@@ -337,9 +279,7 @@ fn unpack(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// Where N,C,H,W and N,H,W,C both fit, it is N,C,H,W.
 fn arrange(path: &Path, dims: &[usize], data: &[u8], shape: [usize; 3]) -> Result<Vec<u8>> {
     let [channels, height, width] = shape;
-    let size = dims
-        .iter()
-        .try_fold(1, |size: usize, &dim| size.checked_mul(dim));
+    let size = dims.iter().try_fold(1, |size: usize, &dim| size.checked_mul(dim));
     if size != Some(data.len()) {
         return Err(Error::ArraySize {
             path: path.to_owned(),
@@ -347,11 +287,7 @@ fn arrange(path: &Path, dims: &[usize], data: &[u8], shape: [usize; 3]) -> Resul
             size: data.len(),
         });
     }
-    let wrong = || Error::ArrayShape {
-        path: path.to_owned(),
-        dims: dims.to_vec(),
-        shape,
-    };
+    let wrong = || Error::ArrayShape { path: path.to_owned(), dims: dims.to_vec(), shape };
     let row = dims.get(1..).ok_or_else(wrong)?;
     if row == shape || (channels == 1 && row == [height, width]) {
         return Ok(data.to_vec());

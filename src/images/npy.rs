@@ -8,32 +8,16 @@ use super::error::{Error, Result};
 pub(super) fn header(path: &Path, bytes: &[u8]) -> Result<(Vec<usize>, usize)> {
     let fail = |found: &str, expected| {
         let found = found.chars().take(200).collect();
-        Err(Error::Header {
-            path: path.to_owned(),
-            found,
-            expected,
-        })
+        Err(Error::Header { path: path.to_owned(), found, expected })
     };
     // Version 1 has a length of two bytes, later versions one of four.
     let (length, start) = match bytes {
         [b'\x93', b'N', b'U', b'M', b'P', b'Y', 1, _, a, b, ..] => {
             (usize::from(u16::from_le_bytes([*a, *b])), 10)
         }
-        [
-            b'\x93',
-            b'N',
-            b'U',
-            b'M',
-            b'P',
-            b'Y',
-            2 | 3,
-            _,
-            a,
-            b,
-            c,
-            d,
-            ..,
-        ] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, 12),
+        [b'\x93', b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, a, b, c, d, ..] => {
+            (u32::from_le_bytes([*a, *b, *c, *d]) as usize, 12)
+        }
         _ => {
             let found = format!("{:02x?}", &bytes[..bytes.len().min(8)]);
             return fail(&found, "npy's magic and version 1, 2 or 3");
@@ -51,17 +35,9 @@ pub(super) fn header(path: &Path, bytes: &[u8]) -> Result<(Vec<usize>, usize)> {
         return fail(text.trim(), "fortran_order False");
     }
     let shape = value(text, "shape");
-    let numbers = shape
-        .trim_start_matches('(')
-        .split(')')
-        .next()
-        .unwrap_or_default();
+    let numbers = shape.trim_start_matches('(').split(')').next().unwrap_or_default();
     let mut dims: Vec<usize> = Vec::new();
-    for number in numbers
-        .split(',')
-        .map(str::trim)
-        .filter(|number| !number.is_empty())
-    {
+    for number in numbers.split(',').map(str::trim).filter(|number| !number.is_empty()) {
         let Ok(dim) = number.parse() else {
             return fail(text.trim(), "a shape of numbers");
         };

@@ -10,22 +10,12 @@ use super::error::{Error, Result};
 pub(super) fn decode(path: &Path, shape: [usize; 3]) -> Result<Vec<u8>> {
     let [channels, height, width] = shape;
     if channels != 1 && channels != 3 {
-        return Err(Error::Channels {
-            path: path.to_owned(),
-            channels,
-        });
+        return Err(Error::Channels { path: path.to_owned(), channels });
     }
-    let read = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let fail = |source| Error::Decode {
-        path: path.to_owned(),
-        source,
-    };
-    let mut reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(read)?;
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    let fail = |source| Error::Decode { path: path.to_owned(), source };
+    let mut reader =
+        ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(read)?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_ALLOCATION);
     reader.limits(limits);

@@ -12,11 +12,7 @@ pub(super) fn parse(
 ) -> Result<(Vec<Option<usize>>, Vec<u8>)> {
     let record = row + 1;
     if !bytes.len().is_multiple_of(record) {
-        return Err(Error::RecordSize {
-            path: path.to_owned(),
-            size: bytes.len(),
-            record,
-        });
+        return Err(Error::RecordSize { path: path.to_owned(), size: bytes.len(), record });
     }
     let count = bytes.len() / record;
     let mut labels = Vec::with_capacity(count);

@@ -31,48 +31,32 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// `count` records of three channels: label i, pixels i, i + 1, ...
 fn records(count: u8) -> Vec<u8> {
-    (0..count)
-        .flat_map(|i| [i].into_iter().chain((0..24).map(move |p| i + p)))
-        .collect()
+    (0..count).flat_map(|i| [i].into_iter().chain((0..24).map(move |p| i + p))).collect()
 }
 
 fn idx(magic: [u8; 4], dims: &[u32], data: &[u8]) -> Vec<u8> {
     let dims = dims.iter().flat_map(|dim| dim.to_be_bytes());
-    magic
-        .into_iter()
-        .chain(dims)
-        .chain(data.iter().copied())
-        .collect()
+    magic.into_iter().chain(dims).chain(data.iter().copied()).collect()
 }
 
 fn npy(text: &str, data: &[u8]) -> Vec<u8> {
     let length = u16::try_from(text.len()).unwrap().to_le_bytes();
-    [
-        b"\x93NUMPY\x01\x00".as_slice(),
-        &length,
-        text.as_bytes(),
-        data,
-    ]
-    .concat()
+    [b"\x93NUMPY\x01\x00".as_slice(), &length, text.as_bytes(), data].concat()
 }
 
 fn picture(dir: &TempDir, name: &str, first: u8) -> PathBuf {
     let path = dir.path().join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let pixel = |x: u32, y: u32| first + u8::try_from(3 * (4 * y + x)).unwrap();
-    RgbImage::from_fn(4, 2, |x, y| {
-        Rgb([pixel(x, y), pixel(x, y) + 1, pixel(x, y) + 2])
-    })
-    .save(&path)
-    .unwrap();
+    RgbImage::from_fn(4, 2, |x, y| Rgb([pixel(x, y), pixel(x, y) + 1, pixel(x, y) + 2]))
+        .save(&path)
+        .unwrap();
     path
 }
 
 /// What `picture` draws, by channel.
 fn planar(first: u8) -> Vec<u8> {
-    (0..3)
-        .flat_map(|channel| (0..8).map(move |pixel| first + 3 * pixel + channel))
-        .collect()
+    (0..3).flat_map(|channel| (0..8).map(move |pixel| first + 3 * pixel + channel)).collect()
 }
 
 fn message(result: Result<Images>) -> String {
@@ -105,10 +89,7 @@ fn a_record_file_that_begins_like_gzip_is_not_unpacked() {
 #[test]
 fn sources_are_concatenated_in_order() {
     let dir = directory();
-    let paths = [
-        write(&dir, "b.bin", &records(2)),
-        write(&dir, "a.bin", &records(3)),
-    ];
+    let paths = [write(&dir, "b.bin", &records(2)), write(&dir, "a.bin", &records(3))];
     let images = Images::read_all(&paths, SHAPE).unwrap();
     assert_eq!(images.labels(), some(&[0, 1, 0, 1, 2]));
     assert_eq!(images.image(4), (2..26).collect::<Vec<u8>>());
@@ -136,10 +117,7 @@ fn a_truncated_or_mangled_gzip_file_is_refused() {
         ("trailing.bin.gz", &[&whole[..], b"more"].concat()),
     ] {
         let result = Images::read(write(&dir, name, bytes), SHAPE);
-        assert!(
-            matches!(result, Err(Error::Read { .. })),
-            "{name}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::Read { .. })), "{name}: {result:?}");
     }
 }
 
@@ -149,10 +127,7 @@ fn a_source_that_unpacks_above_the_limit_is_refused() {
     let path = write(&dir, "a.bin.gz", &gzip(&[0; 25 * 400]));
     assert!(read_bounded(&path, SHAPE, 25 * 400).is_ok());
     let result = read_bounded(&path, SHAPE, 25 * 400 - 1);
-    assert!(
-        matches!(result, Err(Error::TooLarge { limit: 9999, .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(Error::TooLarge { limit: 9999, .. })), "{result:?}");
     picture(&dir, "flat/a.png", 0);
     let result = read_bounded(&dir.path().join("flat"), SHAPE, 23);
     assert!(matches!(result, Err(Error::TooLarge { .. })), "{result:?}");
@@ -163,10 +138,7 @@ fn a_missing_path_and_an_empty_directory_are_refused() {
     let dir = directory();
     for name in ["none.bin", "none", "none.png", "none.txt"] {
         let result = Images::read(dir.path().join(name), SHAPE);
-        assert!(
-            matches!(result, Err(Error::Read { .. })),
-            "{name}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::Read { .. })), "{name}: {result:?}");
     }
     fs::create_dir_all(dir.path().join("labels/0")).unwrap();
     write(&dir, "empty.bin", &[]);
@@ -174,10 +146,7 @@ fn a_missing_path_and_an_empty_directory_are_refused() {
     write(&dir, "flat/.hidden", &[]);
     for name in ["labels", "labels/0", "flat", "empty.bin", "empty.txt"] {
         let result = Images::read(dir.path().join(name), SHAPE);
-        assert!(
-            matches!(result, Err(Error::Empty { .. })),
-            "{name}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::Empty { .. })), "{name}: {result:?}");
     }
 }
 
@@ -199,11 +168,7 @@ fn idx_images_take_the_labels_beside_them() {
 #[test]
 fn idx_labels_must_match_in_number_and_kind() {
     let dir = directory();
-    let path = write(
-        &dir,
-        "images-idx3-ubyte",
-        &idx([0, 0, 8, 3], &[2, 2, 3], &[0; 12]),
-    );
+    let path = write(&dir, "images-idx3-ubyte", &idx([0, 0, 8, 3], &[2, 2, 3], &[0; 12]));
     let sibling = write(&dir, "labels-idx1-ubyte", &idx([0, 0, 8, 1], &[3], &[0; 3]));
     let expected = format!(
         "{} has 3 labels, expected 2 as there are images in {}",
@@ -212,19 +177,9 @@ fn idx_labels_must_match_in_number_and_kind() {
     );
     assert_eq!(message(Images::read(&path, GREY)), expected);
     write(&dir, "labels-idx1-ubyte", &idx([0, 0, 8, 1], &[3], &[0; 2]));
-    assert!(matches!(
-        Images::read(&path, GREY),
-        Err(Error::ArraySize { size: 2, .. })
-    ));
-    write(
-        &dir,
-        "labels-idx1-ubyte",
-        &idx([0, 0, 8, 3], &[2, 1, 1], &[0; 2]),
-    );
-    assert!(matches!(
-        Images::read(&path, GREY),
-        Err(Error::Header { .. })
-    ));
+    assert!(matches!(Images::read(&path, GREY), Err(Error::ArraySize { size: 2, .. })));
+    write(&dir, "labels-idx1-ubyte", &idx([0, 0, 8, 3], &[2, 1, 1], &[0; 2]));
+    assert!(matches!(Images::read(&path, GREY), Err(Error::Header { .. })));
 }
 
 #[test]
@@ -237,40 +192,20 @@ fn idx_of_another_size_or_cut_short_is_refused() {
     );
     assert_eq!(message(Images::read(path, GREY)), expected);
     let path = write(&dir, "b.idx", &idx([0, 0, 8, 3], &[2, 2, 3], &[0; 11]));
-    assert!(matches!(
-        Images::read(path, GREY),
-        Err(Error::ArraySize { size: 11, .. })
-    ));
-    let path = write(
-        &dir,
-        "c.idx",
-        &idx([0, 0, 8, 3], &[u32::MAX, u32::MAX, u32::MAX], &[]),
-    );
-    assert!(matches!(
-        Images::read(path, GREY),
-        Err(Error::ArraySize { size: 0, .. })
-    ));
+    assert!(matches!(Images::read(path, GREY), Err(Error::ArraySize { size: 11, .. })));
+    let path = write(&dir, "c.idx", &idx([0, 0, 8, 3], &[u32::MAX, u32::MAX, u32::MAX], &[]));
+    assert!(matches!(Images::read(path, GREY), Err(Error::ArraySize { size: 0, .. })));
     let path = write(&dir, "d.idx", &[0, 0, 8, 3, 0, 0]);
-    assert!(matches!(
-        Images::read(path, GREY),
-        Err(Error::Header { .. })
-    ));
+    assert!(matches!(Images::read(path, GREY), Err(Error::Header { .. })));
     let path = write(&dir, "e.idx", &idx([0, 0, 13, 3], &[1, 2, 3], &[0; 24]));
-    assert!(matches!(
-        Images::read(path, GREY),
-        Err(Error::Format { .. })
-    ));
+    assert!(matches!(Images::read(path, GREY), Err(Error::Format { .. })));
 }
 
 #[test]
 fn channels_last_becomes_channels_first() {
     let dir = directory();
     let interleaved: Vec<u8> = (0..24).collect();
-    let last = write(
-        &dir,
-        "a.idx",
-        &idx([0, 0, 8, 4], &[1, 2, 4, 3], &interleaved),
-    );
+    let last = write(&dir, "a.idx", &idx([0, 0, 8, 4], &[1, 2, 4, 3], &interleaved));
     assert_eq!(Images::read(last, SHAPE).unwrap().image(0), planar(0));
     let first = write(&dir, "b.idx", &idx([0, 0, 8, 4], &[1, 3, 2, 4], &planar(0)));
     assert_eq!(Images::read(first, SHAPE).unwrap().image(0), planar(0));
@@ -282,10 +217,7 @@ fn npy_arrays_of_bytes_are_read() {
     let text = "{'descr': '|u1', 'fortran_order': False, 'shape': (1, 3, 2, 4), }      \n";
     let path = write(&dir, "a.npy", &npy(text, &planar(0)));
     let images = Images::read(path, SHAPE).unwrap();
-    assert_eq!(
-        (images.image(0), images.labels()),
-        (&planar(0)[..], &[None][..])
-    );
+    assert_eq!((images.image(0), images.labels()), (&planar(0)[..], &[None][..]));
     let grey = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 2, 3)}\n";
     let path = write(&dir, "b.npy.gz", &gzip(&npy(grey, &[5; 12])));
     assert_eq!(Images::read(path, GREY).unwrap().len(), 2);
@@ -302,15 +234,9 @@ fn npy_of_other_kinds_is_refused() {
         "",
     ] {
         let result = Images::read(write(&dir, "a.npy", &npy(text, &[0; 6])), GREY);
-        assert!(
-            matches!(result, Err(Error::Header { .. })),
-            "{text}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::Header { .. })), "{text}: {result:?}");
     }
-    let whole = npy(
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (1, 2, 3), }",
-        &[0; 6],
-    );
+    let whole = npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 2, 3), }", &[0; 6]);
     for length in 0..whole.len() {
         assert!(Images::read(write(&dir, "cut.npy", &whole[..length]), GREY).is_err());
     }
@@ -326,11 +252,7 @@ fn a_directory_per_label_gives_labels_by_number_or_place() {
     let images = Images::read(dir.path().join("n"), SHAPE).unwrap();
     assert_eq!(images.labels(), some(&[9, 9, 10]));
     assert_eq!(images.pixels(), [planar(3), planar(2), planar(1)].concat());
-    for (name, first) in [
-        ("s/stop/a.png", 1),
-        ("s/give-way/b.png", 2),
-        ("s/30/c.png", 3),
-    ] {
+    for (name, first) in [("s/stop/a.png", 1), ("s/give-way/b.png", 2), ("s/30/c.png", 3)] {
         picture(&dir, name, first);
     }
     let images = Images::read(dir.path().join("s"), SHAPE).unwrap();
@@ -357,29 +279,18 @@ fn pictures_are_converted_to_the_channels_of_the_model() {
     assert_eq!(Images::read(&path, [1, 2, 4]).unwrap().pixels(), [9; 8]);
     assert_eq!(Images::read(&path, SHAPE).unwrap().pixels(), [9; 24]);
     let jpeg = dir.path().join("flat.jpg");
-    RgbImage::from_pixel(4, 2, Rgb([200, 200, 200]))
-        .save(&jpeg)
-        .unwrap();
+    RgbImage::from_pixel(4, 2, Rgb([200, 200, 200])).save(&jpeg).unwrap();
     let images = Images::read(&jpeg, SHAPE).unwrap();
-    assert!(
-        images.pixels().iter().all(|pixel| pixel.abs_diff(200) <= 2),
-        "{images:?}"
-    );
+    assert!(images.pixels().iter().all(|pixel| pixel.abs_diff(200) <= 2), "{images:?}");
     let result = Images::read(&path, [2, 2, 4]);
-    assert!(
-        matches!(result, Err(Error::Channels { channels: 2, .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(Error::Channels { channels: 2, .. })), "{result:?}");
 }
 
 #[test]
 fn a_picture_of_another_size_is_refused_with_both_sizes() {
     let dir = directory();
     let path = picture(&dir, "a.png", 0);
-    let expected = format!(
-        "{} is 4 x 2 pixels (width x height), expected 2 x 4",
-        path.display()
-    );
+    let expected = format!("{} is 4 x 2 pixels (width x height), expected 2 x 4", path.display());
     assert_eq!(message(Images::read(path, [3, 4, 2])), expected);
 }
 
@@ -387,27 +298,14 @@ fn a_picture_of_another_size_is_refused_with_both_sizes() {
 fn what_is_not_a_picture_is_refused() {
     let dir = directory();
     let text = write(&dir, "a/text.png", b"not a picture");
-    assert!(matches!(
-        Images::read(&text, SHAPE),
-        Err(Error::Decode { .. })
-    ));
+    assert!(matches!(Images::read(&text, SHAPE), Err(Error::Decode { .. })));
     let whole = fs::read(picture(&dir, "whole.png", 0)).unwrap();
     let cut = write(&dir, "cut.png", &whole[..whole.len() / 2]);
-    assert!(matches!(
-        Images::read(cut, SHAPE),
-        Err(Error::Decode { .. })
-    ));
-    for (name, odd) in [
-        ("b", "b/notes.md"),
-        ("c", "c/0/notes.md"),
-        ("d", "d/0/deep/a.png"),
-    ] {
+    assert!(matches!(Images::read(cut, SHAPE), Err(Error::Decode { .. })));
+    for (name, odd) in [("b", "b/notes.md"), ("c", "c/0/notes.md"), ("d", "d/0/deep/a.png")] {
         write(&dir, odd, b"x");
         let result = Images::read(dir.path().join(name), SHAPE);
-        assert!(
-            matches!(result, Err(Error::NotPicture { .. })),
-            "{name}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::NotPicture { .. })), "{name}: {result:?}");
     }
     picture(&dir, "e/0/a.png", 0);
     picture(&dir, "e/loose.png", 0);
@@ -429,15 +327,8 @@ fn a_list_names_pictures_relative_to_itself() {
     let images = Images::read(write(&dir, "list.txt", text.as_bytes()), SHAPE).unwrap();
     assert_eq!(images.labels(), [Some(5), None]);
     assert_eq!(images.pixels(), [planar(2), planar(1)].concat());
-    let path = write(
-        &dir,
-        "wrong.lst",
-        b"pictures/a.png\t1\npictures/b.png\tcat\n",
-    );
-    let expected = format!(
-        "line 2 of {} gives label `cat`, expected a number",
-        path.display()
-    );
+    let path = write(&dir, "wrong.lst", b"pictures/a.png\t1\npictures/b.png\tcat\n");
+    let expected = format!("line 2 of {} gives label `cat`, expected a number", path.display());
     assert_eq!(message(Images::read(path, SHAPE)), expected);
     let missing = Images::read(write(&dir, "missing.txt", b"none.png\n"), SHAPE);
     assert!(message(missing).contains("none.png cannot be read"));
@@ -464,17 +355,12 @@ fn parts_that_do_not_fit_make_no_images() {
 #[test]
 fn the_digest_covers_shape_labels_and_pixels() {
     let make = |shape, pixels: [u8; 6], label| {
-        Images::from_parts(shape, pixels.to_vec(), vec![label])
-            .unwrap()
-            .digest()
+        Images::from_parts(shape, pixels.to_vec(), vec![label]).unwrap().digest()
     };
     let digest = make([1, 2, 3], [0; 6], None);
     // Fixed: artifacts on disk hold it. Python: sha256(struct.pack("<4Q", 1, 2, 3, 1) +
     // b"\xff" * 8 + b"\0" * 6).
-    assert_eq!(
-        digest,
-        "78fd44c422b58d8996a02c3403ac736685c6f8114279a79318e9d46944109c56"
-    );
+    assert_eq!(digest, "78fd44c422b58d8996a02c3403ac736685c6f8114279a79318e9d46944109c56");
     assert_ne!(digest, make([1, 3, 2], [0; 6], None));
     assert_ne!(digest, make([1, 2, 3], [0; 6], Some(0)));
     assert_ne!(digest, make([1, 2, 3], [0, 0, 0, 0, 0, 1], None));
@@ -488,11 +374,7 @@ fn the_published_files_are_read() {
     let cifar = Images::read(data.join("cifar10/test.bin.gz"), [3, 32, 32]).unwrap();
     assert_eq!(cifar.len(), 10_000);
     for label in 0..10 {
-        let count = cifar
-            .labels()
-            .iter()
-            .filter(|&&found| found == Some(label))
-            .count();
+        let count = cifar.labels().iter().filter(|&&found| found == Some(label)).count();
         assert_eq!(count, 1000);
     }
     let fashion = data.join("fashion-mnist/t10k-images-idx3-ubyte.gz");

@@ -63,11 +63,8 @@ impl Conv {
         bias: Option<Vec<f32>>,
     ) -> Option<Self> {
         let [_, height, width] = in_shape;
-        let out_shape = [
-            weight.dims()[0],
-            window.positions(0, height)?,
-            window.positions(1, width)?,
-        ];
+        let out_shape =
+            [weight.dims()[0], window.positions(0, height)?, window.positions(1, width)?];
         Some(Self {
             window,
             groups,
@@ -108,10 +105,7 @@ impl Conv {
         }
         let values = self.weight_values()?;
         let w = &self.window;
-        let (outs, ins) = (
-            self.out_shape[0] / self.groups,
-            self.in_shape[0] / self.groups,
-        );
+        let (outs, ins) = (self.out_shape[0] / self.groups, self.in_shape[0] / self.groups);
         let geometry = Geometry {
             groups: self.groups,
             in_channels: self.in_shape[0],
@@ -128,11 +122,7 @@ impl Conv {
                 kernel,
             })
             .collect();
-        let phase = Phase {
-            first: [0, 0],
-            count: geometry.out_size,
-            taps,
-        };
+        let phase = Phase { first: [0, 0], count: geometry.out_size, taps };
         let built = Correlation::new(geometry, vec![phase], &|group, out, channel, [ky, kx]| {
             values[(((group * outs + out) * ins + channel) * w.kernel[0] + ky) * w.kernel[1] + kx]
         });
@@ -145,10 +135,7 @@ impl Conv {
         }
         let values = self.weight_values()?;
         let w = &self.window;
-        let (outs, ins) = (
-            self.out_shape[0] / self.groups,
-            self.in_shape[0] / self.groups,
-        );
+        let (outs, ins) = (self.out_shape[0] / self.groups, self.in_shape[0] / self.groups);
         // Along one axis: input index i = q * stride + phase - pad reads output
         // q - (k * dilation - phase) / stride for every k of the same phase.
         let axis = |axis: usize| -> Vec<AxisPhase> {
@@ -173,12 +160,8 @@ impl Conv {
         };
         let (rows, columns) = (axis(0), axis(1));
         let origin = |phases: &[AxisPhase]| {
-            let behind = |p: &AxisPhase| {
-                p.back
-                    .iter()
-                    .map(|(_, e)| *e as isize - p.q0 as isize)
-                    .max()
-            };
+            let behind =
+                |p: &AxisPhase| p.back.iter().map(|(_, e)| *e as isize - p.q0 as isize).max();
             phases.iter().filter_map(behind).max().unwrap_or(0).max(0)
         };
         let origin = [origin(&rows), origin(&columns)];
@@ -222,12 +205,7 @@ impl Conv {
     fn forward_cpu(&self, x: &Tensor) -> Result<Tensor> {
         let correlation = self.forward_correlation()?;
         let bias = self.bias.as_deref();
-        let shape = (
-            x.dim(0)?,
-            self.out_shape[0],
-            self.out_shape[1],
-            self.out_shape[2],
-        );
+        let shape = (x.dim(0)?, self.out_shape[0], self.out_shape[1], self.out_shape[2]);
         kernel::map("conv", x, shape, |x, out| match &self.before {
             None => correlation.run(x, Plain, bias, self.activation, out),
             Some(before) => {
@@ -243,12 +221,7 @@ impl Conv {
 
     fn backward_cpu(&self, cotangent: &Tensor) -> Result<Tensor> {
         let correlation = self.backward_correlation()?;
-        let shape = (
-            cotangent.dim(0)?,
-            self.in_shape[0],
-            self.in_shape[1],
-            self.in_shape[2],
-        );
+        let shape = (cotangent.dim(0)?, self.in_shape[0], self.in_shape[1], self.in_shape[2]);
         kernel::map("conv gradient", cotangent, shape, |y, out| {
             correlation.run(y, Plain, None, Activation::Identity, out);
         })
@@ -261,9 +234,11 @@ impl Conv {
             None => x.clone(),
         };
         let w = &self.window;
-        let x = x
-            .pad_with_zeros(2, w.pad_begin[0], w.pad_end[0])?
-            .pad_with_zeros(3, w.pad_begin[1], w.pad_end[1])?;
+        let x = x.pad_with_zeros(2, w.pad_begin[0], w.pad_end[0])?.pad_with_zeros(
+            3,
+            w.pad_begin[1],
+            w.pad_end[1],
+        )?;
         let weight = self.weight.to_device(x.device())?;
         let mut y = x.conv2d(&weight, 0, stride, dilation, self.groups)?;
         if let Some(bias) = &self.bias {
@@ -288,8 +263,7 @@ impl Conv {
             .iter()
             .zip(weight.chunk(self.groups, 0)?)
             .map(|(y, w)| {
-                y.contiguous()?
-                    .conv_transpose2d(&w.contiguous()?, 0, 0, stride, dilation)
+                y.contiguous()?.conv_transpose2d(&w.contiguous()?, 0, 0, stride, dilation)
             })
             .collect::<Result<Vec<_>>>()?;
         let mut full = Tensor::cat(&parts, 1)?;
@@ -297,19 +271,13 @@ impl Conv {
             let dim = axis + 2;
             let (begin, size) = (self.window.pad_begin[axis], self.in_shape[1 + axis]);
             let missing = (begin + size).saturating_sub(full.dim(dim)?);
-            full = full
-                .pad_with_zeros(dim, 0, missing)?
-                .narrow(dim, begin, size)?;
+            full = full.pad_with_zeros(dim, 0, missing)?.narrow(dim, begin, size)?;
         }
         full.contiguous()
     }
 
     fn equal_along_axes(&self) -> Result<(usize, usize)> {
-        let Window {
-            stride: [sy, sx],
-            dilation: [dy, dx],
-            ..
-        } = self.window;
+        let Window { stride: [sy, sx], dilation: [dy, dx], .. } = self.window;
         if sy != sx || dy != dx {
             bail!(
                 "conv: on this device strides and dilations must be equal along both axes, got strides {:?} and dilations {:?}",
@@ -361,10 +329,7 @@ impl Operator for Conv {
         fused.activation = next.activation;
         if !next.is_unit() {
             let scale = Tensor::new(next.scale.as_slice(), self.weight.device()).ok()?;
-            fused.weight = self
-                .weight
-                .broadcast_mul(&scale.reshape(((), 1, 1, 1)).ok()?)
-                .ok()?;
+            fused.weight = self.weight.broadcast_mul(&scale.reshape(((), 1, 1, 1)).ok()?).ok()?;
             let zero = vec![0.0; self.out_shape[0]];
             let bias = self.bias.as_ref().unwrap_or(&zero);
             fused.bias = Some(

@@ -112,10 +112,8 @@ impl Correlation {
             furthest.map_or(1, |last| last + 1)
         };
         let (plane_rows, pitch) = (reach(0), reach(1));
-        let (ins, outs) = (
-            geometry.in_channels / geometry.groups,
-            geometry.out_channels / geometry.groups,
-        );
+        let (ins, outs) =
+            (geometry.in_channels / geometry.groups, geometry.out_channels / geometry.groups);
         let blocks = blocks(outs);
         let passes = phases
             .into_iter()
@@ -145,22 +143,11 @@ impl Correlation {
                         (phase_index, tap.at[0] / stride[0], tap.at[1] / stride[1])
                     })
                     .collect();
-                Pass {
-                    phase,
-                    weights,
-                    starts,
-                    blocks: blocks.clone(),
-                }
+                Pass { phase, weights, starts, blocks: blocks.clone() }
             })
             .collect();
         let images_per_pass = POSITIONS_PER_PASS.div_ceil(plane_rows * pitch);
-        Self {
-            geometry,
-            passes,
-            plane_rows,
-            pitch,
-            images_per_pass,
-        }
+        Self { geometry, passes, plane_rows, pitch, images_per_pass }
     }
 
     /// Values of one image of the input.
@@ -184,11 +171,8 @@ impl Correlation {
         activation: Activation,
         out: &mut [f32],
     ) {
-        let covered: usize = self
-            .passes
-            .iter()
-            .map(|pass| pass.phase.count.iter().product::<usize>())
-            .sum();
+        let covered: usize =
+            self.passes.iter().map(|pass| pass.phase.count.iter().product::<usize>()).sum();
         if covered < self.geometry.out_size.iter().product()
             || self.passes.iter().any(Pass::is_empty)
         {
@@ -233,12 +217,7 @@ impl Correlation {
         load: &L,
         scratch: &mut Vec<f32>,
     ) {
-        let Geometry {
-            in_size: [height, width],
-            in_stride: [sy, sx],
-            origin,
-            ..
-        } = self.geometry;
+        let Geometry { in_size: [height, width], in_stride: [sy, sx], origin, .. } = self.geometry;
         let channels = self.geometry.in_channels / self.geometry.groups;
         let phases = sy * sx;
         let plane = self.plane();
@@ -392,14 +371,7 @@ impl WithSimd for Run<'_> {
                     (_, 2 | 3) => tile_sum::<S, 1, 2>(simd, planes, &offsets, own, bias, &mut tile),
                     (_, _) => tile_sum::<S, 1, 4>(simd, planes, &offsets, own, bias, &mut tile),
                 };
-                self.store(
-                    block,
-                    first,
-                    position,
-                    done.min(positions - position),
-                    done,
-                    &tile,
-                );
+                self.store(block, first, position, done.min(positions - position), done, &tile);
                 position += done;
             }
         }
@@ -503,18 +475,12 @@ fn tile_sum<S: Simd, const BLOCK: usize, const VECTORS: usize>(
 fn blocks(channels: usize) -> Vec<Block> {
     let padded = |width: usize| channels.div_ceil(width) * width;
     // Twelve rows of two vectors and eight of three both fill 24 of the 32 AVX-512 registers.
-    let width = [12, 8, 4, 1]
-        .into_iter()
-        .min_by_key(|&width| padded(width) * cost(width))
-        .unwrap_or(1);
+    let width =
+        [12, 8, 4, 1].into_iter().min_by_key(|&width| padded(width) * cost(width)).unwrap_or(1);
     (0..channels.div_ceil(width))
         .map(|index| {
             let first = index * width;
-            Block {
-                width,
-                first,
-                channels: width.min(channels - first),
-            }
+            Block { width, first, channels: width.min(channels - first) }
         })
         .collect()
 }

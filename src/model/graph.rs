@@ -33,6 +33,8 @@ pub(crate) struct Node {
     /// Empty names stand for optional inputs that are absent.
     pub(crate) inputs: Vec<String>,
     pub(crate) output: String,
+    /// As the file has it.
+    pub(crate) proto: onnx::NodeProto,
     attributes: HashMap<String, Attribute>,
 }
 
@@ -54,7 +56,7 @@ pub(crate) struct Constant {
     pub(crate) values: Values,
 }
 
-/// 16-bit and 64-bit floats are read as `F32`, 32-bit integers as `I64`.
+/// 64-bit floats are read as `F32`, 32-bit integers and booleans as `I64`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Values {
     F32(Vec<f32>),
@@ -66,24 +68,18 @@ pub(crate) enum Values {
 impl Graph {
     /// Reads an ONNX model.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        let model = ModelProto::decode(bytes).map_err(|source| Error::NotOnnx {
-            reason: format!("{source}"),
-        })?;
+        let model = ModelProto::decode(bytes)
+            .map_err(|source| Error::NotOnnx { reason: format!("{source}") })?;
         let opset = model
             .opset_import
             .iter()
             .find(|import| import.domain.is_empty() || import.domain == "ai.onnx")
             .map(|import| import.version);
         let (Some(opset), Some(graph)) = (opset, model.graph) else {
-            return Err(Error::NotOnnx {
-                reason: "no graph, or no operator set".into(),
-            });
+            return Err(Error::NotOnnx { reason: "no graph, or no operator set".into() });
         };
         if !OPSETS.contains(&opset) {
-            return Err(Error::Opset {
-                got: opset,
-                expected: OPSETS,
-            });
+            return Err(Error::Opset { got: opset, expected: OPSETS });
         }
         Self::check(graph, opset)
     }
@@ -91,28 +87,19 @@ impl Graph {
     fn check(graph: GraphProto, opset: i64) -> Result<Self, Error> {
         let mut constants = HashMap::new();
         for tensor in &graph.initializer {
-            let decoded = Constant::decode(tensor).map_err(|reason| Error::Constant {
-                name: tensor.name.clone(),
-                reason,
-            })?;
+            let decoded = Constant::decode(tensor)
+                .map_err(|reason| Error::Constant { name: tensor.name.clone(), reason })?;
             constants.insert(tensor.name.clone(), decoded);
         }
-        let inputs: Vec<_> = graph
-            .input
-            .iter()
-            .filter(|input| !constants.contains_key(&input.name))
-            .collect();
+        let inputs: Vec<_> =
+            graph.input.iter().filter(|input| !constants.contains_key(&input.name)).collect();
         let [input] = inputs.as_slice() else {
             let names = inputs.iter().map(|input| input.name.clone()).collect();
             return Err(Error::Inputs { names });
         };
         let input_shape = input_shape(input)?;
         let [output] = graph.output.as_slice() else {
-            let names = graph
-                .output
-                .iter()
-                .map(|output| output.name.clone())
-                .collect();
+            let names = graph.output.iter().map(|output| output.name.clone()).collect();
             return Err(Error::Outputs { names });
         };
         let (input, output) = (input.name.clone(), output.name.clone());
@@ -123,9 +110,9 @@ impl Graph {
         for (index, proto) in graph.node.iter().enumerate() {
             let node = Node::check(proto, index)?;
             if let Some(missing) = node.inputs.iter().find(|name| !defined.contains(*name)) {
-                return Err(node.error(format!(
-                    "input {missing:?} is not defined by any earlier node"
-                )));
+                return Err(
+                    node.error(format!("input {missing:?} is not defined by any earlier node"))
+                );
             }
             for name in &proto.output {
                 if !name.is_empty() && !defined.insert(name.clone()) {
@@ -135,35 +122,20 @@ impl Graph {
             nodes.push(node);
         }
         if !defined.contains(&output) {
-            return Err(Error::Outputs {
-                names: vec![output],
-            });
+            return Err(Error::Outputs { names: vec![output] });
         }
-        Ok(Self {
-            nodes,
-            constants,
-            input,
-            input_shape,
-            output,
-            opset,
-        })
+        Ok(Self { nodes, constants, input, input_shape, output, opset })
     }
 }
 
 fn input_shape(input: &onnx::ValueInfoProto) -> Result<Vec<usize>, Error> {
-    let wrong = |got: String| Error::InputType {
-        name: input.name.clone(),
-        got,
-    };
+    let wrong = |got: String| Error::InputType { name: input.name.clone(), got };
     let tensor = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
         Some(TypeValue::TensorType(tensor)) => tensor,
         _ => return Err(wrong("not a tensor".into())),
     };
     if tensor.elem_type != DataType::Float as i32 {
-        return Err(wrong(format!(
-            "element type {}",
-            type_name(tensor.elem_type)
-        )));
+        return Err(wrong(format!("element type {}", type_name(tensor.elem_type))));
     }
     let Some(shape) = &tensor.shape else {
         return Err(wrong("a tensor without a shape".into()));
@@ -187,7 +159,7 @@ fn input_shape(input: &onnx::ValueInfoProto) -> Result<Vec<usize>, Error> {
         })
         .collect();
     match fixed {
-        Some(fixed) if fixed.len() == 3 => Ok(fixed),
+        Some(fixed) if !fixed.is_empty() => Ok(fixed),
         _ => Err(wrong(format!("shape [{}]", text.join(", ")))),
     }
 }
@@ -196,11 +168,7 @@ fn input_shape(input: &onnx::ValueInfoProto) -> Result<Vec<usize>, Error> {
 
 impl Node {
     fn check(proto: &onnx::NodeProto, index: usize) -> Result<Self, Error> {
-        let name = if proto.name.is_empty() {
-            format!("#{index}")
-        } else {
-            proto.name.clone()
-        };
+        let name = if proto.name.is_empty() { format!("#{index}") } else { proto.name.clone() };
         if !(proto.domain.is_empty() || proto.domain == "ai.onnx") {
             let op = format!("{}.{}", proto.domain, proto.op_type);
             return Err(Error::Operator { node: name, op });
@@ -219,6 +187,7 @@ impl Node {
             op: proto.op_type.clone(),
             inputs: proto.input.clone(),
             output: proto.output.first().cloned().unwrap_or_default(),
+            proto: proto.clone(),
             attributes,
         };
         // Dropout's mask and the like: a second output that somebody names is somebody's input.
@@ -230,20 +199,12 @@ impl Node {
 
     /// An error that names this node.
     pub(crate) fn error(&self, reason: String) -> Error {
-        Error::Node {
-            node: self.name.clone(),
-            op: self.op.clone(),
-            reason,
-        }
+        Error::Node { node: self.name.clone(), op: self.op.clone(), reason }
     }
 
     /// Refuses attributes that the lowering does not read.
     pub(crate) fn only(&self, known: &[&str]) -> Result<(), Error> {
-        match self
-            .attributes
-            .keys()
-            .find(|name| !known.contains(&name.as_str()))
-        {
+        match self.attributes.keys().find(|name| !known.contains(&name.as_str())) {
             Some(name) => Err(self.error(format!("attribute {name:?} is not supported"))),
             None => Ok(()),
         }
@@ -283,10 +244,7 @@ impl Node {
 
     /// The value of a `Constant` node.
     pub(crate) fn constant(&self) -> Result<Constant, Error> {
-        let scalar = |values| Constant {
-            dims: vec![],
-            values,
-        };
+        let scalar = |values| Constant { dims: vec![], values };
         match self.attributes.iter().next() {
             Some((_, Attribute::Tensor(constant))) => Ok(constant.clone()),
             Some((name, Attribute::Float(value))) if name == "value_float" => {
@@ -295,18 +253,15 @@ impl Node {
             Some((name, Attribute::Int(value))) if name == "value_int" => {
                 Ok(scalar(Values::I64(vec![*value])))
             }
-            Some((name, Attribute::Ints(values))) if name == "value_ints" => Ok(Constant {
-                dims: vec![values.len()],
-                values: Values::I64(values.clone()),
-            }),
+            Some((name, Attribute::Ints(values))) if name == "value_ints" => {
+                Ok(Constant { dims: vec![values.len()], values: Values::I64(values.clone()) })
+            }
             _ => Err(self.error("its value is of a kind that is not supported".into())),
         }
     }
 
     fn mistyped(&self, name: &str, expected: &str, got: &Attribute) -> Error {
-        self.error(format!(
-            "attribute {name:?} is {got:?}, expected {expected}"
-        ))
+        self.error(format!("attribute {name:?} is {got:?}, expected {expected}"))
     }
 }
 
@@ -351,35 +306,30 @@ impl Constant {
         let values = match kind {
             Ok(DataType::Float) if raw.is_empty() => Values::F32(tensor.float_data.clone()),
             Ok(DataType::Float) => Values::F32(little_endian(raw, f32::from_le_bytes)?),
-            Ok(DataType::Double) if raw.is_empty() => Values::F32(
-                tensor
-                    .double_data
-                    .iter()
-                    .map(|&value| value as f32)
-                    .collect(),
-            ),
-            Ok(DataType::Double) => Values::F32(little_endian(raw, |bytes| {
-                f64::from_le_bytes(bytes) as f32
-            })?),
+            Ok(DataType::Double) if raw.is_empty() => {
+                Values::F32(tensor.double_data.iter().map(|&value| value as f32).collect())
+            }
+            Ok(DataType::Double) => {
+                Values::F32(little_endian(raw, |bytes| f64::from_le_bytes(bytes) as f32)?)
+            }
             Ok(DataType::Int64) if raw.is_empty() => Values::I64(tensor.int64_data.clone()),
             Ok(DataType::Int64) => Values::I64(little_endian(raw, i64::from_le_bytes)?),
-            Ok(DataType::Int32) if raw.is_empty() => Values::I64(
-                tensor
-                    .int32_data
-                    .iter()
-                    .map(|&value| value.into())
-                    .collect(),
-            ),
-            Ok(DataType::Int32) => Values::I64(little_endian(raw, |bytes| {
-                i32::from_le_bytes(bytes).into()
-            })?),
+            Ok(DataType::Int32) if raw.is_empty() => {
+                Values::I64(tensor.int32_data.iter().map(|&value| value.into()).collect())
+            }
+            Ok(DataType::Int32) => {
+                Values::I64(little_endian(raw, |bytes| i32::from_le_bytes(bytes).into())?)
+            }
+            Ok(DataType::Bool) if !raw.is_empty() => {
+                Values::I64(raw.iter().map(|&byte| byte.into()).collect())
+            }
+            Ok(DataType::Bool) => {
+                Values::I64(tensor.int32_data.iter().map(|&value| value.into()).collect())
+            }
             _ => return Err(format!("element type {}", type_name(tensor.data_type))),
         };
         if values.len() != count {
-            return Err(format!(
-                "shape {dims:?} needs {count} values, got {}",
-                values.len()
-            ));
+            return Err(format!("shape {dims:?} needs {count} values, got {}", values.len()));
         }
         Ok(Self { dims, values })
     }
@@ -416,10 +366,7 @@ fn little_endian<const N: usize, T>(
 ) -> Result<Vec<T>, String> {
     match raw.as_chunks::<N>() {
         (chunks, []) => Ok(chunks.iter().map(|bytes| read(*bytes)).collect()),
-        _ => Err(format!(
-            "{} bytes of data are no multiple of {N}",
-            raw.len()
-        )),
+        _ => Err(format!("{} bytes of data are no multiple of {N}", raw.len())),
     }
 }
 

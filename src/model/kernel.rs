@@ -15,11 +15,7 @@ pub(crate) fn map<F>(
 where
     F: Fn(&[f32], &mut [f32]),
 {
-    let op = Map {
-        name,
-        shape: shape.into(),
-        run,
-    };
+    let op = Map { name, shape: shape.into(), run };
     on_cpu(x, |x| x.contiguous()?.apply_op1_no_bwd(&op))
 }
 
@@ -34,11 +30,7 @@ pub(crate) fn zip<F>(
 where
     F: Fn(&[f32], &[f32], &mut [f32]),
 {
-    let op = Zip {
-        name,
-        shape: shape.into(),
-        run,
-    };
+    let op = Zip { name, shape: shape.into(), run };
     let y = y.to_device(&Device::Cpu)?.contiguous()?;
     on_cpu(x, |x| x.contiguous()?.apply_op2_no_bwd(&y, &op))
 }
@@ -87,11 +79,7 @@ impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Zip<F> {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let mut out = vec![0.0; self.shape.elem_count()];
-        (self.run)(
-            values(self.name, s1, l1)?,
-            values(self.name, s2, l2)?,
-            &mut out,
-        );
+        (self.run)(values(self.name, s1, l1)?, values(self.name, s2, l2)?, &mut out);
         Ok((CpuStorage::F32(out), self.shape.clone()))
     }
 }

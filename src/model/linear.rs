@@ -18,11 +18,7 @@ pub(crate) struct Linear {
 impl Linear {
     /// `weight` is `[in, out]`, `bias` `[out]`.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self {
-            weight,
-            bias,
-            activation: Activation::Identity,
-        }
+        Self { weight, bias, activation: Activation::Identity }
     }
 }
 
@@ -60,10 +56,6 @@ impl Operator for Linear {
             return None;
         }
         let (weight, bias) = (self.weight.clone(), self.bias.clone());
-        Some(Box::new(Self {
-            weight,
-            bias,
-            activation: next.activation,
-        }))
+        Some(Box::new(Self { weight, bias, activation: next.activation }))
     }
 }

@@ -53,20 +53,23 @@ pub(crate) const REGISTRY: &[(&str, Lowering)] = &[
     ("Constant", constant),
     ("Conv", conv),
     ("Div", |context| arithmetic(context, Arithmetic::Div)),
-    ("Dropout", |context| same(context, &["ratio", "seed"])),
+    ("Dropout", dropout),
     ("Flatten", flatten),
     ("Gemm", gemm),
     ("GlobalAveragePool", global_average_pool),
+    ("GlobalMaxPool", global_max_pool),
     ("Identity", |context| same(context, &[])),
     ("LeakyRelu", leaky_relu),
+    ("LogSoftmax", |context| softmax(context, true)),
     ("MatMul", mat_mul),
     ("MaxPool", max_pool),
     ("Mul", |context| arithmetic(context, Arithmetic::Mul)),
     ("Pad", pad),
+    ("ReduceMean", reduce_mean),
     ("Relu", relu),
     ("Reshape", reshape),
     ("Sigmoid", |context| unary(context, Unary::Sigmoid)),
-    ("Softmax", softmax),
+    ("Softmax", |context| softmax(context, false)),
     ("Sub", |context| arithmetic(context, Arithmetic::Sub)),
     ("Tanh", |context| unary(context, Unary::Tanh)),
 ];
@@ -76,10 +79,7 @@ pub(crate) fn lower(context: &Context<'_>) -> Result<Lowered, Error> {
     let node = context.node;
     match REGISTRY.binary_search_by_key(&node.op.as_str(), |(name, _)| name) {
         Ok(index) => (REGISTRY[index].1)(context),
-        Err(_) => Err(Error::Operator {
-            node: node.name.clone(),
-            op: node.op.clone(),
-        }),
+        Err(_) => Err(Error::Operator { node: node.name.clone(), op: node.op.clone() }),
     }
 }
 
@@ -93,19 +93,16 @@ impl<'a> Context<'a> {
     fn activation(&self, index: usize) -> Result<&'a [usize], Error> {
         match self.operand(index) {
             Operand::Activation(shape) => Ok(shape),
-            other => Err(self.error(format!(
-                "input {index} is {}, expected an activation",
-                kind(other)
-            ))),
+            other => {
+                Err(self.error(format!("input {index} is {}, expected an activation", kind(other))))
+            }
         }
     }
 
     fn image(&self, index: usize) -> Result<[usize; 3], Error> {
         let shape = self.activation(index)?;
         <[usize; 3]>::try_from(shape).map_err(|_| {
-            self.error(format!(
-                "input {index} has shape [batch, {shape:?}], expected an image"
-            ))
+            self.error(format!("input {index} has shape [batch, {shape:?}], expected an image"))
         })
     }
 
@@ -115,10 +112,9 @@ impl<'a> Context<'a> {
                 Some(values) => Ok((&constant.dims, values)),
                 None => Err(self.error(format!("input {index} holds integers, expected floats"))),
             },
-            other => Err(self.error(format!(
-                "input {index} is {}, expected a constant",
-                kind(other)
-            ))),
+            other => {
+                Err(self.error(format!("input {index} is {}, expected a constant", kind(other))))
+            }
         }
     }
 
@@ -134,10 +130,9 @@ impl<'a> Context<'a> {
             Operand::Constant(constant) => constant.integers().ok_or_else(|| {
                 self.error(format!("input {index} holds floats, expected integers"))
             }),
-            other => Err(self.error(format!(
-                "input {index} is {}, expected a constant",
-                kind(other)
-            ))),
+            other => {
+                Err(self.error(format!("input {index} is {}, expected a constant", kind(other))))
+            }
         }
     }
 
@@ -162,19 +157,11 @@ impl<'a> Context<'a> {
         };
         let (stride, dilation) = (pair("strides", 1)?, pair("dilations", 1)?);
         let auto = self.node.text("auto_pad")?.unwrap_or("NOTSET");
-        let mut window = Window {
-            kernel,
-            stride,
-            dilation,
-            pad_begin: [0; 2],
-            pad_end: [0; 2],
-        };
+        let mut window = Window { kernel, stride, dilation, pad_begin: [0; 2], pad_end: [0; 2] };
         match (auto, self.node.ints("pads")?) {
             ("NOTSET", None) | ("VALID", _) => {}
             ("NOTSET", Some(&[top, left, bottom, right]))
-                if [top, left, bottom, right]
-                    .iter()
-                    .all(|pad| (0..=MAX_PAD).contains(pad)) =>
+                if [top, left, bottom, right].iter().all(|pad| (0..=MAX_PAD).contains(pad)) =>
             {
                 window.pad_begin = [top as usize, left as usize];
                 window.pad_end = [bottom as usize, right as usize];
@@ -191,11 +178,7 @@ impl<'a> Context<'a> {
                     let total =
                         ((outputs - 1) * stride[axis] + reach).saturating_sub(image[1 + axis]);
                     let small = total / 2;
-                    let begin = if auto == "SAME_UPPER" {
-                        small
-                    } else {
-                        total - small
-                    };
+                    let begin = if auto == "SAME_UPPER" { small } else { total - small };
                     window.pad_begin[axis] = begin;
                     window.pad_end[axis] = total - begin;
                 }
@@ -225,9 +208,7 @@ impl<'a> Context<'a> {
         let rank = shape.len() as i64 + 1;
         let positive = if axis < 0 { axis + rank } else { axis };
         if !(1..rank).contains(&positive) {
-            return Err(self.error(format!(
-                "axis {axis} is the batch, or outside of rank {rank}"
-            )));
+            return Err(self.error(format!("axis {axis} is the batch, or outside of rank {rank}")));
         }
         Ok(positive as usize - 1)
     }
@@ -249,21 +230,12 @@ fn step(operator: impl Operator + 'static, shape: &[usize]) -> Result<Lowered, E
 
 /// ONNX Conv, opsets 1 to 21, two dimensions.
 fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[
-        "auto_pad",
-        "dilations",
-        "group",
-        "kernel_shape",
-        "pads",
-        "strides",
-    ])?;
+    context.node.only(&["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"])?;
     let image = context.image(0)?;
     let (dims, values) = context.floats(1)?;
     let groups = context.node.int("group", 1)?;
     let &[out_channels, in_channels, height, width] = dims else {
-        return Err(context.error(format!(
-            "weight has shape {dims:?}, expected four dimensions"
-        )));
+        return Err(context.error(format!("weight has shape {dims:?}, expected four dimensions")));
     };
     let fits = groups >= 1
         && (in_channels as u64).checked_mul(groups as u64) == Some(image[0] as u64)
@@ -288,20 +260,13 @@ fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
     if let Some(bias) = bias
         && bias.len() != out_channels
     {
-        return Err(context.error(format!(
-            "bias has {} values, expected {out_channels}",
-            bias.len()
-        )));
+        return Err(
+            context.error(format!("bias has {} values, expected {out_channels}", bias.len()))
+        );
     }
     let window = context.window([height, width], image)?;
     let weight = context.tensor(values, dims)?;
-    match Conv::new(
-        window.clone(),
-        groups as usize,
-        image,
-        weight,
-        bias.map(<[f32]>::to_vec),
-    ) {
+    match Conv::new(window.clone(), groups as usize, image, weight, bias.map(<[f32]>::to_vec)) {
         Some(conv) => {
             let shape = conv.out_shape();
             step(conv, &shape)
@@ -320,14 +285,7 @@ fn gemm(context: &Context<'_>) -> Result<Lowered, Error> {
     let beta = context.node.float("beta", 1.0)?;
     let transposed = context.node.int("transB", 0)? != 0;
     let (dims, values) = context.floats(1)?;
-    linear(
-        context,
-        dims,
-        values,
-        transposed,
-        alpha,
-        context.optional_floats(2)?.map(|c| (c, beta)),
-    )
+    linear(context, dims, values, transposed, alpha, context.optional_floats(2)?.map(|c| (c, beta)))
 }
 
 /// ONNX MatMul, opsets 1 to 21, with a constant second operand.
@@ -368,16 +326,12 @@ fn linear(
     let bias = match bias {
         None => None,
         Some((values, beta)) if values.len() == outer || values.len() == 1 => {
-            let values: Vec<f32> = (0..outer)
-                .map(|i| values[i % values.len()] * beta)
-                .collect();
+            let values: Vec<f32> = (0..outer).map(|i| values[i % values.len()] * beta).collect();
             Some(context.tensor(&values, &[outer])?)
         }
         Some((values, _)) => {
-            return Err(context.error(format!(
-                "third operand has {} values, expected {outer}",
-                values.len()
-            )));
+            return Err(context
+                .error(format!("third operand has {} values, expected {outer}", values.len())));
         }
     };
     step(Linear::new(weight.contiguous()?, bias), &[outer])
@@ -415,17 +369,25 @@ fn average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
 }
 
 fn pool(context: &Context<'_>, kind: Kind) -> Result<Lowered, Error> {
-    let [channels, height, width] = context.image(0)?;
-    let window = context.window(context.kernel_shape()?, [channels, height, width])?;
+    let image = context.image(0)?;
+    let window = context.window(context.kernel_shape()?, image)?;
     let ceil = context.node.int("ceil_mode", 0)? != 0;
+    pooled(context, kind, window, image, ceil)
+}
+
+fn pooled(
+    context: &Context<'_>,
+    kind: Kind,
+    window: Window,
+    [channels, height, width]: [usize; 3],
+    ceil: bool,
+) -> Result<Lowered, Error> {
     match Pool::new(kind, window.clone(), [height, width], ceil) {
         Some(pool) => {
             let [height, width] = pool.out_size();
             step(pool, &[channels, height, width])
         }
-        None => Err(context.error(format!(
-            "{window:?} does not fit an image of {height}x{width}"
-        ))),
+        None => Err(context.error(format!("{window:?} does not fit an image of {height}x{width}"))),
     }
 }
 
@@ -433,16 +395,45 @@ fn pool(context: &Context<'_>, kind: Kind) -> Result<Lowered, Error> {
 fn global_average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
     context.node.only(&[])?;
     let [channels, _, _] = context.image(0)?;
-    step(GlobalAveragePool, &[channels, 1, 1])
+    step(GlobalAveragePool { keep: true }, &[channels, 1, 1])
+}
+
+/// ONNX ReduceMean over both axes of an image, opsets 1 to 21.
+fn reduce_mean(context: &Context<'_>) -> Result<Lowered, Error> {
+    context.node.only(&["axes", "keepdims", "noop_with_empty_axes"])?;
+    let [channels, _, _] = context.image(0)?;
+    let axes = match (context.node.ints("axes")?, context.operand(1)) {
+        (Some(axes), _) => axes,
+        (None, Operand::Absent) => &[],
+        (None, _) => context.integers(1)?,
+    };
+    if !matches!(axes, [2, 3] | [3, 2] | [-2, -1] | [-1, -2]) {
+        return Err(context.error(format!("axes {axes:?}, expected both axes of an image")));
+    }
+    let keep = context.node.int("keepdims", 1)? != 0;
+    let shape = if keep { vec![channels, 1, 1] } else { vec![channels] };
+    step(GlobalAveragePool { keep }, &shape)
+}
+
+/// ONNX GlobalMaxPool, opsets 1 to 21, two dimensions.
+fn global_max_pool(context: &Context<'_>) -> Result<Lowered, Error> {
+    context.node.only(&[])?;
+    let image = context.image(0)?;
+    let window = Window {
+        kernel: [image[1], image[2]],
+        stride: [1; 2],
+        dilation: [1; 2],
+        pad_begin: [0; 2],
+        pad_end: [0; 2],
+    };
+    pooled(context, Kind::Max, window, image, false)
 }
 
 // === Pointwise ===
 
 /// ONNX BatchNormalization at inference, opsets 7 to 21.
 fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
-    context
-        .node
-        .only(&["epsilon", "momentum", "spatial", "training_mode"])?;
+    context.node.only(&["epsilon", "momentum", "spatial", "training_mode"])?;
     if context.node.int("training_mode", 0)? != 0 || context.node.int("spatial", 1)? != 1 {
         return Err(context.error("only inference over channels is supported".into()));
     }
@@ -466,29 +457,15 @@ fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
         .zip(variance)
         .map(|(w, v)| (f64::from(*w) / (f64::from(*v) + epsilon).sqrt()) as f32)
         .collect();
-    let shift = bias
-        .iter()
-        .zip(mean.iter().zip(&scale))
-        .map(|(b, (m, s))| b - m * s)
-        .collect();
-    step(
-        ChannelAffine {
-            scale,
-            shift,
-            activation: Activation::Identity,
-        },
-        shape,
-    )
+    let shift = bias.iter().zip(mean.iter().zip(&scale)).map(|(b, (m, s))| b - m * s).collect();
+    step(ChannelAffine { scale, shift, activation: Activation::Identity }, shape)
 }
 
 /// ONNX Relu, opsets 1 to 21.
 fn relu(context: &Context<'_>) -> Result<Lowered, Error> {
     context.node.only(&[])?;
     let shape = context.activation(0)?;
-    step(
-        ChannelAffine::relu(shape.first().copied().unwrap_or(1)),
-        shape,
-    )
+    step(ChannelAffine::relu(shape.first().copied().unwrap_or(1)), shape)
 }
 
 /// ONNX Clip, opsets 6 to 21.
@@ -515,28 +492,23 @@ fn leaky_relu(context: &Context<'_>) -> Result<Lowered, Error> {
 }
 
 fn unary(context: &Context<'_>, function: Unary) -> Result<Lowered, Error> {
-    context.node.only(if context.node.op == "Clip" {
-        &["max", "min"]
-    } else {
-        &[]
-    })?;
+    context.node.only(if context.node.op == "Clip" { &["max", "min"] } else { &[] })?;
     step(function, context.activation(0)?)
 }
 
-/// ONNX Softmax over the last axis, opsets 1 to 21.
-fn softmax(context: &Context<'_>) -> Result<Lowered, Error> {
+/// ONNX Softmax and LogSoftmax over the last axis, opsets 1 to 21.
+fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error> {
     context.node.only(&["axis"])?;
     let shape = context.activation(0)?;
     let default = if context.opset >= 13 { -1 } else { 1 };
     let axis = context.axis(context.node.int("axis", default)?, shape)?;
     // Before opset 13 everything from the axis on was one distribution.
     if axis + 1 != shape.len() {
-        return Err(context.error(format!(
-            "axis {} of [batch, {shape:?}], expected the last",
-            axis + 1
-        )));
+        return Err(
+            context.error(format!("axis {} of [batch, {shape:?}], expected the last", axis + 1))
+        );
     }
-    step(Softmax, shape)
+    step(Softmax { log }, shape)
 }
 
 /// ONNX Add, Sub, Mul and Div, opsets 7 to 21, with NumPy's broadcasting inside a row.
@@ -544,21 +516,10 @@ fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Er
     context.node.only(&[])?;
     match (context.operand(0), context.operand(1)) {
         (Operand::Activation(a), Operand::Activation(b)) => {
-            let shape = broadcast(a, b)
-                .filter(|_| a.len() == b.len())
-                .ok_or_else(|| {
-                    context.error(format!(
-                        "[batch, {a:?}] does not broadcast with [batch, {b:?}]"
-                    ))
-                })?;
-            step(
-                Binary {
-                    function,
-                    constant: None,
-                    relu: false,
-                },
-                &shape,
-            )
+            let shape = broadcast(a, b).filter(|_| a.len() == b.len()).ok_or_else(|| {
+                context.error(format!("[batch, {a:?}] does not broadcast with [batch, {b:?}]"))
+            })?;
+            step(Binary { function, constant: None, relu: false }, &shape)
         }
         (Operand::Activation(shape), Operand::Constant(_)) => {
             with_constant(context, function, shape, Side::Right)
@@ -587,14 +548,7 @@ fn with_constant(
     match broadcast(shape, &full[1..]).filter(|out| fits && out == shape) {
         Some(out) => {
             let constant = Some((side, context.tensor(values, &full)?));
-            step(
-                Binary {
-                    function,
-                    constant,
-                    relu: false,
-                },
-                &out,
-            )
+            step(Binary { function, constant, relu: false }, &out)
         }
         None => Err(context.error(format!(
             "a constant of shape {dims:?} does not broadcast to [batch, {shape:?}]"
@@ -613,11 +567,7 @@ fn channel_affine(
     let channels = *shape.first()?;
     let rank = shape.len() + 1;
     let per_channel = dims.len() <= rank
-        && dims
-            .iter()
-            .rev()
-            .enumerate()
-            .all(|(i, &dim)| dim == 1 || rank - 1 - i == 1);
+        && dims.iter().rev().enumerate().all(|(i, &dim)| dim == 1 || rank - 1 - i == 1);
     let values: Vec<f32> = match values {
         [value] => vec![*value; channels],
         values if per_channel && values.len() == channels => values.to_vec(),
@@ -632,19 +582,13 @@ fn channel_affine(
         (Arithmetic::Div, Side::Right) => (values.iter().map(|v| 1.0 / v).collect(), zeros),
         (Arithmetic::Div, Side::Left) => return None,
     };
-    Some(ChannelAffine {
-        scale,
-        shift,
-        activation: Activation::Identity,
-    })
+    Some(ChannelAffine { scale, shift, activation: Activation::Identity })
 }
 
 fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |shape: &[usize], i: usize| {
-        (i + shape.len())
-            .checked_sub(rank)
-            .map_or(1, |index| shape[index])
+        (i + shape.len()).checked_sub(rank).map_or(1, |index| shape[index])
     };
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
@@ -662,7 +606,18 @@ fn constant(context: &Context<'_>) -> Result<Lowered, Error> {
     Ok(Lowered::Constant(context.node.constant()?))
 }
 
-/// Identity, and Dropout at inference.
+/// ONNX Dropout at inference, opsets 7 to 21.
+fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {
+    let training = match context.operand(2) {
+        Operand::Absent => false,
+        _ => context.integers(2)? != [0],
+    };
+    if training {
+        return Err(context.error("it is in training mode".into()));
+    }
+    same(context, &["ratio", "seed"])
+}
+
 fn same(context: &Context<'_>, attributes: &[&str]) -> Result<Lowered, Error> {
     context.node.only(attributes)?;
     Ok(Lowered::Same)
@@ -698,12 +653,7 @@ fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
         return Err(context.error(format!("axis {axis}, expected 1: the batch stays in front")));
     }
     let flat = vec![shape.iter().product()];
-    step(
-        Reshape {
-            shape: flat.clone(),
-        },
-        &flat,
-    )
+    step(Reshape { shape: flat.clone() }, &flat)
 }
 
 /// ONNX Reshape, opsets 5 to 21, to a constant shape that keeps the batch.
@@ -730,9 +680,7 @@ fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
             dim => usize::try_from(dim).map_err(|_| refuse())?,
         });
     }
-    let known = out
-        .iter()
-        .try_fold(1usize, |product, &dim| product.checked_mul(dim));
+    let known = out.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
     let known = known.filter(|&known| known > 0).ok_or_else(refuse)?;
     if let Some(open) = open {
         out[open] = values / known;
@@ -745,14 +693,12 @@ fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
     step(Reshape { shape: out.clone() }, &out)
 }
 
-/// ONNX Pad with constant zeros, opsets 2 to 21.
+/// ONNX Pad with a constant, opsets 2 to 21.
 fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
     context.node.only(&["mode", "pads", "value"])?;
     let mode = context.node.text("mode")?.unwrap_or("constant");
     if mode != "constant" {
-        return Err(context.error(format!(
-            "attribute \"mode\" is {mode:?}, expected \"constant\""
-        )));
+        return Err(context.error(format!("attribute \"mode\" is {mode:?}, expected \"constant\"")));
     }
     let shape = context.activation(0)?;
     let pads = match context.node.ints("pads")? {
@@ -763,30 +709,36 @@ fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
         None => context.node.float("value", 0.0)?,
         Some(values) => values.first().copied().unwrap_or(0.0),
     };
-    if value != 0.0 || !matches!(context.operand(3), Operand::Absent) {
-        return Err(context.error("only zeros along all axes are supported".into()));
+    if !matches!(context.operand(3), Operand::Absent) {
+        return Err(context.error("input 3, a choice of axes, is not supported".into()));
     }
     let rank = shape.len() + 1;
     let sane = pads.len() == 2 * rank
-        && pads.iter().all(|pad| (0..=MAX_PAD).contains(pad))
+        && pads.iter().all(|pad| (-MAX_PAD..=MAX_PAD).contains(pad))
         && pads[0] == 0
         && pads[rank] == 0;
     if !sane {
         return Err(context.error(format!(
-            "pads are {pads:?}, expected {} integers from 0 to {MAX_PAD}, none for the batch",
+            "pads are {pads:?}, expected {} integers up to {MAX_PAD}, none for the batch",
             2 * rank
         )));
     }
     let mut out = shape.to_vec();
     let mut axes = Vec::new();
     for axis in 1..rank {
-        let (before, after) = (pads[axis] as usize, pads[rank + axis] as usize);
-        if before + after > 0 {
-            out[axis - 1] += before + after;
-            axes.push((axis, before, after));
+        let (before, after) = (pads[axis] as isize, pads[rank + axis] as isize);
+        if (before, after) == (0, 0) {
+            continue;
         }
+        let dropped = before.min(0).unsigned_abs() + after.min(0).unsigned_abs();
+        let added = before.max(0).unsigned_abs() + after.max(0).unsigned_abs();
+        out[axis - 1] = (out[axis - 1] + added)
+            .checked_sub(dropped)
+            .filter(|&left| left > 0)
+            .ok_or_else(|| context.error(format!("pads {pads:?} leave nothing of {shape:?}")))?;
+        axes.push((axis, before, after));
     }
-    step(Pad { axes }, &out)
+    step(Pad { axes, value }, &out)
 }
 
 /// Larger windows and pads than any image need no support.

@@ -5,6 +5,7 @@
 
 mod conv;
 mod correlate;
+mod fold;
 mod graph;
 mod kernel;
 mod linear;
@@ -56,6 +57,7 @@ pub type Cotangent<'a> = dyn Fn(Range<usize>, &Tensor) -> candle_core::Result<Te
 pub struct Model {
     program: Program,
     domain: InputDomain,
+    labels: usize,
     digest: String,
 }
 
@@ -164,44 +166,33 @@ pub enum Error {
 impl Model {
     /// Compiles the ONNX file at `path`; `mean` and `std` normalise pixels in [0, 1] to its input.
     pub fn load(path: &Path, mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes =
+            std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Self::decode(&bytes, mean, std, device)
     }
 
     /// Like [`Model::load`], from the bytes of the file.
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let program = Program::compile(bytes, device)?;
-        let shape = program.input_shape();
+        let shape = <[usize; 3]>::try_from(program.input_shape()).map_err(|_| {
+            let got = format!("FLOAT of shape [batch, {:?}]", program.input_shape());
+            Error::InputType { name: program.input_name().into(), got }
+        })?;
+        let &[labels] = program.output_shape() else {
+            let (name, shape) = (program.output_name(), program.output_shape());
+            return Err(Error::Outputs { names: vec![format!("{name:?} [batch, {shape:?}]")] });
+        };
         let per_channel = |what, values: &[f32]| match values {
             [value] => Ok(vec![*value; shape[0]]),
             values if values.len() == shape[0] => Ok(values.to_vec()),
-            values => Err(Error::Preprocess {
-                what,
-                got: values.len(),
-                channels: shape[0],
-            }),
+            values => Err(Error::Preprocess { what, got: values.len(), channels: shape[0] }),
         };
         let (mean, std) = (per_channel("mean", mean)?, per_channel("std", std)?);
-        let normalised = |pixel: f32| {
-            mean.iter()
-                .zip(&std)
-                .map(|(mean, std)| (pixel - mean) / std)
-                .collect()
-        };
-        let domain = InputDomain {
-            shape,
-            lower: normalised(0.0),
-            upper: normalised(1.0),
-        };
+        let normalised =
+            |pixel: f32| mean.iter().zip(&std).map(|(mean, std)| (pixel - mean) / std).collect();
+        let domain = InputDomain { shape, lower: normalised(0.0), upper: normalised(1.0) };
         let digest = hex(&Sha256::digest(bytes));
-        Ok(Self {
-            program,
-            domain,
-            digest,
-        })
+        Ok(Self { program, domain, labels, digest })
     }
 
     /// SHA-256 of the ONNX file, hexadecimal.
@@ -221,7 +212,7 @@ impl Classifier for Model {
     }
 
     fn labels(&self) -> usize {
-        self.program.labels()
+        self.labels
     }
 
     fn device(&self) -> &Device {

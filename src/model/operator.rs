@@ -73,10 +73,8 @@ impl ChannelAffine {
     pub(crate) fn gradient(&self, x: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
         let plane = self.plane(x);
         kernel::zip("affine gradient", x, cotangent, x.shape(), |x, dy, out| {
-            let rows = x
-                .chunks_exact(plane)
-                .zip(dy.chunks_exact(plane))
-                .zip(out.chunks_exact_mut(plane));
+            let rows =
+                x.chunks_exact(plane).zip(dy.chunks_exact(plane)).zip(out.chunks_exact_mut(plane));
             for (i, ((x, dy), out)) in rows.enumerate() {
                 let (scale, shift) = self.of_row(i);
                 for ((out, dy), x) in out.iter_mut().zip(dy).zip(x) {
@@ -104,16 +102,9 @@ impl Operator for ChannelAffine {
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let plane = self.plane(&inputs[0]);
-        let load = Affine {
-            scale: &self.scale,
-            shift: &self.shift,
-            activation: self.activation,
-        };
+        let load = Affine { scale: &self.scale, shift: &self.shift, activation: self.activation };
         kernel::map("affine", &inputs[0], inputs[0].shape(), |x, out| {
-            for (i, (x, out)) in x
-                .chunks_exact(plane)
-                .zip(out.chunks_exact_mut(plane))
-                .enumerate()
+            for (i, (x, out)) in x.chunks_exact(plane).zip(out.chunks_exact_mut(plane)).enumerate()
             {
                 load.row(i % self.scale.len(), x, out);
             }
@@ -137,37 +128,22 @@ impl Operator for ChannelAffine {
         if self.activation != Activation::Identity {
             return None;
         }
-        let scale = self
-            .scale
-            .iter()
-            .zip(&next.scale)
-            .map(|(a, b)| a * b)
-            .collect();
+        let scale = self.scale.iter().zip(&next.scale).map(|(a, b)| a * b).collect();
         let shift = self
             .shift
             .iter()
             .zip(next.scale.iter().zip(&next.shift))
             .map(|(shift, (scale, next))| shift * scale + next)
             .collect();
-        Some(Box::new(Self {
-            scale,
-            shift,
-            activation: next.activation,
-        }))
+        Some(Box::new(Self { scale, shift, activation: next.activation }))
     }
 }
 
 /// `cotangent` where `output`, a ReLU's, is above zero.
 pub(crate) fn relu_gate(output: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
-    kernel::zip(
-        "relu gradient",
-        output,
-        cotangent,
-        output.shape(),
-        |y, dy, out| {
-            for ((out, dy), y) in out.iter_mut().zip(dy).zip(y) {
-                *out = if *y > 0.0 { *dy } else { 0.0 };
-            }
-        },
-    )
+    kernel::zip("relu gradient", output, cotangent, output.shape(), |y, dy, out| {
+        for ((out, dy), y) in out.iter_mut().zip(dy).zip(y) {
+            *out = if *y > 0.0 { *dy } else { 0.0 };
+        }
+    })
 }

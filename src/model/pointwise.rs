@@ -1,6 +1,6 @@
 //! Elementwise operators.
 
-use candle_core::{Result, Shape, Tensor};
+use candle_core::{D, Result, Shape, Tensor};
 
 use super::correlate::Activation;
 use super::kernel;
@@ -161,11 +161,7 @@ impl Operator for Binary {
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
         let (a, b) = self.operands(inputs);
-        let dy = if self.relu {
-            relu_gate(output, cotangent)?
-        } else {
-            cotangent.clone()
-        };
+        let dy = if self.relu { relu_gate(output, cotangent)? } else { cotangent.clone() };
         let left = || match self.function {
             Arithmetic::Add | Arithmetic::Sub => sum_to(&dy, a.shape()),
             Arithmetic::Div => sum_to(&dy.broadcast_div(b)?, a.shape()),
@@ -191,11 +187,7 @@ impl Operator for Binary {
             return None;
         }
         let constant = self.constant.clone();
-        Some(Box::new(Self {
-            function: self.function,
-            constant,
-            relu: true,
-        }))
+        Some(Box::new(Self { function: self.function, constant, relu: true }))
     }
 }
 
@@ -212,17 +204,26 @@ fn sum_to(gradient: &Tensor, shape: &Shape) -> Result<Tensor> {
     out.reshape(dims)
 }
 
-/// ONNX `Softmax` over the last axis.
+/// ONNX `Softmax` and `LogSoftmax` over the last axis.
+///
+/// Composed, as candle's fused softmax over the last axis would be as well: the reverse pass is
+/// written out here either way.
 #[derive(Debug)]
-pub(crate) struct Softmax;
+pub(crate) struct Softmax {
+    pub(crate) log: bool,
+}
 
 impl Operator for Softmax {
     fn name(&self) -> &'static str {
-        "Softmax"
+        if self.log { "LogSoftmax" } else { "Softmax" }
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        candle_nn::ops::softmax(&inputs[0], candle_core::D::Minus1)
+        if self.log {
+            candle_nn::ops::log_softmax(&inputs[0], D::Minus1)
+        } else {
+            candle_nn::ops::softmax(&inputs[0], D::Minus1)
+        }
     }
 
     fn vjp(
@@ -231,8 +232,15 @@ impl Operator for Softmax {
         output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        // y * (dy - <dy, y>)
-        let mean = cotangent.mul(output)?.sum_keepdim(candle_core::D::Minus1)?;
-        Ok(vec![Some(cotangent.broadcast_sub(&mean)?.mul(output)?)])
+        let gradient = if self.log {
+            // dy - softmax(x) <dy, 1>
+            let sum = cotangent.sum_keepdim(D::Minus1)?;
+            cotangent.sub(&output.exp()?.broadcast_mul(&sum)?)?
+        } else {
+            // y (dy - <dy, y>)
+            let sum = cotangent.mul(output)?.sum_keepdim(D::Minus1)?;
+            cotangent.broadcast_sub(&sum)?.mul(output)?
+        };
+        Ok(vec![Some(gradient)])
     }
 }

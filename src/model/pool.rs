@@ -28,9 +28,12 @@ pub(crate) enum Kind {
     Max,
 }
 
-/// ONNX `GlobalAveragePool`.
+/// ONNX `GlobalAveragePool`, and `ReduceMean` over an image.
 #[derive(Debug)]
-pub(crate) struct GlobalAveragePool;
+pub(crate) struct GlobalAveragePool {
+    /// Whether height and width stay as 1.
+    pub(crate) keep: bool,
+}
 
 // === impl Pool ===
 
@@ -56,12 +59,7 @@ impl Pool {
                 && (out_size[axis] - 1) * window.stride[axis]
                     < in_size[axis] + window.pad_begin[axis]
         });
-        fits.then_some(Self {
-            kind,
-            window,
-            in_size,
-            out_size,
-        })
+        fits.then_some(Self { kind, window, in_size, out_size })
     }
 
     pub(crate) fn out_size(&self) -> [usize; 2] {
@@ -145,11 +143,7 @@ impl Pool {
         let width = self.in_size[1];
         let area = (self.window.kernel[0] * self.window.kernel[1]) as f32;
         for (y, out) in out.chunks_exact_mut(self.out_size[1]).enumerate() {
-            let start = if self.kind == Kind::Max {
-                f32::NEG_INFINITY
-            } else {
-                0.0
-            };
+            let start = if self.kind == Kind::Max { f32::NEG_INFINITY } else { 0.0 };
             out.fill(start);
             for ky in 0..self.window.kernel[0] {
                 let row = &plane[(y * self.window.stride[0] + ky) * width..][..width];
@@ -220,10 +214,8 @@ impl Operator for Pool {
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
         let x = &inputs[0];
-        let (in_plane, out_plane) = (
-            self.in_size.iter().product::<usize>(),
-            self.out_size.iter().product::<usize>(),
-        );
+        let (in_plane, out_plane) =
+            (self.in_size.iter().product::<usize>(), self.out_size.iter().product::<usize>());
         let gradient = kernel::zip(self.name(), x, cotangent, x.shape(), |x, dy, out| {
             let planes = x.chunks_exact(in_plane).zip(dy.chunks_exact(out_plane));
             for ((x, dy), out) in planes.zip(out.chunks_exact_mut(in_plane)) {
@@ -242,16 +234,12 @@ impl Operator for GlobalAveragePool {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (batch, channels, height, width) = inputs[0].dims4()?;
         let plane = height * width;
-        kernel::map(
-            self.name(),
-            &inputs[0],
-            (batch, channels, 1, 1),
-            |x, out| {
-                for (plane_values, out) in x.chunks_exact(plane).zip(out) {
-                    *out = plane_values.iter().sum::<f32>() / plane as f32;
-                }
-            },
-        )
+        let shape = if self.keep { vec![batch, channels, 1, 1] } else { vec![batch, channels] };
+        kernel::map(self.name(), &inputs[0], shape, |x, out| {
+            for (plane_values, out) in x.chunks_exact(plane).zip(out) {
+                *out = plane_values.iter().sum::<f32>() / plane as f32;
+            }
+        })
     }
 
     fn vjp(

@@ -1,8 +1,11 @@
 //! A graph as an ordered list of steps over candle tensors, and its evaluation.
 
+use std::collections::HashMap;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::fold::{fold, folds};
 use super::graph::{Constant, Graph};
 use super::lower::{Context, Lowered, Operand, lower};
 use super::operator::Operator;
@@ -19,8 +22,8 @@ pub struct Program {
     steps: Vec<Step>,
     slots: usize,
     output: usize,
-    input_shape: [usize; 3],
-    labels: usize,
+    input_shape: Vec<usize>,
+    output_shape: Vec<usize>,
     rows_per_part: usize,
     device: Device,
 }
@@ -48,12 +51,8 @@ impl Program {
     /// Compiles an ONNX file for `device`.
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
         let graph = Graph::decode(bytes)?;
-        let input_shape =
-            <[usize; 3]>::try_from(graph.input_shape.as_slice()).map_err(|_| Error::InputType {
-                name: graph.input.clone(),
-                got: format!("shape [batch, {:?}]", graph.input_shape),
-            })?;
-        let mut values: std::collections::HashMap<String, Value> = graph
+        let input_shape = graph.input_shape.clone();
+        let mut values: HashMap<String, Value> = graph
             .constants
             .into_iter()
             .map(|(name, constant)| (name, Value::Constant(constant)))
@@ -62,6 +61,13 @@ impl Program {
         let mut shapes = vec![graph.input_shape];
         let mut steps: Vec<Step> = Vec::new();
         for node in &graph.nodes {
+            if folds(&node.op)
+                && let Some(inputs) = constants(&node.inputs, &values)
+            {
+                let folded = fold(node, &inputs)?;
+                values.insert(node.output.clone(), Value::Constant(folded));
+                continue;
+            }
             let operands: Vec<Operand<'_>> = node
                 .inputs
                 .iter()
@@ -71,12 +77,7 @@ impl Program {
                     Some(Value::Slot(slot)) => Operand::Activation(&shapes[*slot]),
                 })
                 .collect();
-            let context = Context {
-                node,
-                operands: &operands,
-                opset: graph.opset,
-                device,
-            };
+            let context = Context { node, operands: &operands, opset: graph.opset, device };
             let value = match lower(&context)? {
                 Lowered::Constant(constant) => Value::Constant(constant),
                 Lowered::Same => match node.inputs.first().and_then(|name| values.get(name)) {
@@ -107,31 +108,18 @@ impl Program {
             values.insert(node.output.clone(), value);
         }
         let Some(Value::Slot(mut output)) = values.get(&graph.output).cloned() else {
-            return Err(Error::Outputs {
-                names: vec![graph.output],
-            });
+            return Err(Error::Outputs { names: vec![graph.output] });
         };
         // Margins are taken of logits; the softmax that turned them into probabilities, which
         // keeps their order, is left away.
         if let Some(last) = steps.last()
-            && last.operator.name() == "Softmax"
+            && matches!(last.operator.name(), "LogSoftmax" | "Softmax")
             && last.output == output
         {
             output = last.inputs[0];
             steps.pop();
         }
-        let &[labels] = shapes[output].as_slice() else {
-            let names = vec![format!(
-                "{} of shape [batch, {:?}]",
-                graph.output, shapes[output]
-            )];
-            return Err(Error::Outputs { names });
-        };
-        let largest = shapes
-            .iter()
-            .map(|shape| shape.iter().product::<usize>())
-            .max()
-            .unwrap_or(1);
+        let largest = shapes.iter().map(|shape| shape.iter().product::<usize>()).max().unwrap_or(1);
         let mut program = Self {
             input_name: graph.input,
             output_name: graph.output,
@@ -139,7 +127,7 @@ impl Program {
             slots: shapes.len(),
             output,
             input_shape,
-            labels,
+            output_shape: shapes[output].clone(),
             rows_per_part: (PART_VALUES / largest.max(1)).clamp(1, MAX_PART_ROWS),
             device: device.clone(),
         };
@@ -149,9 +137,14 @@ impl Program {
         Ok(program)
     }
 
-    /// Channels, height, width.
-    pub fn input_shape(&self) -> [usize; 3] {
-        self.input_shape
+    /// Of one row.
+    pub fn input_shape(&self) -> &[usize] {
+        &self.input_shape
+    }
+
+    /// Of one row.
+    pub fn output_shape(&self) -> &[usize] {
+        &self.output_shape
     }
 
     /// Name of the graph's input.
@@ -164,11 +157,6 @@ impl Program {
         &self.output_name
     }
 
-    /// Number of logits per row.
-    pub fn labels(&self) -> usize {
-        self.labels
-    }
-
     /// Where the program runs.
     pub fn device(&self) -> &Device {
         &self.device
@@ -179,7 +167,7 @@ impl Program {
         self.steps.iter().map(|step| step.operator.name())
     }
 
-    /// `[n, C, H, W] -> [n, labels]`
+    /// `[n, C, H, W] -> [n, labels]`, or what else the graph maps.
     pub fn forward(&self, batch: &Tensor) -> Result<Tensor, Error> {
         let parts = self.parts(batch.dim(0)?);
         if parts.len() == 1 {
@@ -188,8 +176,7 @@ impl Program {
         let logits = parts
             .into_par_iter()
             .map(|(start, len)| {
-                self.run(&batch.narrow(0, start, len)?, false)?
-                    .pop_output(self.output)
+                self.run(&batch.narrow(0, start, len)?, false)?.pop_output(self.output)
             })
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Tensor::cat(&logits, 0)?)
@@ -226,10 +213,7 @@ impl Program {
             }
             _ => DEVICE_PART_ROWS,
         };
-        (0..rows)
-            .step_by(size)
-            .map(|start| (start, size.min(rows - start)))
-            .collect()
+        (0..rows).step_by(size).map(|start| (start, size.min(rows - start))).collect()
     }
 
     fn run(&self, batch: &Tensor, keep: bool) -> Result<Slots, Error> {
@@ -257,9 +241,7 @@ impl Program {
             };
             let inputs = slots.inputs(step)?;
             let output = slots.get(step.output)?;
-            let own = step
-                .operator
-                .vjp(&inputs, output, &cotangent.contiguous()?)?;
+            let own = step.operator.vjp(&inputs, output, &cotangent.contiguous()?)?;
             for (&slot, gradient) in step.inputs.iter().zip(own) {
                 let Some(gradient) = gradient else { continue };
                 gradients[slot] = Some(match gradients[slot].take() {
@@ -301,10 +283,7 @@ impl Program {
             return false;
         };
         let output = step.output;
-        let Some(producer) = self.steps[..index]
-            .iter()
-            .position(|step| step.output == slot)
-        else {
+        let Some(producer) = self.steps[..index].iter().position(|step| step.output == slot) else {
             return false;
         };
         if self.readers(slot) != 1 || self.output == slot {
@@ -330,9 +309,7 @@ impl Program {
         if self.readers(output) != 1 || self.output == output {
             return false;
         }
-        let later = self.steps[index + 1..]
-            .iter()
-            .position(|step| step.inputs == [output]);
+        let later = self.steps[index + 1..].iter().position(|step| step.inputs == [output]);
         let Some(consumer) = later.map(|offset| index + 1 + offset) else {
             return false;
         };
@@ -353,11 +330,7 @@ impl Program {
     }
 
     fn readers(&self, slot: usize) -> usize {
-        self.steps
-            .iter()
-            .flat_map(|step| &step.inputs)
-            .filter(|&&input| input == slot)
-            .count()
+        self.steps.iter().flat_map(|step| &step.inputs).filter(|&&input| input == slot).count()
     }
 
     fn plan_liveness(&mut self) {
@@ -371,6 +344,21 @@ impl Program {
             }
         }
     }
+}
+
+/// The inputs that are present, if all of them are constants.
+fn constants<'a>(
+    names: &'a [String],
+    values: &'a HashMap<String, Value>,
+) -> Option<Vec<(&'a str, &'a Constant)>> {
+    names
+        .iter()
+        .filter(|name| !name.is_empty())
+        .map(|name| match values.get(name) {
+            Some(Value::Constant(constant)) => Some((name.as_str(), constant)),
+            _ => None,
+        })
+        .collect()
 }
 
 /// The values of one part.

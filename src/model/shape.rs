@@ -17,11 +17,12 @@ pub(crate) struct Reshape {
     pub(crate) shape: Vec<usize>,
 }
 
-/// ONNX `Pad` with zeros along axes that are not the batch.
+/// ONNX `Pad` with a constant along axes that are not the batch.
 #[derive(Debug)]
 pub(crate) struct Pad {
-    /// Axis, values before, values after.
-    pub(crate) axes: Vec<(usize, usize, usize)>,
+    /// Axis, values before, values after; negative counts drop values.
+    pub(crate) axes: Vec<(usize, isize, isize)>,
+    pub(crate) value: f32,
 }
 
 impl Operator for Concat {
@@ -77,23 +78,33 @@ impl Operator for Pad {
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let mut y = inputs[0].clone();
+        let value = f64::from(self.value);
+        let mut y = if value == 0.0 { inputs[0].clone() } else { (&inputs[0] - value)? };
         for &(axis, before, after) in &self.axes {
-            y = y.pad_with_zeros(axis, before, after)?;
+            y = resize(&y, axis, before, after)?;
         }
-        Ok(y)
+        if value == 0.0 { Ok(y) } else { y + value }
     }
 
     fn vjp(
         &self,
-        inputs: &[Tensor],
+        _inputs: &[Tensor],
         _output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
         let mut gradient = cotangent.clone();
-        for &(axis, before, _) in &self.axes {
-            gradient = gradient.narrow(axis, before, inputs[0].dim(axis)?)?;
+        for &(axis, before, after) in &self.axes {
+            gradient = resize(&gradient, axis, -before, -after)?;
         }
         Ok(vec![Some(gradient.contiguous()?)])
     }
+}
+
+/// Adds zeros, or drops values, before and after along an axis.
+fn resize(x: &Tensor, axis: usize, before: isize, after: isize) -> Result<Tensor> {
+    let added = |count: isize| count.max(0).unsigned_abs();
+    let dropped = |count: isize| count.min(0).unsigned_abs();
+    let x = x.pad_with_zeros(axis, added(before), added(after))?;
+    let len = x.dim(axis)? - dropped(before) - dropped(after);
+    x.narrow(axis, dropped(before), len)
 }

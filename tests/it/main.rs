@@ -1,0 +1,3 @@
+//! Every contract of the crate, one file each.
+
+mod engine;
