@@ -14,5 +14,7 @@ pub mod artifact;
 pub mod config;
 pub mod detect;
 pub mod images;
+pub mod inspect;
 pub mod model;
+pub mod perturb;
 pub mod stats;

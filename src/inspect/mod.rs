@@ -1,0 +1,136 @@
+//! DTInspector: is the model backdoored, and which labels are infected?
+//!
+//! "Confidence Matters: Inspecting Backdoors in Deep Neural Networks via Distribution Transfer".
+//! Training images are sorted by confidence per predicted label; a patch is learned that changes
+//! the label of the most confident ones (section 3.2) and applied to the least confident ones. On an
+//! infected label the confident ones carry the trigger, the patch destroys it, and does nothing to
+//! the others: a low transfer ratio (section 3.3).
+
+mod patch;
+mod transfer;
+
+use candle_core::Tensor;
+use rand::rngs::StdRng;
+
+use crate::model::{Classifier, Error};
+use crate::perturb::{Batch, predictions};
+
+pub use patch::{Patch, Patches};
+pub use transfer::{Judged, judge};
+
+/// How the inspection runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Most and least confident samples per label, the paper's K.
+    pub samples: usize,
+    /// Optimisation steps.
+    pub steps: usize,
+    /// Most confident samples a step.
+    pub batch: usize,
+    /// Start value of lambda, the mask's weight.
+    pub lambda: f32,
+    /// Share of the most confident samples that must change.
+    pub success_rate: f64,
+    /// Anomaly index above which a label is infected.
+    pub anomaly_threshold: f64,
+    /// A model with all transfer ratios above this is clean.
+    pub clean_ratio: f64,
+}
+
+/// What was learned of a model.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// One per inspected label, in order.
+    pub labels: Vec<Inspected>,
+    /// The labels named as a backdoor's target.
+    pub infected: Vec<usize>,
+}
+
+/// What was learned of one label.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// The label.
+    pub label: usize,
+    /// What changes its most confident samples.
+    pub patch: Patch,
+    /// Share of the least confident samples whose label the patch changes.
+    pub transfer_ratio: f64,
+    /// How far the ratio lies below the others', in scaled median absolute deviations.
+    pub anomaly_index: f64,
+    /// Share of the most confident samples whose label the patch changes.
+    pub top_k_changed: f64,
+}
+
+/// Inspects a model with its training images.
+///
+/// Labels that fewer than `2 * MIN_SAMPLES` images are predicted as are left out.
+pub fn inspect(
+    model: &dyn Classifier,
+    training: &Tensor,
+    settings: &Settings,
+    rng: &mut StdRng,
+    progress: &dyn Fn(f64),
+) -> Result<Inspection, Error> {
+    let logits = model.logits(training)?;
+    let confidences = candle_nn::ops::softmax(&logits, 1)?.to_vec2::<f32>()?;
+    let labels = predictions(&logits)?.into_iter().map(|(label, _)| label).collect();
+    let batch = Batch { rows: training.clone(), labels };
+    let splits: Vec<Split> = (0..model.labels())
+        .filter_map(|label| Split::new(label, &batch.labels, &margins, settings.samples))
+        .collect();
+    if splits.is_empty() {
+        return Ok(Inspection { labels: Vec::new(), infected: Vec::new() });
+    }
+    let tops: Vec<Batch> =
+        splits.iter().map(|split| batch.select(&split.top)).collect::<Result<_, _>>()?;
+    let patches = Patches::learn(model, &tops, settings, rng, progress)?;
+    let mut labels = Vec::with_capacity(splits.len());
+    for ((index, split), top) in splits.iter().enumerate().zip(&tops) {
+        let patch = patches.patch(index)?;
+        let bottom = batch.select(&split.bottom)?;
+        labels.push(Inspected {
+            label: split.label,
+            transfer_ratio: patch.changed(model, &bottom)?,
+            top_k_changed: patch.changed(model, top)?,
+            anomaly_index: 0.0,
+            patch,
+        });
+    }
+    let ratios: Vec<f64> = labels.iter().map(|inspected| inspected.transfer_ratio).collect();
+    let judged = judge(&ratios, settings.anomaly_threshold, settings.clean_ratio);
+    for (inspected, index) in labels.iter_mut().zip(&judged.anomaly_indices) {
+        inspected.anomaly_index = *index;
+    }
+    let infected = judged.infected.iter().map(|&index| labels[index].label).collect();
+    Ok(Inspection { labels, infected })
+}
+
+/// One label's most and least confident samples.
+struct Split {
+    label: usize,
+    top: Vec<usize>,
+    bottom: Vec<usize>,
+}
+
+impl Split {
+    fn new(
+        label: usize,
+        labels: &[usize],
+        confidences: &[f32],
+        samples: usize,
+    ) -> Option<Self> {
+        let mut members: Vec<usize> =
+            (0..labels.len()).filter(|&index| labels[index] == label).collect();
+        if members.len() < 2 * MIN_SAMPLES {
+            return None;
+        }
+        members.sort_by(|&a, &b| confidences[b].total_cmp(&confidences[a]));
+        let count = samples.min(members.len() / 2);
+        let bottom = members.split_off(members.len() - count);
+        members.truncate(count);
+        Some(Self { label, top: members, bottom })
+    }
+}
+
+/// Fewer samples on either side say nothing of a ratio.
+const MIN_SAMPLES: usize = 10;

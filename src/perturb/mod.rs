@@ -1,0 +1,200 @@
+//! Perturbations of clean images, and what they do to a classifier's margins.
+//!
+//! A radius `epsilon` is a share of the full pixel range: 8/255 moves a pixel by at most eight grey
+//! levels, whatever the model's normalisation.
+
+mod uap;
+
+use candle_core::{Device, Result as CandleResult, Tensor};
+
+use crate::model::{Classifier, Error, InputDomain};
+
+pub use uap::{Search, Universal, class_conditional, universal};
+
+/// Rows of a batch with their predicted labels.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// `[n, C, H, W]`
+    pub rows: Tensor,
+    /// Per row.
+    pub labels: Vec<usize>,
+}
+
+/// The bounds of an input domain as tensors that broadcast over a batch.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// `[1, C, 1, 1]`
+    pub lower: Tensor,
+    /// `[1, C, 1, 1]`
+    pub upper: Tensor,
+    /// `[1, C, 1, 1]`, upper - lower.
+    pub range: Tensor,
+}
+
+/// Bytes of images as a batch of model input, `[n, C, H, W]`.
+pub fn rows<'a>(
+    domain: &InputDomain,
+    images: impl Iterator<Item = &'a [u8]>,
+    device: &Device,
+) -> Result<Tensor, Error> {
+    let values: Vec<f32> = images.flat_map(|image| domain.normalise(image)).collect();
+    let [channels, height, width] = domain.shape;
+    let count = values.len() / domain.len();
+    Ok(Tensor::from_vec(values, (count, channels, height, width), device)?)
+}
+
+/// Predicted label and margin to the runner-up of every row of logits `[n, labels]`.
+pub fn predictions(logits: &Tensor) -> CandleResult<Vec<(usize, f32)>> {
+    Ok(logits
+        .to_vec2::<f32>()?
+        .iter()
+        .map(|row| {
+            let label = arg_max(row, usize::MAX);
+            (label, margin(row, label))
+        })
+        .collect())
+}
+
+/// `m_z = f_z - max_{k != z} f_k`
+pub fn margin(logits: &[f32], label: usize) -> f32 {
+    logits[label] - logits[arg_max(logits, label)]
+}
+
+/// Margins of the rows of `logits` for `labels`.
+pub fn margins(logits: &Tensor, labels: &[usize]) -> CandleResult<Vec<f32>> {
+    let rows = logits.to_vec2::<f32>()?;
+    Ok(rows.iter().zip(labels).map(|(row, &label)| margin(row, label)).collect())
+}
+
+/// The gradient of `weight * m_label` with respect to each row of logits.
+///
+/// `weight` sees the margin, so that a hinge is a weight of zero.
+pub fn margin_cotangent(
+    logits: &Tensor,
+    labels: &[usize],
+    weight: impl Fn(f32) -> f32,
+) -> CandleResult<Tensor> {
+    let rows = logits.to_vec2::<f32>()?;
+    let mut cotangent = vec![0.0; logits.elem_count()];
+    for ((row, &label), out) in rows.iter().zip(labels).zip(cotangent.chunks_mut(rows[0].len())) {
+        let weight = weight(margin(row, label));
+        out[label] = weight;
+        out[arg_max(row, label)] = -weight;
+    }
+    Tensor::from_vec(cotangent, logits.shape(), logits.device())
+}
+
+/// Share of rows whose label changes under a perturbation that broadcasts over them.
+pub fn fooling_rate(
+    model: &dyn Classifier,
+    batch: &Batch,
+    perturbation: &Tensor,
+) -> Result<f64, Error> {
+    let bounds = Bounds::new(model.domain(), model.device())?;
+    let logits = model.logits(&bounds.clip(&batch.rows.broadcast_add(perturbation)?)?)?;
+    let kept = predictions(&logits)?
+        .iter()
+        .zip(&batch.labels)
+        .filter(|((label, _), original)| label == *original)
+        .count();
+    Ok(1.0 - kept as f64 / batch.labels.len() as f64)
+}
+
+/// Index of the largest value but the one at `except`; the first of equals.
+fn arg_max(row: &[f32], except: usize) -> usize {
+    let mut best = usize::from(except == 0);
+    for (index, value) in row.iter().enumerate() {
+        if index != except && *value > row[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+// === impl Batch ===
+
+impl Batch {
+    /// Predicts the labels of `rows`.
+    pub fn predict(model: &dyn Classifier, rows: Tensor) -> Result<Self, Error> {
+        let labels = predictions(&model.logits(&rows)?)?.into_iter().map(|(label, _)| label);
+        Ok(Self { rows, labels: labels.collect() })
+    }
+
+    /// The rows at `indices`, which may repeat.
+    pub fn select(&self, indices: &[usize]) -> CandleResult<Self> {
+        let index: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
+        let index = Tensor::from_vec(index, indices.len(), self.rows.device())?;
+        let labels = indices.iter().map(|&index| self.labels[index]).collect();
+        Ok(Self { rows: self.rows.index_select(&index, 0)?, labels })
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+}
+
+// === impl Bounds ===
+
+impl Bounds {
+    /// The bounds of `domain` on `device`.
+    pub fn new(domain: &InputDomain, device: &Device) -> CandleResult<Self> {
+        let per_channel = |values: &[f32]| Tensor::new(values, device)?.reshape((1, (), 1, 1));
+        let (lower, upper) = (per_channel(&domain.lower)?, per_channel(&domain.upper)?);
+        let range = upper.sub(&lower)?;
+        Ok(Self { lower, upper, range })
+    }
+
+    /// Moves every value into the domain.
+    pub fn clip(&self, rows: &Tensor) -> CandleResult<Tensor> {
+        rows.broadcast_maximum(&self.lower)?.broadcast_minimum(&self.upper)
+    }
+
+    /// Projects a perturbation onto the l-infinity ball of radius `epsilon`.
+    pub fn project(&self, perturbation: &Tensor, epsilon: f32) -> CandleResult<Tensor> {
+        let radius = (&self.range * f64::from(epsilon))?;
+        perturbation.broadcast_minimum(&radius)?.broadcast_maximum(&radius.neg()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn margin_is_the_lead_over_the_best_other() {
+        assert_eq!(margin(&[1.0, 4.0, 2.0], 1), 2.0);
+        assert_eq!(margin(&[1.0, 4.0, 2.0], 0), -3.0);
+        assert_eq!(margin(&[4.0, 4.0], 0), 0.0);
+    }
+
+    #[test]
+    fn margin_cotangent_matches_central_differences() {
+        let logits = [0.3f32, -1.2, 2.0, 0.9];
+        let tensor = Tensor::new(&[logits], &Device::Cpu).unwrap();
+        let cotangent = margin_cotangent(&tensor, &[0], |_| 1.0).unwrap();
+        for (k, expected) in cotangent.to_vec2::<f32>().unwrap()[0].iter().enumerate() {
+            let (mut up, mut down) = (logits, logits);
+            up[k] += 0.01;
+            down[k] -= 0.01;
+            let slope = (margin(&up, 0) - margin(&down, 0)) / 0.02;
+            assert!((slope - expected).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn projection_stays_in_the_ball_of_a_normalised_domain() {
+        let domain =
+            InputDomain { shape: [2, 1, 2], lower: vec![-1.0, 0.0], upper: vec![1.0, 4.0] };
+        let bounds = Bounds::new(&domain, &Device::Cpu).unwrap();
+        let wild = Tensor::new(&[9.0f32, -9.0, 0.1, 9.0], &Device::Cpu).unwrap();
+        let projected = bounds.project(&wild.reshape((1, 2, 1, 2)).unwrap(), 0.1).unwrap();
+        let values: Vec<f32> = projected.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(values, [0.2, -0.2, 0.1, 0.4]);
+    }
+}
