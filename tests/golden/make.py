@@ -96,8 +96,8 @@ def basic(i, o, s):
 
 
 def mini_resnet():
-    return nn.Sequential(Norm([.5, .4, .3], [.2, .25, .3]), nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8),
-                         nn.ReLU(), basic(8, 8, 1), basic(8, 12, 2), basic(12, 16, 2), *head(16, 10))
+    return nn.Sequential(Norm([.5, .4, .3], [.2, .25, .3]), nn.Conv2d(3, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6),
+                         nn.ReLU(), basic(6, 6, 1), basic(6, 8, 2), basic(8, 12, 2), *head(12, 10))
 
 
 def mini_densenet():
