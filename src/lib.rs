@@ -13,6 +13,7 @@
 pub mod artifact;
 pub mod config;
 pub mod detect;
+pub mod digest;
 pub mod images;
 pub mod inspect;
 pub mod model;

@@ -1,6 +1,17 @@
 //! One input, one verdict.
 
+mod signals;
+pub mod thresholds;
+
+use std::collections::BTreeSet;
+
+use candle_core::Tensor;
+
+use crate::artifact::Thresholds;
+use crate::config::Rule;
 use crate::model::InputDomain;
+
+pub use signals::{Needed, RowSignals, Signals};
 
 /// What judges rows: the detector in the program, a fake in tests of the proxy.
 pub trait Judge: Send + Sync + 'static {
@@ -31,8 +42,15 @@ pub struct Scores {
     pub class_conditional: Option<f32>,
     /// `s_p`, how far the patch of the predicted, infected label moves the label.
     pub patch: Option<f32>,
-    /// The standardised joined score that the calibrated rule compares with its threshold.
+    /// How far the standardised joined score lies above the calibrated rule's threshold.
     pub joined: Option<f32>,
+}
+
+/// Judges rows by one rule.
+pub struct Detector {
+    signals: Signals,
+    rule: Rule,
+    thresholds: Thresholds,
 }
 
 /// Why no judgement can be had.
@@ -42,4 +60,71 @@ pub enum Error {
     /// The engine failed.
     #[error("the model could not be evaluated")]
     Model(#[from] crate::model::Error),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+// === impl Detector ===
+
+impl Detector {
+    /// A detector that follows `rule`.
+    pub fn new(signals: Signals, rule: Rule, thresholds: Thresholds) -> Self {
+        Self { signals, rule, thresholds }
+    }
+
+    /// The labels that inspection named.
+    pub fn infected(&self) -> BTreeSet<usize> {
+        self.signals.infected().collect()
+    }
+}
+
+impl Judge for Detector {
+    fn domain(&self) -> &InputDomain {
+        self.signals.model().domain()
+    }
+
+    fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, Error> {
+        let [channels, height, width] = self.domain().shape;
+        let count = rows.len() / self.domain().len();
+        let device = self.signals.model().device();
+        let rows = Tensor::from_slice(rows, (count, channels, height, width), device)?;
+        let scored = self.signals.score(&rows, needed(self.rule))?;
+        Ok(scored.iter().map(|row| apply(self.rule, row, &self.thresholds)).collect())
+    }
+}
+
+/// The signals a rule reads.
+pub fn needed(rule: Rule) -> Needed {
+    match rule {
+        Rule::Calibrated => Needed::All,
+        Rule::Patch => Needed::Patch,
+        Rule::Uap => Needed::Universal,
+    }
+}
+
+/// How far a row's standardised joined score lies above its label's threshold.
+pub fn excess(row: &RowSignals, thresholds: &Thresholds) -> f32 {
+    let label = &thresholds.labels[row.label];
+    (row.joined() - label.location) / label.spread - label.threshold
+}
+
+/// The verdict of a rule on a row.
+pub fn apply(rule: Rule, row: &RowSignals, thresholds: &Thresholds) -> Judgement {
+    let joined = (rule == Rule::Calibrated).then(|| excess(row, thresholds));
+    let rejected = match rule {
+        Rule::Calibrated => joined.is_some_and(|excess| excess > 0.0),
+        Rule::Patch => row.patch.is_some_and(|flip| flip > 0.0),
+        Rule::Uap => row.universal.is_some_and(|margin| margin > 0.0),
+    };
+    let scores = Scores {
+        universal: row.universal,
+        class_conditional: row.class_conditional,
+        patch: row.patch,
+        joined,
+    };
+    Judgement { label: row.label, rejected, scores }
 }

@@ -26,7 +26,6 @@ mod records;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -34,6 +33,8 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
+
+use crate::digest::hex;
 
 pub use error::Error;
 use error::Result;
@@ -57,6 +58,43 @@ enum Format {
     Npy,
     Picture,
     Records,
+}
+
+/// SHA-256 over the names and bytes of the files that sources consist of, hexadecimal.
+///
+/// `None` where a source is not there: an artifact can travel without its images. Pictures that a
+/// list names are not followed, their list is.
+pub fn digest_sources<P: AsRef<Path>>(sources: &[P]) -> std::io::Result<Option<String>> {
+    let mut hash = Sha256::new();
+    for source in sources {
+        if !source.as_ref().exists() {
+            return Ok(None);
+        }
+        digest_path(source.as_ref(), &mut hash)?;
+    }
+    Ok(Some(hex(&hash.finalize())))
+}
+
+fn digest_path(path: &Path, hash: &mut Sha256) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    hash.update((name.len() as u64).to_le_bytes());
+    hash.update(name);
+    if path.is_dir() {
+        let mut entries = std::fs::read_dir(path)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        entries.sort();
+        return entries.iter().try_for_each(|entry| digest_path(entry, hash));
+    }
+    hash.update(path.metadata()?.len().to_le_bytes());
+    let mut file = File::open(path)?;
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(()),
+            len => hash.update(&block[..len]),
+        }
+    }
 }
 
 // === impl Images ===
@@ -162,11 +200,7 @@ impl Images {
             hasher.update(label.map_or(u64::MAX, |label| label as u64).to_le_bytes());
         }
         hasher.update(&self.pixels);
-        hasher.finalize().iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        hex(&hasher.finalize())
     }
 }
 

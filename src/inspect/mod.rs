@@ -72,11 +72,16 @@ pub fn inspect(
     progress: &dyn Fn(f64),
 ) -> Result<Inspection, Error> {
     let logits = model.logits(training)?;
-    let confidences = candle_nn::ops::softmax(&logits, 1)?.to_vec2::<f32>()?;
-    let labels = predictions(&logits)?.into_iter().map(|(label, _)| label).collect();
+    let labels: Vec<usize> = predictions(&logits)?.into_iter().map(|(label, _)| label).collect();
+    let doubts: Vec<f64> = logits
+        .to_vec2::<f32>()?
+        .iter()
+        .zip(&labels)
+        .map(|(logits, &label)| doubt(logits, label))
+        .collect();
     let batch = Batch { rows: training.clone(), labels };
     let splits: Vec<Split> = (0..model.labels())
-        .filter_map(|label| Split::new(label, &batch.labels, &margins, settings.samples))
+        .filter_map(|label| Split::new(label, &batch.labels, &doubts, settings.samples))
         .collect();
     if splits.is_empty() {
         return Ok(Inspection { labels: Vec::new(), infected: Vec::new() });
@@ -105,6 +110,13 @@ pub fn inspect(
     Ok(Inspection { labels, infected })
 }
 
+/// The odds against a label, `1 / softmax - 1`: orders like the confidence but does not saturate.
+fn doubt(logits: &[f32], label: usize) -> f64 {
+    let own = f64::from(logits[label]);
+    let others = logits.iter().enumerate().filter(|(index, _)| *index != label);
+    others.map(|(_, &logit)| (f64::from(logit) - own).exp()).sum()
+}
+
 /// One label's most and least confident samples.
 struct Split {
     label: usize,
@@ -113,18 +125,13 @@ struct Split {
 }
 
 impl Split {
-    fn new(
-        label: usize,
-        labels: &[usize],
-        confidences: &[f32],
-        samples: usize,
-    ) -> Option<Self> {
+    fn new(label: usize, labels: &[usize], doubts: &[f64], samples: usize) -> Option<Self> {
         let mut members: Vec<usize> =
             (0..labels.len()).filter(|&index| labels[index] == label).collect();
         if members.len() < 2 * MIN_SAMPLES {
             return None;
         }
-        members.sort_by(|&a, &b| confidences[b].total_cmp(&confidences[a]));
+        members.sort_by(|&a, &b| doubts[a].total_cmp(&doubts[b]));
         let count = samples.min(members.len() / 2);
         let bottom = members.split_off(members.len() - count);
         members.truncate(count);

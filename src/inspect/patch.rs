@@ -155,8 +155,9 @@ impl Raw {
 
     fn patches(&self, bounds: &Bounds) -> CandleResult<Patches> {
         let unit = |raw: &Tensor| raw.tanh()?.affine(0.5, 0.5);
-        let patterns =
-            unit(&self.pattern.value)?.broadcast_mul(&bounds.range)?.broadcast_add(&bounds.lower)?;
+        let patterns = unit(&self.pattern.value)?
+            .broadcast_mul(&bounds.range)?
+            .broadcast_add(&bounds.lower)?;
         Ok(Patches { masks: unit(&self.mask.value)?, patterns })
     }
 

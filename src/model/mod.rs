@@ -20,7 +20,8 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use sha2::{Digest, Sha256};
+
+use crate::digest::sha256;
 
 pub use program::Program;
 
@@ -191,7 +192,7 @@ impl Model {
         let normalised =
             |pixel: f32| mean.iter().zip(&std).map(|(mean, std)| (pixel - mean) / std).collect();
         let domain = InputDomain { shape, lower: normalised(0.0), upper: normalised(1.0) };
-        let digest = hex(&Sha256::digest(bytes));
+        let digest = sha256(bytes);
         Ok(Self { program, domain, labels, digest })
     }
 
@@ -260,9 +261,4 @@ impl InputDomain {
         }
         row
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -7,9 +7,9 @@
 //! same fooling rate in a fraction of the passes.
 
 use candle_core::{Result as CandleResult, Tensor};
+use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
-use rand::Rng;
 
 use super::{Batch, Bounds, fooling_rate, margin_cotangent};
 use crate::model::{Classifier, Error};
