@@ -1,11 +1,18 @@
 //! The settings a program runs on: typed, complete and already valid.
 //!
-//! What a user writes is read and checked in `raw`; after that no invalid state can be expressed.
+//! What a user writes is read in `layers` and checked in `raw`; after that no invalid state can be
+//! expressed.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
+
+mod layers;
+mod raw;
+mod value;
+
+pub use layers::{EMBEDDED, Settings};
 
 /// Everything `doorward.toml` says.
 #[derive(Clone, Debug)]
@@ -219,6 +226,57 @@ pub enum LogFormat {
     /// For people.
     Text,
 }
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An environment variable names no key, or its value has the wrong type.
+    #[error("environment variable {variable} = {received:?} cannot be used: {reason}")]
+    Environment {
+        /// The variable's name.
+        variable: String,
+        /// Its value.
+        received: String,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A value is outside its range.
+    #[error("{key} = {received}: expected {expected}")]
+    Invalid {
+        /// Path of the key, `section.key`.
+        key: &'static str,
+        /// What was written.
+        received: String,
+        /// What would have been taken.
+        expected: &'static str,
+    },
+    /// A key without default was left out.
+    #[error("{key} is not set: it has no default")]
+    Missing {
+        /// Path of the key, `section.key`.
+        key: &'static str,
+    },
+    /// A file is not TOML, or holds an unknown key or a value of the wrong type.
+    #[error("{file} cannot be used: {reason}")]
+    Parse {
+        /// Where the text came from.
+        file: String,
+        /// What the parser says, with line and column.
+        reason: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// What reading the settings gives.
+type Result<T> = std::result::Result<T, Error>;
 
 /// A number in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
