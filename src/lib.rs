@@ -16,3 +16,4 @@ pub mod detect;
 pub mod images;
 pub mod model;
 pub mod stats;
+pub mod telemetry;
