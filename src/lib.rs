@@ -15,5 +15,6 @@ pub mod config;
 pub mod detect;
 pub mod images;
 pub mod model;
+pub mod protocol;
 pub mod stats;
 pub mod telemetry;
