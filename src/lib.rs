@@ -16,5 +16,7 @@ pub mod detect;
 pub mod images;
 pub mod model;
 pub mod protocol;
+pub mod proxy;
+pub mod server;
 pub mod stats;
 pub mod telemetry;
