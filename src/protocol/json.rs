@@ -173,7 +173,10 @@ impl<'de> Visitor<'de> for Level<'_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a number or an array of numbers")
+        formatter.write_str(match self.depth {
+            0 => "an array of numbers",
+            _ => "a number or an array of numbers",
+        })
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {

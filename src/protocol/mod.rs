@@ -9,6 +9,8 @@ use crate::model::InputDomain;
 mod document;
 mod json;
 pub mod oip_http;
+#[cfg(test)]
+mod tests;
 
 /// What a request's method and path ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -196,3 +196,56 @@ fn name_upstream_error(error: UpstreamError) -> &'static str {
         UpstreamError::Unreachable => "the upstream cannot be reached",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_status_blames_whom_it_should() {
+        let failures = [
+            Failure::Artifact,
+            Failure::BodyBroken,
+            Failure::BodyTimeout,
+            Failure::BodyTooLarge { limit: 1 },
+            Failure::Deadline,
+            Failure::Internal,
+            Failure::Overload,
+            Failure::Refused(Refusal::Path),
+            Failure::Refused(Refusal::Method { allow: "GET" }),
+            Failure::Rejected { rows: vec![0] },
+            Failure::Upstream(UpstreamError::Broken),
+            Failure::Upstream(UpstreamError::Timeout),
+            Failure::Upstream(UpstreamError::Unreachable),
+        ];
+        for failure in failures {
+            let Answer {
+                status,
+                fault,
+                retry,
+            } = answer(&failure);
+            assert_eq!(
+                status.is_client_error(),
+                fault == Fault::Client,
+                "{failure}"
+            );
+            let promised = matches!(retry, Retry::After(_));
+            assert_eq!(
+                promised,
+                status == StatusCode::SERVICE_UNAVAILABLE,
+                "{failure}"
+            );
+            let response = respond(&failure, "id-1");
+            assert_eq!(response.status(), status);
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), promised);
+        }
+    }
+
+    #[test]
+    fn long_messages_are_cut_between_characters() {
+        let cut = shorten("ä".repeat(LONGEST_MESSAGE));
+        assert!(cut.len() <= LONGEST_MESSAGE + 3);
+        assert!(cut.ends_with("ä..."));
+        assert_eq!(shorten("short".to_owned()), "short");
+    }
+}

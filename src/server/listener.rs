@@ -1,13 +1,16 @@
 //! One listener: accepts connections within bounds, and stops without losing a request.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
-use hyper::service::Service;
+use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -21,6 +24,8 @@ use super::Error;
 #[derive(Debug)]
 pub(super) struct Listener {
     address: SocketAddr,
+    /// From now on each connection closes after its answer.
+    closing: Arc<AtomicBool>,
     stop: oneshot::Sender<()>,
     accepting: JoinHandle<GracefulShutdown>,
 }
@@ -44,17 +49,22 @@ impl Listener {
         connections: usize,
     ) -> Result<Self, Error>
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
         S::Future: Send,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let address = socket.local_addr().map_err(Error::Address)?;
         let (stop, stopped) = oneshot::channel();
-        let accepting = tokio::spawn(accept(socket, service, connections, stopped));
+        let closing = Arc::new(AtomicBool::new(false));
+        let accept = accept(socket, service, connections, Arc::clone(&closing), stopped);
+        let accepting = tokio::spawn(accept);
         Ok(Self {
             address,
+            closing,
             stop,
             accepting,
         })
@@ -65,14 +75,23 @@ impl Listener {
         self.address
     }
 
-    /// Closes the listener and idle connections, and waits for the others. `false` if they did not
-    /// end in time.
-    pub(super) async fn stop(self, timeout: Duration) -> bool {
+    /// Stops in three steps: for `linger`, each answer asks its client to close the connection; then
+    /// the listener is closed; after another `linger` idle connections are closed too, and the others
+    /// get up to `timeout` to finish. `false` if they did not.
+    ///
+    /// # Design
+    ///
+    /// Closing at once would lose a request that arrives just as its idle, or new, connection is
+    /// closed: HTTP/1.1 gives a client no way to know whether it was read.
+    pub(super) async fn stop(self, linger: Duration, timeout: Duration) -> bool {
+        self.closing.store(true, Ordering::Release);
+        tokio::time::sleep(linger).await;
         // Fails when accepting has ended by itself, which it only does by panicking.
         let _ = self.stop.send(());
         let Ok(connections) = self.accepting.await else {
             return false;
         };
+        tokio::time::sleep(linger).await;
         tokio::time::timeout(timeout, connections.shutdown())
             .await
             .is_ok()
@@ -83,15 +102,30 @@ async fn accept<S, B>(
     socket: TcpListener,
     service: S,
     connections: usize,
+    closing: Arc<AtomicBool>,
     mut stopped: oneshot::Receiver<()>,
 ) -> GracefulShutdown
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let service = service_fn(move |request| {
+        let closing = Arc::clone(&closing);
+        let answer = service.call(request);
+        async move {
+            let mut answer = answer.await?;
+            if closing.load(Ordering::Acquire) {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
+    });
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
     let mut protocol = http1::Builder::new();

@@ -158,12 +158,16 @@ impl Server {
         self.shutdown().await
     }
 
-    /// Takes no more connections, lets requests in flight finish, closes the others.
+    /// Reports that it drains, has clients close their connections, lets requests in flight finish.
     pub async fn shutdown(self) -> Result<(), Error> {
         self.handle.readiness.set(Phase::Draining);
-        let drained = self.proxy.stop(self.drain_timeout).await;
+        let linger = LINGER.min(self.drain_timeout / 4);
+        let drained = self
+            .proxy
+            .stop(linger, self.drain_timeout - 2 * linger)
+            .await;
         // Last, so that probes and a last scrape see the drain.
-        self.admin.stop(ADMIN_DRAIN).await;
+        self.admin.stop(Duration::ZERO, ADMIN_DRAIN).await;
         if drained {
             Ok(())
         } else {
@@ -173,6 +177,10 @@ impl Server {
         }
     }
 }
+
+/// Long enough for every client that is sending to get an answer that closes its connection, short
+/// against the grace period of any supervisor.
+const LINGER: Duration = Duration::from_millis(200);
 
 /// A scrape takes milliseconds.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
