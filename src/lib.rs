@@ -11,11 +11,18 @@
 //! table and fails when an import points up or sideways.
 
 pub mod artifact;
+pub mod calibrate;
+pub mod cli;
 pub mod config;
 pub mod detect;
 pub mod digest;
+pub mod evaluate;
 pub mod images;
 pub mod inspect;
 pub mod model;
 pub mod perturb;
+pub mod protocol;
+pub mod proxy;
+pub mod server;
 pub mod stats;
+pub mod telemetry;

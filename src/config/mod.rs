@@ -1,11 +1,18 @@
 //! The settings a program runs on: typed, complete and already valid.
 //!
-//! What a user writes is read and checked in `raw`; after that no invalid state can be expressed.
+//! What a user writes is read in `layers` and checked in `raw`; after that no invalid state can be
+//! expressed.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
+
+mod layers;
+mod raw;
+mod value;
+
+pub use layers::{EMBEDDED, Settings};
 
 /// Everything `doorward.toml` says.
 #[derive(Clone, Debug)]
@@ -112,6 +119,8 @@ pub struct Inspection {
     pub samples: NonZeroUsize,
     /// Optimisation steps of the patches.
     pub steps: NonZeroUsize,
+    /// High-confidence samples per label and step.
+    pub batch: NonZeroUsize,
     /// Start value of the mask's weight lambda.
     pub lambda: f32,
     /// Share of the high-confidence samples whose label the patch must change.
@@ -220,6 +229,57 @@ pub enum LogFormat {
     Text,
 }
 
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An environment variable names no key, or its value has the wrong type.
+    #[error("environment variable {variable} = {received:?} cannot be used: {reason}")]
+    Environment {
+        /// The variable's name.
+        variable: String,
+        /// Its value.
+        received: String,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A value is outside its range.
+    #[error("{key} = {received}: expected {expected}")]
+    Invalid {
+        /// Path of the key, `section.key`.
+        key: &'static str,
+        /// What was written.
+        received: String,
+        /// What would have been taken.
+        expected: &'static str,
+    },
+    /// A key without default was left out.
+    #[error("{key} is not set: it has no default")]
+    Missing {
+        /// Path of the key, `section.key`.
+        key: &'static str,
+    },
+    /// A file is not TOML, or holds an unknown key or a value of the wrong type.
+    #[error("{file} cannot be used: {reason}")]
+    Parse {
+        /// Where the text came from.
+        file: String,
+        /// What the parser says, with line and column.
+        reason: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// What reading the settings gives.
+type Result<T> = std::result::Result<T, Error>;
+
 /// A number in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Probability(f64);
@@ -235,5 +295,33 @@ impl Probability {
     /// The number.
     pub fn value(self) -> f64 {
         self.0
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Self; 3] = [Self::Calibrated, Self::Patch, Self::Uap];
+
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Calibrated => "calibrated",
+            Self::Patch => "patch",
+            Self::Uap => "uap",
+        }
+    }
+}
+
+impl std::str::FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let known = || Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|rule| rule.name() == text)
+            .ok_or_else(|| format!("{text:?} is no rule, expected one of {}", known()))
     }
 }

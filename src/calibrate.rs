@@ -1,0 +1,384 @@
+//! The offline flow: from a model and images to an artifact.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use candle_core::Tensor;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde_json::json;
+
+use crate::artifact::{
+    Artifact, Expected, FORMAT, ImageCounts, InspectionSummary, LabelInspection, Manifest,
+    PerturbationSummary, Thresholds,
+};
+use crate::config::{Config, Policy, Rule};
+use crate::detect::thresholds::{Budget, Scale, fit, images_needed, scales};
+use crate::detect::{Detector, Needed, Signals};
+use crate::digest::sha256;
+use crate::images::{Images, digest_sources};
+use crate::inspect::{Inspection, Settings, inspect};
+use crate::model::{Classifier, Model};
+use crate::perturb::{
+    Batch, Bounds, Search, class_conditional, fooling_rate, predictions, rows, universal,
+};
+
+/// The images of the offline flow; no image serves two parts.
+#[derive(Clone, Debug)]
+pub struct Material {
+    /// Fit the perturbations.
+    pub fit: Images,
+    /// Fit the thresholds.
+    pub holdout: Images,
+    /// Are inspected.
+    pub training: Option<Images>,
+    /// Of the files they came from.
+    pub data_digest: String,
+}
+
+/// A part of the offline flow that takes time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The universal perturbation.
+    Universal,
+    /// The labels' own perturbations.
+    ClassConditional,
+    /// DTInspector's patches.
+    Inspection,
+    /// Scores of the held-out images.
+    Holdout,
+}
+
+/// Seconds that the parts took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seconds {
+    /// Both kinds of perturbation.
+    pub uap: f64,
+    /// The inspection.
+    pub inspection: f64,
+    /// Scoring and thresholds.
+    pub calibration: f64,
+}
+
+/// Why there is no artifact.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The detection failed.
+    #[error(transparent)]
+    Detect(#[from] crate::detect::Error),
+    /// The images cannot be read.
+    #[error(transparent)]
+    Images(#[from] crate::images::Error),
+    /// The model cannot be evaluated.
+    #[error(transparent)]
+    Model(#[from] crate::model::Error),
+    /// A source cannot be read.
+    #[error("cannot read the images")]
+    Source(#[from] std::io::Error),
+    /// There are not enough clean images.
+    #[error(
+        "calibration.clean_images holds {got} images, expected at least {expected}: {fit} to fit the perturbations and {holdout} held out, without which a false-rejection rate of {rate} cannot be kept"
+    )]
+    TooFewImages {
+        /// Images found.
+        got: usize,
+        /// Images needed.
+        expected: usize,
+        /// Of those, for the perturbations.
+        fit: usize,
+        /// Of those, held out.
+        holdout: usize,
+        /// The budget.
+        rate: f64,
+    },
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// Reads the images that a configuration names.
+pub fn material(config: &Config, shape: [usize; 3]) -> Result<Material, Error> {
+    let settings = &config.calibration;
+    let clean = Images::read_all(&settings.clean_images, shape)?;
+    let fit = settings.fit_images.get();
+    let rate = config.policy.max_false_rejection_rate.value();
+    let holdout = images_needed(rate).min(settings.holdout_images.get());
+    if clean.len() < fit + holdout {
+        let expected = fit + holdout;
+        return Err(Error::TooFewImages { got: clean.len(), expected, fit, holdout, rate });
+    }
+    let end = clean.len().min(fit + settings.holdout_images.get());
+    let training = match settings.training_images.as_slice() {
+        [] => None,
+        sources => Some(Images::read_all(sources, shape)?),
+    };
+    Ok(Material {
+        fit: clean.slice(0..fit),
+        holdout: clean.slice(fit..end),
+        training,
+        data_digest: data_digest(config)?.unwrap_or_default(),
+    })
+}
+
+/// What an artifact for this configuration and model must have been made for.
+pub fn expected(config: &Config, model: &Model) -> Result<Expected, Error> {
+    Ok(Expected {
+        model_digest: model.digest().to_owned(),
+        settings_digest: settings_digest(config),
+        data_digest: data_digest(config)?,
+    })
+}
+
+/// Learns and calibrates everything.
+pub fn calibrate(
+    model: &Arc<Model>,
+    config: &Config,
+    material: &Material,
+    seed: u64,
+    progress: &dyn Fn(Stage, f64),
+) -> Result<(Artifact, Seconds), Error> {
+    let classifier: Arc<dyn Classifier> = model.clone();
+    let (domain, device) = (classifier.domain(), classifier.device());
+    let mut rng = StdRng::seed_from_u64(seed);
+    let tensor = |images: &Images| -> Result<Tensor, Error> {
+        Ok(rows(domain, (0..images.len()).map(|index| images.image(index)), device)?)
+    };
+    let mut seconds = Seconds::default();
+
+    let start = Instant::now();
+    let clean = Batch::predict(&*classifier, tensor(&material.fit)?)?;
+    let search = Search {
+        fooling_rate: config.perturbation.fooling_rate.value(),
+        max_epsilon: config.perturbation.max_epsilon,
+        steps: config.perturbation.steps.get(),
+        batch: config.perturbation.batch.get(),
+    };
+    let found =
+        universal(&*classifier, &clean, &search, &mut rng, &|p| progress(Stage::Universal, p))?;
+    let own = class_conditional(
+        &*classifier,
+        &clean,
+        &found.eta,
+        found.epsilon,
+        &search,
+        &mut rng,
+        &|p| progress(Stage::ClassConditional, p),
+    )?;
+    seconds.uap = start.elapsed().as_secs_f64();
+
+    let start = Instant::now();
+    let inspection = match &material.training {
+        None => None,
+        Some(images) => Some(inspect(
+            &*classifier,
+            &tensor(images)?,
+            &inspection_settings(config),
+            &mut rng,
+            &|p| progress(Stage::Inspection, p),
+        )?),
+    };
+    seconds.inspection = start.elapsed().as_secs_f64();
+
+    let start = Instant::now();
+    let infected: Vec<usize> = inspection.iter().flat_map(|found| found.infected.clone()).collect();
+    let all_patches: BTreeMap<usize, crate::inspect::Patch> = inspection
+        .iter()
+        .flat_map(|found| &found.labels)
+        .map(|inspected| (inspected.label, inspected.patch.clone()))
+        .collect();
+    let patches = all_patches.clone().into_iter().filter(|(label, _)| infected.contains(label));
+    let signals =
+        Signals::new(classifier.clone(), found.eta.clone(), own.clone(), patches.collect())?;
+    let fit_scores = joined(&signals, &clean.rows)?;
+    let held_out = tensor(&material.holdout)?;
+    let mut holdout = Vec::with_capacity(material.holdout.len());
+    let count = material.holdout.len();
+    for first in (0..count).step_by(SCORED_AT_ONCE) {
+        let some = SCORED_AT_ONCE.min(count - first);
+        holdout.extend(joined(&signals, &held_out.narrow(0, first, some)?)?);
+        progress(Stage::Holdout, (first + some) as f64 / count as f64);
+    }
+    let scales = scales(classifier.labels(), &fit_scores);
+    let thresholds =
+        fit(&scales, &holdout, &infected.iter().copied().collect(), budget(&config.policy));
+    let held_out = Batch::predict(&*classifier, held_out)?;
+    let perturbation = summary(&*classifier, &held_out, &found.eta, found.epsilon)?;
+    seconds.calibration = start.elapsed().as_secs_f64();
+
+    let manifest = Manifest {
+        format: FORMAT,
+        doorward: env!("CARGO_PKG_VERSION").to_owned(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        model_digest: model.digest().to_owned(),
+        data_digest: material.data_digest.clone(),
+        settings_digest: settings_digest(config),
+        seed,
+        input_shape: domain.shape,
+        labels: classifier.labels(),
+        images: ImageCounts {
+            fit: material.fit.len(),
+            holdout: material.holdout.len(),
+            training: material.training.as_ref().map_or(0, Images::len),
+        },
+        perturbation,
+        inspection: inspection.as_ref().map(inspection_summary).transpose()?,
+        thresholds,
+    };
+    let artifact = Artifact {
+        manifest,
+        universal: found.eta,
+        class_conditional: own,
+        patches: all_patches,
+        holdout,
+    };
+    Ok((artifact, seconds))
+}
+
+/// A detector from an artifact, its thresholds fitted to the policy's budget.
+pub fn detector(
+    model: Arc<dyn Classifier>,
+    artifact: &Artifact,
+    policy: &Policy,
+    rule: Rule,
+) -> Result<(Detector, Thresholds), Error> {
+    let signals = signals(model, artifact)?;
+    let thresholds = thresholds(artifact, policy);
+    Ok((Detector::new(signals, rule, thresholds.clone()), thresholds))
+}
+
+/// The signals that an artifact's perturbations and patches give.
+pub fn signals(model: Arc<dyn Classifier>, artifact: &Artifact) -> Result<Signals, Error> {
+    let infected = infected(artifact);
+    let patches = artifact
+        .patches
+        .iter()
+        .filter(|(label, _)| infected.contains(label))
+        .map(|(label, patch)| (*label, patch.clone()))
+        .collect();
+    let (universal, own) = (artifact.universal.clone(), artifact.class_conditional.clone());
+    Ok(Signals::new(model, universal, own, patches)?)
+}
+
+/// The thresholds that an artifact's held-out scores give for a policy's budget.
+pub fn thresholds(artifact: &Artifact, policy: &Policy) -> Thresholds {
+    let scales: Vec<Scale> = artifact
+        .manifest
+        .thresholds
+        .labels
+        .iter()
+        .map(|label| Scale { location: label.location, spread: label.spread })
+        .collect();
+    let infected = infected(artifact).iter().copied().collect();
+    fit(&scales, &artifact.holdout, &infected, budget(policy))
+}
+
+fn infected(artifact: &Artifact) -> &[usize] {
+    artifact.manifest.inspection.as_ref().map_or(&[], |inspection| &inspection.infected)
+}
+
+fn budget(policy: &Policy) -> Budget {
+    Budget {
+        rate: policy.max_false_rejection_rate.value(),
+        infected_weight: policy.infected_budget.into(),
+    }
+}
+
+fn joined(signals: &Signals, rows: &Tensor) -> Result<Vec<(usize, f32)>, Error> {
+    let scored = signals.score(rows, Needed::All)?;
+    Ok(scored.iter().map(|row| (row.label, row.joined())).collect())
+}
+
+/// The inspection's settings in a configuration.
+pub fn inspection_settings(config: &Config) -> Settings {
+    let settings = &config.inspection;
+    Settings {
+        samples: settings.samples.get(),
+        steps: settings.steps.get(),
+        batch: settings.batch.get(),
+        lambda: settings.lambda,
+        success_rate: settings.success_rate.value(),
+        anomaly_threshold: settings.anomaly_threshold.into(),
+        clean_ratio: settings.clean_ratio.value(),
+    }
+}
+
+/// What an inspection found, for people and files.
+pub fn inspection_summary(inspection: &Inspection) -> Result<InspectionSummary, Error> {
+    let labels = inspection
+        .labels
+        .iter()
+        .map(|inspected| {
+            Ok(LabelInspection {
+                label: inspected.label,
+                transfer_ratio: inspected.transfer_ratio,
+                anomaly_index: inspected.anomaly_index,
+                top_k_changed: inspected.top_k_changed,
+                mask_l1: inspected.patch.mask_l1()?,
+            })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(InspectionSummary { labels, infected: inspection.infected.clone() })
+}
+
+/// What the universal perturbation does to images it was not fitted on.
+fn summary(
+    model: &dyn Classifier,
+    clean: &Batch,
+    eta: &Tensor,
+    epsilon: f32,
+) -> Result<PerturbationSummary, Error> {
+    let bounds = Bounds::new(model.domain(), model.device())?;
+    let moved = bounds.clip(&clean.rows.broadcast_add(eta)?)?;
+    let mut counts = vec![0usize; model.labels()];
+    for (label, _) in predictions(&model.logits(&moved)?)? {
+        counts[label] += 1;
+    }
+    let sink = (0..counts.len()).max_by_key(|&label| counts[label]).unwrap_or(0);
+    let share = eta.broadcast_div(&bounds.range)?;
+    let l2 = share.sqr()?.sum_all()?.to_scalar::<f32>()?;
+    Ok(PerturbationSummary {
+        epsilon,
+        fooling_rate: fooling_rate(model, clean, eta)?,
+        l2: f64::from(l2).sqrt(),
+        sink,
+        sink_share: counts[sink] as f64 / clean.len() as f64,
+    })
+}
+
+fn data_digest(config: &Config) -> Result<Option<String>, Error> {
+    let settings = &config.calibration;
+    let sources = [settings.clean_images.as_slice(), settings.training_images.as_slice()].concat();
+    Ok(digest_sources(&sources)?)
+}
+
+/// Over every setting that shapes an artifact; the policy does not: see [`thresholds`].
+fn settings_digest(config: &Config) -> String {
+    let (perturbation, inspection) = (&config.perturbation, &config.inspection);
+    let settings = json!({
+        "mean": config.preprocess.mean,
+        "std": config.preprocess.std,
+        "fit_images": config.calibration.fit_images,
+        "holdout_images": config.calibration.holdout_images,
+        "seed": config.calibration.seed,
+        "fooling_rate": perturbation.fooling_rate.value(),
+        "max_epsilon": perturbation.max_epsilon,
+        "perturbation_steps": perturbation.steps,
+        "perturbation_batch": perturbation.batch,
+        "samples": inspection.samples,
+        "inspection_steps": inspection.steps,
+        "inspection_batch": inspection.batch,
+        "lambda": inspection.lambda,
+        "success_rate": inspection.success_rate.value(),
+        "anomaly_threshold": inspection.anomaly_threshold,
+        "clean_ratio": inspection.clean_ratio.value(),
+    });
+    sha256(settings.to_string().as_bytes())
+}
+
+/// Rows scored between two progress reports.
+const SCORED_AT_ONCE: usize = 256;

@@ -1,0 +1,123 @@
+//! The command line: the only place that knows every module.
+
+mod offline;
+mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Rule, Settings};
+use crate::telemetry;
+
+/// Turns away inputs that carry a backdoor trigger.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Learn perturbations and thresholds, and write the artifact.
+    #[command(after_help = "Example:\n  doorward calibrate -c doorward.toml")]
+    Calibrate {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Replace a valid artifact with a fresh one, drawn from a fresh seed.
+        #[arg(long)]
+        rotate: bool,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check or print the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Measure the rules on clean and triggered images.
+    #[command(
+        after_help = "Example:\n  doorward evaluate -c doorward.toml --clean test.bin.gz --triggered triggered.bin.gz"
+    )]
+    Evaluate {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Clean images that calibration did not see.
+        #[arg(long, value_name = "SRC", required = true)]
+        clean: Vec<PathBuf>,
+        /// Images that carry the trigger, labelled with what they show.
+        #[arg(long, value_name = "SRC", required = true)]
+        triggered: Vec<PathBuf>,
+        /// The attack's label; default: the one most triggered images are answered with.
+        #[arg(long, value_name = "LABEL")]
+        target: Vec<usize>,
+        /// Rule to measure; default: all.
+        #[arg(long, value_name = "RULE")]
+        rule: Vec<Rule>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Is the model backdoored, and which labels? Exit status 0: clean, 3: infected.
+    #[command(after_help = "Example:\n  doorward inspect -c doorward.toml --json")]
+    Inspect {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Validate a file, load the model and print its input, output and operators.
+    #[command(after_help = "Example:\n  doorward config check doorward.toml")]
+    Check { file: PathBuf },
+    /// Print the configuration in effect: defaults, the file, the environment.
+    #[command(
+        after_help = "Example:\n  DOORWARD_POLICY__MODE=monitor doorward config show doorward.toml"
+    )]
+    Show { file: Option<PathBuf> },
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Runs the program's arguments.
+pub fn run() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Calibrate { config, rotate, json } => {
+            offline::calibrate(&config.load()?, rotate, json)
+        }
+        Command::Config(ConfigCommand::Check { file }) => offline::check(&load(&file)?),
+        Command::Config(ConfigCommand::Show { file }) => {
+            print!("{}", Settings::load(file.as_deref(), std::env::vars())?.to_toml());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Evaluate { config, clean, triggered, target, rule, json } => {
+            let rules = if rule.is_empty() { Rule::ALL.to_vec() } else { rule };
+            let sources = offline::EvaluationSources { clean, triggered, target, rules };
+            offline::evaluate(&config.load()?, &sources, json)
+        }
+        Command::Inspect { config, json } => offline::inspect(&config.load()?, json),
+    }
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Config> {
+        load(&self.file)
+    }
+}
+
+fn load(file: &std::path::Path) -> Result<Config> {
+    let config = Config::load(Some(file), std::env::vars())?;
+    telemetry::init(&config.telemetry)?;
+    Ok(config)
+}

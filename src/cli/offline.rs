@@ -1,0 +1,268 @@
+//! `calibrate`, `inspect`, `evaluate` and `config check`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+
+use super::progress::Progress;
+use crate::artifact::{Artifact, InspectionSummary};
+use crate::calibrate::{self, Seconds};
+use crate::config::{Config, Rule};
+use crate::evaluate::{Evaluation, evaluate as measure};
+use crate::images::Images;
+use crate::inspect::inspect as run_inspection;
+use crate::model::{Classifier, Model};
+use crate::perturb::rows;
+
+/// What `evaluate` reads.
+pub(super) struct EvaluationSources {
+    pub(super) clean: Vec<PathBuf>,
+    pub(super) triggered: Vec<PathBuf>,
+    pub(super) target: Vec<usize>,
+    pub(super) rules: Vec<Rule>,
+}
+
+pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
+    let path = &config.model.path;
+    // CUDA where this build has it and there is a device, else the CPU.
+    let device = Device::cuda_if_available(0)?;
+    let model = Model::load(path, &config.preprocess.mean, &config.preprocess.std, &device)
+        .with_context(|| format!("cannot load the model {}", path.display()))?;
+    Ok(Arc::new(model))
+}
+
+/// The artifact if a valid one is there, else a fresh one, written.
+pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Artifact> {
+    let path = &config.calibration.artifact;
+    if path.exists() {
+        let expected = calibrate::expected(config, model)?;
+        return Artifact::read(path, &expected, model.device()).with_context(|| {
+            format!("run `doorward calibrate` to replace {}, or remove it", path.display())
+        });
+    }
+    Ok(write_artifact(config, model)?.0)
+}
+
+fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Artifact, Seconds)> {
+    let material = calibrate::material(config, model.domain().shape)?;
+    let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
+    let progress = Progress::new();
+    let (artifact, seconds) =
+        calibrate::calibrate(model, config, &material, seed, &|stage, share| {
+            progress.update(stage, share);
+        })?;
+    progress.finish();
+    artifact.write(&config.calibration.artifact)?;
+    Ok((artifact, seconds))
+}
+
+pub(super) fn calibrate(config: &Config, rotate: bool, json: bool) -> Result<ExitCode> {
+    let model = load_model(config)?;
+    let path = &config.calibration.artifact;
+    if !rotate && path.exists() {
+        let expected = calibrate::expected(config, &model)?;
+        match Artifact::read(path, &expected, model.device()) {
+            Ok(artifact) => {
+                tracing::info!(artifact = %path.display(), "already valid; --rotate replaces it");
+                print_artifact(config, &artifact, Seconds::default(), json);
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(error) => tracing::warn!(%error, "replacing the artifact"),
+        }
+    }
+    if rotate && config.calibration.seed.is_some() {
+        bail!("calibration.seed is set, so that --rotate would make the same artifact again");
+    }
+    let (artifact, seconds) = write_artifact(config, &model)?;
+    print_artifact(config, &artifact, seconds, json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_json: bool) {
+    let manifest = &artifact.manifest;
+    let perturbation = &manifest.perturbation;
+    let bound = calibrate::thresholds(artifact, &config.policy).false_rejection_rate_bound;
+    let path = config.calibration.artifact.display();
+    let infected = manifest.inspection.as_ref().map(|inspection| &inspection.infected);
+    if as_json {
+        let report = json!({
+            "artifact": path.to_string(),
+            "seconds": {
+                "uap": seconds.uap,
+                "inspection": seconds.inspection,
+                "calibration": seconds.calibration,
+            },
+            "fooling_rate": perturbation.fooling_rate,
+            "epsilon": perturbation.epsilon,
+            "images": { "fit": manifest.images.fit, "holdout": manifest.images.holdout },
+            "false_rejection_rate_bound": bound,
+            "infected_labels": infected,
+            "seed": manifest.seed,
+        });
+        println!("{report}");
+        return;
+    }
+    println!("artifact        {path}");
+    println!(
+        "perturbation    epsilon {:.1}/255, changes {:.1} % of {} held-out images, {:.0} % of them to label {}",
+        perturbation.epsilon * 255.0,
+        perturbation.fooling_rate * 100.0,
+        manifest.images.holdout,
+        perturbation.sink_share * 100.0,
+        perturbation.sink,
+    );
+    match infected {
+        None => println!(
+            "inspection      none: no training images, the verdict rests on the perturbations alone"
+        ),
+        Some(labels) if labels.is_empty() => println!("inspection      no infected label"),
+        Some(labels) => println!("inspection      infected labels {labels:?}"),
+    }
+    println!("guarantee       at most {:.3} % of clean inputs rejected", bound * 100.0);
+    println!(
+        "seconds         {:.1} perturbations, {:.1} inspection, {:.1} thresholds",
+        seconds.uap, seconds.inspection, seconds.calibration
+    );
+}
+
+pub(super) fn inspect(config: &Config, as_json: bool) -> Result<ExitCode> {
+    let model = load_model(config)?;
+    let sources = &config.calibration.training_images;
+    if sources.is_empty() {
+        bail!(
+            "calibration.training_images is not set: without training images there is no confidence to split by, and the verdict rests on the perturbations alone"
+        );
+    }
+    let images = Images::read_all(sources, model.domain().shape)?;
+    let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
+    let (progress, start) = (Progress::new(), Instant::now());
+    let pixels = (0..images.len()).map(|index| images.image(index));
+    let inspection = run_inspection(
+        &*model,
+        &rows(model.domain(), pixels, model.device())?,
+        &calibrate::inspection_settings(config),
+        &mut StdRng::seed_from_u64(seed),
+        &|share| progress.update(calibrate::Stage::Inspection, share),
+    )?;
+    progress.finish();
+    let summary = calibrate::inspection_summary(&inspection)?;
+    print_inspection(&summary, images.len(), seed, start.elapsed().as_secs_f64(), as_json);
+    Ok(if summary.infected.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(INFECTED) })
+}
+
+fn print_inspection(
+    summary: &InspectionSummary,
+    images: usize,
+    seed: u64,
+    seconds: f64,
+    as_json: bool,
+) {
+    let verdict = if summary.infected.is_empty() { "clean" } else { "infected" };
+    if as_json {
+        let report = json!({
+            "verdict": verdict,
+            "infected_labels": summary.infected,
+            "labels": summary.labels,
+            "images": images,
+            "seed": seed,
+            "seconds": seconds,
+        });
+        println!("{report}");
+        return;
+    }
+    println!("label  transfer ratio  anomaly index  top-K changed  mask |M|_1");
+    for label in &summary.labels {
+        let mark = if summary.infected.contains(&label.label) { "  infected" } else { "" };
+        println!(
+            "{:>5} {:>15.3} {:>14.2} {:>14.3} {:>11.1}{mark}",
+            label.label,
+            label.transfer_ratio,
+            label.anomaly_index,
+            label.top_k_changed,
+            label.mask_l1
+        );
+    }
+    println!("{verdict}, from {images} training images, seed {seed}, {seconds:.1} s");
+}
+
+pub(super) fn evaluate(
+    config: &Config,
+    sources: &EvaluationSources,
+    as_json: bool,
+) -> Result<ExitCode> {
+    let model = load_model(config)?;
+    let artifact = artifact(config, &model)?;
+    let shape = model.domain().shape;
+    let clean = Images::read_all(&sources.clean, shape)?;
+    let triggered = Images::read_all(&sources.triggered, shape)?;
+    let signals = calibrate::signals(model, &artifact)?;
+    let thresholds = calibrate::thresholds(&artifact, &config.policy);
+    let evaluation =
+        measure(&signals, &thresholds, &clean, &triggered, &sources.target, &sources.rules)?;
+    if as_json {
+        println!("{}", serde_json::to_string(&evaluation)?);
+    } else {
+        print_evaluation(&evaluation);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A table of the rules' figures.
+pub(super) fn print_evaluation(evaluation: &Evaluation) {
+    let rows = &evaluation.rows;
+    println!(
+        "{} clean rows, {} triggered, {} of them answered with {:?}",
+        rows.clean, rows.triggered, rows.triggered_successful, evaluation.targets
+    );
+    println!("rule             BDR     CIIR   AUROC  TPR@0.1%  TPR@0.5%  TPR@1%  TPR@5%  forwards");
+    for (rule, figures) in &evaluation.rules {
+        let at = |rate: &str| figures.tpr_at_fpr.get(rate).copied().unwrap_or(f64::NAN) * 100.0;
+        println!(
+            "{rule:11} {:>6.2} % {:>6.2} %  {:.4} {:>8.2}% {:>8.2}% {:>6.2}% {:>6.2}% {:>9.2}",
+            figures.bdr * 100.0,
+            figures.ciir * 100.0,
+            figures.auroc,
+            at("0.001"),
+            at("0.005"),
+            at("0.01"),
+            at("0.05"),
+            figures.forwards_per_input
+        );
+    }
+    println!(
+        "calibrated guarantees at most {:.3} % false rejections",
+        evaluation.false_rejection_rate_bound * 100.0
+    );
+}
+
+pub(super) fn check(config: &Config) -> Result<ExitCode> {
+    let model = load_model(config)?;
+    let program = model.program();
+    let mut operators: Vec<(&str, usize)> = Vec::new();
+    for name in program.operators() {
+        match operators.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => operators.push((name, 1)),
+        }
+    }
+    operators.sort_unstable();
+    let operators: Vec<String> =
+        operators.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    println!("model     {}", config.model.path.display());
+    println!("sha256    {}", model.digest());
+    println!("input     {:?} [batch, {:?}]", program.input_name(), program.input_shape());
+    println!("output    {:?} [batch, {}]", program.output_name(), model.labels());
+    println!("operators {}", operators.join(", "));
+    println!("ok");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Exit status of `inspect` for a backdoored model.
+const INFECTED: u8 = 3;

@@ -1,0 +1,69 @@
+//! Progress of the offline flow: bars on a terminal, log lines elsewhere.
+
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::calibrate::Stage;
+
+/// Shows how far each stage is.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    state: RefCell<Option<(Stage, Instant)>>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style =
+                ProgressStyle::with_template("{msg:28} [{bar:40}] {percent:>3} % {elapsed}");
+            let bar = ProgressBar::new(TICKS);
+            bar.set_style(
+                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "),
+            );
+            bar
+        });
+        Self { bar, state: RefCell::new(None) }
+    }
+
+    /// `share` of the stage is done.
+    pub(super) fn update(&self, stage: Stage, share: f64) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(title(stage));
+            bar.set_position((share * TICKS as f64) as u64);
+            return;
+        }
+        let mut state = self.state.borrow_mut();
+        let now = Instant::now();
+        let due = match *state {
+            Some((shown, at)) => shown != stage || now - at > QUIET || share >= 1.0,
+            None => true,
+        };
+        if due {
+            tracing::info!(stage = title(stage), percent = (share * 100.0).round(), "calibrating");
+            *state = Some((stage, now));
+        }
+    }
+
+    pub(super) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn title(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Universal => "universal perturbation",
+        Stage::ClassConditional => "per-label perturbations",
+        Stage::Inspection => "patches (DTInspector)",
+        Stage::Holdout => "held-out scores",
+    }
+}
+
+const TICKS: u64 = 1000;
+
+/// Log lines come no more often.
+const QUIET: Duration = Duration::from_secs(10);

@@ -1,0 +1,174 @@
+//! Reads the layers of the settings and merges them.
+//!
+//! Three layers, later ones win: the embedded `config/doorward.toml`, the user's file, environment
+//! variables `DOORWARD_SECTION__KEY`. Each layer is checked against the known keys on its own, so
+//! that an error names the file and line, or the variable, it came from.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::raw::RawConfig;
+use super::{Config, Error, Result};
+
+/// The shipped settings file: every key, its documentation and its default.
+pub const EMBEDDED: &str = include_str!("../../config/doorward.toml");
+
+/// The merged layers, before conversion.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    merged: Table,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Reads the user's file, if any, over the embedded one, and `environment` over both.
+    pub fn load<I, K, V>(path: Option<&Path>, environment: I) -> Result<Self>
+    where
+        I: IntoIterator<Item = (K, V)>,
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let Some(path) = path else {
+            return Self::merge(None, environment);
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        Self::merge(Some((&path.display().to_string(), &text)), environment)
+    }
+
+    /// As [`Settings::load`], for the text of a file. `name` stands for the file in errors.
+    pub fn parse<I, K, V>(name: &str, text: &str, environment: I) -> Result<Self>
+    where
+        I: IntoIterator<Item = (K, V)>,
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        Self::merge(Some((name, text)), environment)
+    }
+
+    /// The effective settings as a TOML file that gives the same settings again.
+    pub fn to_toml(&self) -> String {
+        // A table's `Display` is TOML.
+        self.merged.to_string()
+    }
+
+    /// The typed settings.
+    pub fn config(&self) -> Result<Config> {
+        let raw: RawConfig = deserialize("the merged settings", self.merged.clone())?;
+        raw.convert()
+    }
+
+    fn merge<I, K, V>(file: Option<(&str, &str)>, environment: I) -> Result<Self>
+    where
+        I: IntoIterator<Item = (K, V)>,
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let mut merged = layer("the embedded doorward.toml", EMBEDDED)?;
+        if let Some((name, text)) = file {
+            overlay(&mut merged, layer(name, text)?);
+        }
+        for (variable, value) in environment {
+            if let Some(path) = key_path(variable.as_ref()) {
+                let table = variable_layer(variable.as_ref(), &path, value.as_ref())?;
+                overlay(&mut merged, table);
+            }
+        }
+        Ok(Self { merged })
+    }
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Reads the user's file, if any, over the embedded one, and `environment` over both.
+    pub fn load<I, K, V>(path: Option<&Path>, environment: I) -> Result<Self>
+    where
+        I: IntoIterator<Item = (K, V)>,
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        Settings::load(path, environment)?.config()
+    }
+
+    /// As [`Config::load`], for the text of a file. `name` stands for the file in errors.
+    pub fn parse<I, K, V>(name: &str, text: &str, environment: I) -> Result<Self>
+    where
+        I: IntoIterator<Item = (K, V)>,
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        Settings::parse(name, text, environment)?.config()
+    }
+}
+
+// === layers ===
+
+/// A checked file: its keys are known and have the right types.
+fn layer(file: &str, text: &str) -> Result<Table> {
+    let in_file =
+        |error: toml::de::Error| Error::Parse { file: file.to_owned(), reason: error.to_string() };
+    // From the text, not from the table, for the sake of line numbers in the error.
+    toml::from_str::<RawConfig>(text).map_err(in_file)?;
+    toml::from_str(text).map_err(in_file)
+}
+
+/// Sections and key that a variable names. A variable without two underscores is not ours:
+/// Kubernetes sets `DOORWARD_PORT` and the like for a service called doorward.
+fn key_path(variable: &str) -> Option<Vec<String>> {
+    let path = variable.strip_prefix("DOORWARD_")?;
+    path.contains("__").then(|| path.split("__").map(str::to_lowercase).collect())
+}
+
+fn variable_layer(variable: &str, path: &[String], value: &str) -> Result<Table> {
+    let string = Value::String(value.to_owned());
+    let parsed = toml::from_str::<Table>(&format!("value = {value}"))
+        .ok()
+        // More keys than one: the value holds a line break and was no value.
+        .filter(|table| table.len() == 1)
+        .and_then(|mut table| table.remove("value"));
+    let table = nest(path, parsed.unwrap_or_else(|| string.clone()));
+    let error = match deserialize(variable, table.clone()) {
+        Ok(RawConfig { .. }) => return Ok(table),
+        Err(error) => error,
+    };
+    // A model may be called `1`: what is no valid number here may be a valid string.
+    let table = nest(path, string);
+    if deserialize::<RawConfig>(variable, table.clone()).is_ok() {
+        return Ok(table);
+    }
+    Err(Error::Environment {
+        variable: variable.to_owned(),
+        received: value.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn nest(path: &[String], value: Value) -> Table {
+    let mut value = value;
+    for key in path.iter().skip(1).rev() {
+        value = Value::Table(Table::from_iter([(key.clone(), value)]));
+    }
+    Table::from_iter(path.first().map(|key| (key.clone(), value)))
+}
+
+fn overlay(base: &mut Table, upper: Table) {
+    for (key, value) in upper {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+fn deserialize<T: for<'de> Deserialize<'de>>(origin: &str, table: Table) -> Result<T> {
+    table.try_into().map_err(|error: toml::de::Error| Error::Parse {
+        file: origin.to_owned(),
+        reason: error.to_string(),
+    })
+}

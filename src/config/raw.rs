@@ -1,0 +1,327 @@
+//! The settings as users write them, and their conversion to the typed ones.
+//!
+//! A layer may leave out any key, so every field is optional here; the conversion is the place that
+//! misses one, or finds a value outside its range.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::value::{
+    OneOrMany, address, base_url, channels, count, duration, file, invalid, model_name, positive,
+    probability, required, scales, share,
+};
+use super::{
+    Action, Admin, Calibration, Config, Inspection, Limits, Listen, LogFormat, Mode, Model,
+    Perturbation, Policy, Preprocess, Result, Rule, Telemetry, Unverified, Upstream,
+};
+
+/// The file as users write it; a layer may leave out any key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawConfig {
+    listen: RawListen,
+    admin: RawAdmin,
+    upstream: RawUpstream,
+    model: RawModel,
+    preprocess: RawPreprocess,
+    calibration: RawCalibration,
+    perturbation: RawPerturbation,
+    inspection: RawInspection,
+    policy: RawPolicy,
+    limits: RawLimits,
+    telemetry: RawTelemetry,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawListen {
+    http: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawAdmin {
+    listen: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawUpstream {
+    url: Option<String>,
+    timeout_seconds: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawModel {
+    path: Option<PathBuf>,
+    name: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawPreprocess {
+    mean: Option<OneOrMany<f64>>,
+    std: Option<OneOrMany<f64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawCalibration {
+    clean_images: Option<OneOrMany<PathBuf>>,
+    training_images: Option<OneOrMany<PathBuf>>,
+    fit_images: Option<i64>,
+    holdout_images: Option<i64>,
+    artifact: Option<PathBuf>,
+    seed: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawPerturbation {
+    fooling_rate: Option<f64>,
+    max_epsilon: Option<f64>,
+    steps: Option<i64>,
+    batch: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawInspection {
+    samples: Option<i64>,
+    steps: Option<i64>,
+    batch: Option<i64>,
+    lambda: Option<f64>,
+    success_rate: Option<f64>,
+    anomaly_threshold: Option<f64>,
+    clean_ratio: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawPolicy {
+    mode: Option<RawMode>,
+    rule: Option<RawRule>,
+    max_false_rejection_rate: Option<f64>,
+    infected_budget: Option<f64>,
+    unverified: RawUnverified,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawUnverified {
+    artifact: Option<RawAction>,
+    deadline: Option<RawAction>,
+    internal: Option<RawAction>,
+    overload: Option<RawAction>,
+    undecodable: Option<RawAction>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawLimits {
+    body_bytes: Option<i64>,
+    rows: Option<i64>,
+    queue_rows: Option<i64>,
+    batch_rows: Option<i64>,
+    concurrency: Option<i64>,
+    body_timeout_seconds: Option<f64>,
+    detection_timeout_seconds: Option<f64>,
+    drain_timeout_seconds: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawTelemetry {
+    log: Option<String>,
+    format: Option<RawLogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawMode {
+    Enforce,
+    Monitor,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawRule {
+    Calibrated,
+    Patch,
+    Uap,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawAction {
+    Default,
+    Pass,
+    Reject,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawLogFormat {
+    Json,
+    Text,
+}
+
+// === impl RawConfig ===
+
+impl RawConfig {
+    pub(super) fn convert(self) -> Result<Config> {
+        let limits = self.limits.convert()?;
+        Ok(Config {
+            listen: Listen { http: address("listen.http", self.listen.http)? },
+            admin: Admin { listen: address("admin.listen", self.admin.listen)? },
+            upstream: Upstream {
+                url: base_url("upstream.url", self.upstream.url)?,
+                timeout: duration("upstream.timeout_seconds", self.upstream.timeout_seconds)?,
+            },
+            model: Model {
+                path: file("model.path", self.model.path)?,
+                name: self.model.name.map(model_name).transpose()?,
+            },
+            preprocess: Preprocess {
+                mean: channels("preprocess.mean", self.preprocess.mean)?,
+                std: scales("preprocess.std", self.preprocess.std)?,
+            },
+            calibration: self.calibration.convert()?,
+            perturbation: self.perturbation.convert()?,
+            inspection: self.inspection.convert()?,
+            policy: self.policy.convert()?,
+            limits,
+            telemetry: Telemetry {
+                log: required("telemetry.log", self.telemetry.log)?,
+                format: match required("telemetry.format", self.telemetry.format)? {
+                    RawLogFormat::Json => LogFormat::Json,
+                    RawLogFormat::Text => LogFormat::Text,
+                },
+            },
+        })
+    }
+}
+
+impl RawCalibration {
+    fn convert(self) -> Result<Calibration> {
+        let clean_images = required("calibration.clean_images", self.clean_images)?.into_vec();
+        if clean_images.is_empty() {
+            return invalid("calibration.clean_images", "[]", "at least one path");
+        }
+        let training_images = required("calibration.training_images", self.training_images)?;
+        Ok(Calibration {
+            clean_images,
+            training_images: training_images.into_vec(),
+            fit_images: count("calibration.fit_images", self.fit_images)?,
+            holdout_images: count("calibration.holdout_images", self.holdout_images)?,
+            artifact: file("calibration.artifact", self.artifact)?,
+            seed: self.seed,
+        })
+    }
+}
+
+impl RawPerturbation {
+    fn convert(self) -> Result<Perturbation> {
+        let epsilon = share("perturbation.max_epsilon", self.max_epsilon)?;
+        Ok(Perturbation {
+            fooling_rate: share("perturbation.fooling_rate", self.fooling_rate)?,
+            max_epsilon: epsilon.value() as f32,
+            steps: count("perturbation.steps", self.steps)?,
+            batch: count("perturbation.batch", self.batch)?,
+        })
+    }
+}
+
+impl RawInspection {
+    fn convert(self) -> Result<Inspection> {
+        let threshold = positive("inspection.anomaly_threshold", self.anomaly_threshold)?;
+        Ok(Inspection {
+            samples: count("inspection.samples", self.samples)?,
+            steps: count("inspection.steps", self.steps)?,
+            batch: count("inspection.batch", self.batch)?,
+            lambda: positive("inspection.lambda", self.lambda)?,
+            success_rate: share("inspection.success_rate", self.success_rate)?,
+            anomaly_threshold: threshold,
+            clean_ratio: probability("inspection.clean_ratio", self.clean_ratio)?,
+        })
+    }
+}
+
+impl RawPolicy {
+    fn convert(self) -> Result<Policy> {
+        let mode = match required("policy.mode", self.mode)? {
+            RawMode::Enforce => Mode::Enforce,
+            RawMode::Monitor => Mode::Monitor,
+        };
+        let budget_key = "policy.max_false_rejection_rate";
+        let max_false_rejection_rate = share(budget_key, self.max_false_rejection_rate)?;
+        if max_false_rejection_rate.value() >= 1.0 {
+            return invalid(
+                budget_key,
+                max_false_rejection_rate.value(),
+                "a number above 0 and below 1",
+            );
+        }
+        let infected_budget = positive("policy.infected_budget", self.infected_budget)?;
+        if infected_budget < 1.0 {
+            return invalid(
+                "policy.infected_budget",
+                infected_budget,
+                "a finite number of 1 or more",
+            );
+        }
+        Ok(Policy {
+            mode,
+            rule: match required("policy.rule", self.rule)? {
+                RawRule::Calibrated => Rule::Calibrated,
+                RawRule::Patch => Rule::Patch,
+                RawRule::Uap => Rule::Uap,
+            },
+            max_false_rejection_rate,
+            infected_budget,
+            unverified: self.unverified.convert(mode)?,
+        })
+    }
+}
+
+impl RawUnverified {
+    fn convert(self, mode: Mode) -> Result<Unverified> {
+        let action = |key, value| {
+            Ok(match (required(key, value)?, mode) {
+                (RawAction::Pass, _) | (RawAction::Default, Mode::Monitor) => Action::Pass,
+                (RawAction::Reject, _) | (RawAction::Default, Mode::Enforce) => Action::Reject,
+            })
+        };
+        Ok(Unverified {
+            artifact: action("policy.unverified.artifact", self.artifact)?,
+            deadline: action("policy.unverified.deadline", self.deadline)?,
+            internal: action("policy.unverified.internal", self.internal)?,
+            overload: action("policy.unverified.overload", self.overload)?,
+            undecodable: action("policy.unverified.undecodable", self.undecodable)?,
+        })
+    }
+}
+
+impl RawLimits {
+    fn convert(self) -> Result<Limits> {
+        let rows = count("limits.rows", self.rows)?;
+        let queue_rows = count("limits.queue_rows", self.queue_rows)?;
+        if queue_rows < rows {
+            // Such a request could never be judged, however idle the detector is.
+            return invalid("limits.queue_rows", queue_rows, "at least limits.rows");
+        }
+        let detection_timeout = self.detection_timeout_seconds;
+        Ok(Limits {
+            body_bytes: count("limits.body_bytes", self.body_bytes)?.get(),
+            rows,
+            queue_rows,
+            batch_rows: count("limits.batch_rows", self.batch_rows)?,
+            concurrency: count("limits.concurrency", self.concurrency)?,
+            body_timeout: duration("limits.body_timeout_seconds", self.body_timeout_seconds)?,
+            detection_timeout: duration("limits.detection_timeout_seconds", detection_timeout)?,
+            drain_timeout: duration("limits.drain_timeout_seconds", self.drain_timeout_seconds)?,
+        })
+    }
+}

@@ -1,0 +1,149 @@
+//! Conversions of single values; each error names the key, what was received and what is expected.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Error, Probability, Result};
+
+/// One value, or an array of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected one value or an array of values")]
+pub(super) enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+// === impl OneOrMany ===
+
+impl<T> OneOrMany<T> {
+    pub(super) fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(value) => vec![value],
+            Self::Many(values) => values,
+        }
+    }
+}
+
+pub(super) fn required<T>(key: &'static str, value: Option<T>) -> Result<T> {
+    value.ok_or(Error::Missing { key })
+}
+
+pub(super) fn invalid<T>(
+    key: &'static str,
+    received: impl ToString,
+    expected: &'static str,
+) -> Result<T> {
+    Err(Error::Invalid { key, received: received.to_string(), expected })
+}
+
+pub(super) fn address(key: &'static str, value: Option<String>) -> Result<SocketAddr> {
+    let value = required(key, value)?;
+    match value.parse() {
+        Ok(address) => Ok(address),
+        Err(_) => invalid(key, format!("{value:?}"), "an address and port such as 127.0.0.1:8080"),
+    }
+}
+
+pub(super) fn base_url(key: &'static str, value: Option<String>) -> Result<String> {
+    let value = required(key, value)?;
+    let authority =
+        value.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    match authority {
+        Some(authority) if is_authority(authority) => Ok(format!("http://{authority}")),
+        _ => invalid(key, format!("{value:?}"), "http://host:port without a path"),
+    }
+}
+
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let host_fits = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+            !host.is_empty() && host.chars().all(sane)
+        }
+    };
+    host_fits && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+pub(super) fn file(key: &'static str, value: Option<PathBuf>) -> Result<PathBuf> {
+    let path = required(key, value)?;
+    if path.as_os_str().is_empty() {
+        return invalid(key, "\"\"", "a path");
+    }
+    Ok(path)
+}
+
+pub(super) fn model_name(name: String) -> Result<String> {
+    if name.is_empty() {
+        return invalid("model.name", "\"\"", "a name, or no such key to take any name");
+    }
+    Ok(name)
+}
+
+pub(super) fn channels(key: &'static str, value: Option<OneOrMany<f64>>) -> Result<Vec<f32>> {
+    let values = required(key, value)?.into_vec();
+    let narrowed: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    if narrowed.is_empty() || narrowed.iter().any(|value| !value.is_finite()) {
+        return invalid(key, format!("{values:?}"), "one finite number, or one per channel");
+    }
+    Ok(narrowed)
+}
+
+pub(super) fn scales(key: &'static str, value: Option<OneOrMany<f64>>) -> Result<Vec<f32>> {
+    let values = channels(key, value)?;
+    if values.iter().any(|&value| value <= 0.0) {
+        return invalid(key, format!("{values:?}"), "numbers above 0");
+    }
+    Ok(values)
+}
+
+pub(super) fn count(key: &'static str, value: Option<i64>) -> Result<NonZeroUsize> {
+    let value = required(key, value)?;
+    match usize::try_from(value).ok().and_then(NonZeroUsize::new) {
+        Some(count) => Ok(count),
+        None => invalid(key, value, "an integer of 1 or more"),
+    }
+}
+
+pub(super) fn duration(key: &'static str, value: Option<f64>) -> Result<Duration> {
+    let value = required(key, value)?;
+    match Duration::try_from_secs_f64(value) {
+        // A deadline is a point in time; a century is within every clock's range.
+        Ok(duration) if !duration.is_zero() && value <= 3.2e9 => Ok(duration),
+        _ => invalid(key, value, "a number of seconds above 0"),
+    }
+}
+
+pub(super) fn probability(key: &'static str, value: Option<f64>) -> Result<Probability> {
+    let value = required(key, value)?;
+    match Probability::new(value) {
+        Some(probability) => Ok(probability),
+        None => invalid(key, value, "a number from 0 to 1"),
+    }
+}
+
+/// A probability above zero.
+pub(super) fn share(key: &'static str, value: Option<f64>) -> Result<Probability> {
+    let share = probability(key, value)?;
+    if share.value() == 0.0 {
+        return invalid(key, 0, "a number above 0, up to 1");
+    }
+    Ok(share)
+}
+
+pub(super) fn positive(key: &'static str, value: Option<f64>) -> Result<f32> {
+    let value = required(key, value)?;
+    let narrowed = value as f32;
+    if !(narrowed.is_finite() && narrowed > 0.0) {
+        return invalid(key, value, "a finite number above 0");
+    }
+    Ok(narrowed)
+}

@@ -1,0 +1,185 @@
+//! Properties of the wire formats: what is judged is what is sent on.
+
+use hyper::HeaderMap;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::oip_http::{InferRequest, decode, route};
+use super::{Bounds, DecodeError, Refusal, Route};
+use crate::model::InputDomain;
+
+const CHANNELS: usize = 3;
+const HEIGHT: usize = 1;
+const WIDTH: usize = 2;
+
+fn domain() -> InputDomain {
+    InputDomain {
+        shape: [CHANNELS, HEIGHT, WIDTH],
+        lower: vec![-f32::MAX; CHANNELS],
+        upper: vec![f32::MAX; CHANNELS],
+    }
+}
+
+fn read(body: &[u8]) -> Result<InferRequest, DecodeError> {
+    let domain = domain();
+    let bounds = Bounds { domain: &domain, rows: 4 };
+    decode(&HeaderMap::new(), body, bounds)
+}
+
+/// Any finite `f32`, each bit pattern as likely.
+fn number() -> impl Strategy<Value = f32> {
+    any::<u32>().prop_map(f32::from_bits).prop_filter("finite", |value| value.is_finite())
+}
+
+/// Whole rows of finite numbers.
+fn rows() -> impl Strategy<Value = Vec<f32>> {
+    (1..=4_usize).prop_flat_map(|rows| vec(number(), rows * CHANNELS * HEIGHT * WIDTH))
+}
+
+/// JSON of any form that parameters and outputs may have.
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "\\PC{0,6}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Value::from),
+            vec(("\\PC{0,6}", inner), 0..4).prop_map(Value::from_iter),
+        ]
+    })
+}
+
+fn document(values: &[f32], extra: &Value) -> Value {
+    let rows = values.len() / (CHANNELS * HEIGHT * WIDTH);
+    json!({
+        "id": "\u{7}\"id",
+        "parameters": {"p": extra},
+        "inputs": [{
+            "name": "x",
+            "shape": [rows, CHANNELS, HEIGHT, WIDTH],
+            "datatype": "FP32",
+            "parameters": {"q": extra},
+            "data": values,
+        }],
+        "outputs": [{"name": "y", "parameters": {"r": extra}}],
+    })
+}
+
+/// The numbers of the encoded data, as a server reads them: to the nearest `f64`, then narrowed.
+fn as_a_server_reads(encoded: &[u8]) -> Vec<f32> {
+    let text = std::str::from_utf8(encoded).expect("UTF-8");
+    let (_, data) = text.split_once("\"data\":[").expect("data");
+    let (data, _) = data.split_once(']').expect("an end");
+    data.split(',').map(|number| number.parse::<f64>().expect("a number") as f32).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+proptest! {
+    #[test]
+    fn decode_after_encode_is_identity(values in rows(), extra in value()) {
+        let body = document(&values, &extra).to_string();
+        let request = read(body.as_bytes()).expect("a request");
+        let encoded = request.encode();
+        let again = read(&encoded).expect("a request");
+        prop_assert_eq!(bits(again.values()), bits(request.values()));
+        prop_assert_eq!(&again, &request);
+        prop_assert_eq!(again.encode(), encoded);
+    }
+
+    #[test]
+    fn server_reads_the_numbers_that_were_judged(values in rows()) {
+        let body = document(&values, &Value::Null).to_string();
+        let request = read(body.as_bytes()).expect("a request");
+        prop_assert_eq!(bits(request.values()), bits(&values));
+        prop_assert_eq!(bits(&as_a_server_reads(&request.encode())), bits(&values));
+    }
+
+    #[test]
+    fn parameters_arrive_as_they_were(values in rows(), extra in value()) {
+        let sent = document(&values, &extra);
+        let request = read(sent.to_string().as_bytes()).expect("a request");
+        let received: Value = serde_json::from_slice(&request.encode()).expect("JSON");
+        for pointer in ["/id", "/parameters", "/inputs/0/parameters", "/outputs"] {
+            prop_assert_eq!(received.pointer(pointer), sent.pointer(pointer));
+        }
+    }
+
+    #[test]
+    fn nested_data_is_the_flat_data(values in rows()) {
+        let nested: Vec<Vec<Vec<&[f32]>>> = values
+            .chunks(CHANNELS * HEIGHT * WIDTH)
+            .map(|row| {
+                row.chunks(HEIGHT * WIDTH)
+                    .map(|channel| channel.chunks(WIDTH).collect())
+                    .collect()
+            })
+            .collect();
+        let mut body = document(&values, &Value::Null);
+        let flat = read(body.to_string().as_bytes()).expect("a request");
+        body["inputs"][0]["data"] = json!(nested);
+        prop_assert_eq!(read(body.to_string().as_bytes()).expect("a request"), flat);
+    }
+
+    #[test]
+    fn damaged_text_is_refused_or_read_as_one_thing(
+        values in rows(),
+        position in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut body = document(&values, &Value::Null).to_string().into_bytes();
+        let position = position.index(body.len());
+        body[position] = byte;
+        if let Ok(request) = read(&body) {
+            let again = read(&request.encode()).expect("a request");
+            prop_assert_eq!(again, request);
+        }
+    }
+
+    #[test]
+    fn only_plain_paths_are_open(path in "[/v2modelsinfr.%;~ -]{0,24}") {
+        if route("POST", &path, None, None) == Route::Infer {
+            let plain = path.strip_prefix("/v2/models/").expect("the prefix");
+            prop_assert!(!plain.contains("//") && !plain.contains("..") || plain.contains('/'));
+            prop_assert!(path.ends_with("/infer"));
+            prop_assert!(!path.contains('%') && !path.contains(';'));
+        }
+    }
+}
+
+#[test]
+fn values_are_held_to_their_channels_range() {
+    let domain = InputDomain {
+        shape: [CHANNELS, HEIGHT, WIDTH],
+        lower: vec![0.0, -2.0, 0.0],
+        upper: vec![1.0, 2.0, 1.0],
+    };
+    let bounds = Bounds { domain: &domain, rows: 4 };
+    let mut values = vec![0.5; 2 * CHANNELS * HEIGHT * WIDTH];
+    // The second row's second channel, rounded past its end.
+    values[8] = 2.000_002;
+    let body = document(&values, &Value::Null).to_string();
+    assert!(decode(&HeaderMap::new(), body.as_bytes(), bounds).is_ok());
+    values[8] = -2.1;
+    let body = document(&values, &Value::Null).to_string();
+    let error = decode(&HeaderMap::new(), body.as_bytes(), bounds).expect_err("out of range");
+    assert_eq!(error.to_string(), "inputs[0].data[8] is -2.1, expected a number from -2 to 2");
+}
+
+#[test]
+fn routes_name_the_model_and_the_method() {
+    let infer = "/v2/models/m/versions/3/infer";
+    assert_eq!(route("POST", infer, None, Some("m")), Route::Infer);
+    assert_eq!(route("POST", infer, None, Some("n")), Route::Refused(Refusal::Model));
+    assert_eq!(route("GET", infer, None, None), Route::Refused(Refusal::Method { allow: "POST" }));
+    assert_eq!(route("POST", infer, Some(""), None), Route::Refused(Refusal::Query));
+    for path in ["", "*", "v2", "/v2/models", "/v2/models/m/versions", "/v2/models/../infer"] {
+        assert_eq!(route("POST", path, None, None), Route::Refused(Refusal::Path));
+    }
+}

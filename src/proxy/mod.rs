@@ -1,0 +1,331 @@
+//! The request path: from a client's request to the upstream's answer, or to a refusal.
+//!
+//! [`Proxy::handle`] is the life of a request, top to bottom: name it, look at its route, make room,
+//! read its body, decode it and queue its rows, ask the upstream and the detector at the same time,
+//! decide, answer, record. Each step that can fail says which [`Failure`] that is; what it means for
+//! the client is in `respond`, what it means for the operator in the record.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response};
+use rand::TryRngCore;
+use tokio::sync::Semaphore;
+
+use crate::config::{Config, Limits};
+use crate::detect::{Judge, Judgement};
+use crate::protocol::{Route, oip_http};
+use crate::telemetry::Verdict;
+use crate::telemetry::metrics::Metrics;
+
+mod batch;
+mod record;
+mod respond;
+mod screen;
+mod upstream;
+
+use batch::Queue;
+use record::Record;
+use respond::{Failure, respond};
+use screen::{Decision, Screen, Unverified};
+use upstream::{Call, Failed, Upstream};
+
+/// The inspected way to the model server.
+#[derive(Debug)]
+pub struct Proxy {
+    screen: Screen,
+    upstream: Upstream,
+    places: Semaphore,
+    limits: Limits,
+    model: Option<String>,
+    ids: RequestIds,
+    metrics: Arc<Metrics>,
+}
+
+/// What the proxy answers with.
+pub type Answer = Response<Full<Bytes>>;
+
+/// Why the proxy cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is a detector already.
+    #[error("there is a detector already")]
+    Judging,
+    /// The system's random generator failed.
+    #[error("no random numbers can be had")]
+    Random(#[from] rand::rand_core::OsError),
+    /// No detection thread.
+    #[error("the detection thread cannot be started")]
+    Thread(#[from] std::io::Error),
+    /// `upstream.url` is not a URL.
+    #[error("upstream.url = {received:?}: expected http://host:port")]
+    Url {
+        /// What was given.
+        received: String,
+    },
+}
+
+/// Makes ids for requests that bring none.
+#[derive(Debug)]
+struct RequestIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+/// What is forwarded.
+enum Forwarded {
+    /// What the client sent, byte for byte.
+    Original(Bytes),
+    /// The firewall's own encoding of an inference request.
+    Reencoded(Bytes),
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Without a detector: until [`Proxy::open`], inference requests are unverified.
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let upstream = Upstream::new(&config.upstream)
+            .ok_or_else(|| Error::Url { received: config.upstream.url.clone() })?;
+        Ok(Self {
+            screen: Screen::new(config.policy.clone(), config.limits.clone()),
+            upstream,
+            places: Semaphore::new(config.limits.concurrency.get().min(Semaphore::MAX_PERMITS)),
+            limits: config.limits.clone(),
+            model: config.model.name.clone(),
+            ids: RequestIds::new()?,
+            metrics,
+        })
+    }
+
+    /// From now on requests are judged by `judge`.
+    pub fn open(&self, judge: Arc<dyn Judge>) -> Result<(), Error> {
+        let queue = Queue::start(judge, &self.limits, Arc::clone(&self.metrics))?;
+        self.screen.open(queue).then_some(()).ok_or(Error::Judging)
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Incoming>) -> Answer {
+        let (mut parts, body) = request.into_parts();
+        // First of all, so that every answer, log line and upstream request carries the id.
+        let id = self.ids.identify(&parts.headers);
+        let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
+        let mut record = Record::new(Arc::clone(&self.metrics), text);
+        parts.headers.insert(REQUEST_ID, id.clone());
+        let mut answer = match self.dispatch(parts, body, &mut record).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
+                respond(&failure, record.request_id())
+            }
+        };
+        answer.headers_mut().insert(REQUEST_ID, id);
+        record.answered();
+        answer
+    }
+
+    async fn dispatch(
+        &self,
+        parts: Parts,
+        body: Incoming,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
+        let (method, uri) = (parts.method.as_str(), &parts.uri);
+        match oip_http::route(method, uri.path(), uri.query(), self.model.as_deref()) {
+            Route::Infer => self.infer(parts, body, record).await,
+            // Takes no place: a busy firewall must not fail the upstream's health checks. Whatever
+            // body it has is not read.
+            Route::Read => {
+                record.verdict = Verdict::Bypassed;
+                let nothing = Forwarded::Original(Bytes::new());
+                self.forward(parts, nothing, record).await
+            }
+            Route::Refused(refusal) => Err(Failure::Refused(refusal)),
+        }
+    }
+
+    async fn infer(
+        &self,
+        parts: Parts,
+        body: Incoming,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
+        // Before the body, because bodies are what costs memory. Not by a layer around this
+        // function, because a full house is a question of policy: the request may have to pass.
+        let Ok(_place) = self.places.try_acquire() else {
+            self.settle(Err(Unverified::overload()), record)?;
+            let body = Forwarded::Original(self.read(body, record).await?);
+            return self.forward(parts, body, record).await;
+        };
+        let body = self.read(body, record).await?;
+        let pending = match self.screen.submit(&parts.headers, &body).await {
+            Ok(pending) => pending,
+            Err(unverified) => {
+                self.settle(Err(unverified), record)?;
+                return self.forward(parts, Forwarded::Original(body), record).await;
+            }
+        };
+        drop(body);
+        record.rows = pending.rows;
+
+        // Both at once: what detection costs the client is only what it takes longer.
+        let since = pending.since();
+        let call = call(parts, Forwarded::Reencoded(pending.encoded.clone()));
+        let mut exchange = pin!(self.upstream.send(call));
+        let mut detection = pin!(self.screen.judgements(pending));
+        let mut reply = None;
+        let judged = loop {
+            tokio::select! {
+                biased;
+                judged = &mut detection => break judged,
+                answered = &mut exchange, if reply.is_none() => {
+                    record.upstream = Some(since.elapsed());
+                    reply = Some(answered);
+                }
+            }
+        };
+        record.detection = Some(since.elapsed());
+        // A rejection returns here, and drops the exchange.
+        self.settle(judged, record)?;
+        let reply = match reply {
+            Some(reply) => reply,
+            None => {
+                let reply = exchange.await;
+                record.upstream = Some(since.elapsed());
+                reply
+            }
+        };
+        reply.map_err(|failed| unanswered(failed, record))
+    }
+
+    /// Decides on what detection said and notes it; an error if it is a rejection.
+    fn settle(
+        &self,
+        judged: Result<Vec<Judgement>, Unverified>,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
+        let decision = match judged {
+            Ok(judgements) => {
+                record.judgements = judgements;
+                self.screen.decide(Ok(&record.judgements))
+            }
+            Err(unverified) => {
+                record.rows = unverified.rows;
+                record.detail = Some(respond::shorten(unverified.failure.to_string()));
+                self.screen.decide(Err(unverified))
+            }
+        };
+        match decision {
+            Decision::Forward(verdict) => {
+                record.verdict = verdict;
+                Ok(())
+            }
+            Decision::Reject(verdict, failure) => {
+                record.verdict = verdict;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Reads a body within its bounds. Without a whole body there is nothing to forward, so a
+    /// failure here refuses the request whatever the policy says.
+    async fn read(&self, body: Incoming, record: &mut Record) -> Result<Bytes, Failure> {
+        let bytes = self.read_bounded(body).await;
+        if bytes.is_err() {
+            record.verdict = Verdict::Refused;
+        }
+        bytes
+    }
+
+    async fn read_bounded(&self, body: Incoming) -> Result<Bytes, Failure> {
+        let limit = self.limits.body_bytes;
+        // A length that was announced need not arrive to be too large.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(Failure::BodyTooLarge { limit });
+        }
+        let collected = Limited::new(body, limit).collect();
+        match tokio::time::timeout(self.limits.body_timeout, collected).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                Err(Failure::BodyTooLarge { limit })
+            }
+            Ok(Err(_)) => Err(Failure::BodyBroken),
+            Err(_) => Err(Failure::BodyTimeout),
+        }
+    }
+
+    async fn forward(
+        &self,
+        parts: Parts,
+        body: Forwarded,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
+        let call = call(parts, body);
+        let since = Instant::now();
+        let reply = self.upstream.send(call).await;
+        record.upstream = Some(since.elapsed());
+        reply.map_err(|failed| unanswered(failed, record))
+    }
+}
+
+/// The upstream request; the connection's own headers go later.
+fn call(parts: Parts, body: Forwarded) -> Call {
+    let path = parts.uri.path_and_query();
+    let path = path.map_or("/", |path| path.as_str()).to_owned();
+    let mut headers = parts.headers;
+    let body = match body {
+        Forwarded::Original(body) => body,
+        Forwarded::Reencoded(body) => {
+            headers.remove(CONTENT_ENCODING);
+            if !headers.contains_key(CONTENT_TYPE) {
+                let json = HeaderValue::from_static("application/json");
+                headers.insert(CONTENT_TYPE, json);
+            }
+            body
+        }
+    };
+    Call { method: parts.method, path, headers, body }
+}
+
+fn unanswered(failed: Failed, record: &mut Record) -> Failure {
+    record.upstream_error = Some(failed.error);
+    record.detail = Some(failed.cause);
+    Failure::Upstream(failed.error)
+}
+
+// === impl RequestIds ===
+
+impl RequestIds {
+    fn new() -> Result<Self, Error> {
+        Ok(Self { process: rand::rngs::OsRng.try_next_u64()?, next: AtomicU64::new(0) })
+    }
+
+    /// The client's id if it is one plain token, else a new one.
+    fn identify(&self, headers: &HeaderMap) -> HeaderValue {
+        let mut given = headers.get_all(REQUEST_ID).iter();
+        if let (Some(id), None) = (given.next(), given.next())
+            && is_token(id.as_bytes())
+        {
+            return id.clone();
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        HeaderValue::from_str(&format!("{:016x}-{number:x}", self.process))
+            .expect("hexadecimal digits and a dash are a header value")
+    }
+}
+
+/// Short, and safe to log and to put into a message.
+fn is_token(id: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:".contains(byte);
+    (1..=128).contains(&id.len()) && id.iter().all(plain)
+}

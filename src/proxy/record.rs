@@ -1,0 +1,76 @@
+//! What is known of one request so far; counted and logged when it is dropped.
+//!
+//! Dropping is the one thing that happens to every request, also to those whose client goes away, so
+//! no request can end uncounted, and none can be counted twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::detect::Judgement;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Outcome, Protocol, UpstreamError, Verdict};
+
+/// One request's outcome in the making.
+#[derive(Debug)]
+pub(super) struct Record {
+    metrics: Arc<Metrics>,
+    request_id: String,
+    answered: bool,
+    pub(super) verdict: Verdict,
+    pub(super) rows: usize,
+    pub(super) judgements: Vec<Judgement>,
+    pub(super) detection: Option<Duration>,
+    pub(super) upstream: Option<Duration>,
+    pub(super) upstream_error: Option<UpstreamError>,
+    pub(super) detail: Option<String>,
+}
+
+// === impl Record ===
+
+impl Record {
+    /// A request that nothing is known of but its id.
+    pub(super) fn new(metrics: Arc<Metrics>, request_id: String) -> Self {
+        Self {
+            metrics,
+            request_id,
+            answered: false,
+            verdict: Verdict::Refused,
+            rows: 0,
+            judgements: Vec::new(),
+            detection: None,
+            upstream: None,
+            upstream_error: None,
+            detail: None,
+        }
+    }
+
+    /// The id that the client and the upstream see.
+    pub(super) fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// There is an answer: the verdict stands.
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.verdict = Verdict::Refused;
+            self.detail = Some("the client went away before it was answered".to_owned());
+        }
+        self.metrics.record(&Outcome {
+            request_id: &self.request_id,
+            protocol: Protocol::OipHttp,
+            verdict: self.verdict,
+            rows: self.rows,
+            judgements: &self.judgements,
+            detection: self.detection,
+            upstream: self.upstream,
+            upstream_error: self.upstream_error,
+            detail: self.detail.as_deref(),
+        });
+    }
+}

@@ -1,0 +1,192 @@
+//! Asks for a verdict on a request and says what it means for it.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+
+use super::batch::{Queue, Reply};
+use super::respond::Failure;
+use crate::config::{Action, Limits, Mode, Policy};
+use crate::detect::Judgement;
+use crate::protocol::{Bounds, DecodeError, oip_http};
+use crate::telemetry::{Reason, Verdict};
+
+/// The part of the path that knows the policy.
+#[derive(Debug)]
+pub(super) struct Screen {
+    policy: Policy,
+    limits: Limits,
+    queue: OnceLock<Arc<Queue>>,
+}
+
+/// A decoded request that waits for its verdict.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// What goes to the upstream.
+    pub(super) encoded: Bytes,
+    pub(super) rows: usize,
+    reply: Reply,
+    since: Instant,
+}
+
+/// A request without a verdict.
+#[derive(Debug)]
+pub(super) struct Unverified {
+    pub(super) reason: Reason,
+    pub(super) failure: Failure,
+    /// As far as it was decoded.
+    pub(super) rows: usize,
+}
+
+/// What the policy makes of a request.
+#[derive(Debug)]
+pub(super) enum Decision {
+    Forward(Verdict),
+    Reject(Verdict, Failure),
+}
+
+struct Decoded {
+    /// The request in the firewall's own spelling.
+    encoded: Bytes,
+    rows: usize,
+    values: Vec<f32>,
+}
+
+/// A larger body is parsed on a thread that may block: at some 100 MB/s this one takes less than a
+/// millisecond, which a worker can spare.
+const INLINE_BYTES: usize = 64 * 1024;
+
+// === impl Screen ===
+
+impl Screen {
+    /// Without a detector, which comes later.
+    pub(super) fn new(policy: Policy, limits: Limits) -> Self {
+        Self { policy, limits, queue: OnceLock::new() }
+    }
+
+    /// The detector is there. `false` if there was one before.
+    pub(super) fn open(&self, queue: Queue) -> bool {
+        self.queue.set(Arc::new(queue)).is_ok()
+    }
+
+    /// Decodes a request and queues its rows.
+    pub(super) async fn submit(
+        &self,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Pending, Unverified> {
+        let Some(queue) = self.queue.get() else {
+            return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
+        };
+        let Decoded { encoded, values, rows } = self.decode(queue, headers, body).await?;
+        let reply = queue
+            .submit(values, rows)
+            .map_err(|_| Unverified { rows, ..Unverified::overload() })?;
+        Ok(Pending { encoded, rows, reply, since: Instant::now() })
+    }
+
+    /// Waits for the verdict, up to the deadline.
+    pub(super) async fn judgements(&self, pending: Pending) -> Result<Vec<Judgement>, Unverified> {
+        let rows = pending.rows;
+        let deadline = pending.since + self.limits.detection_timeout;
+        match tokio::time::timeout_at(deadline.into(), pending.reply).await {
+            Ok(Ok(judgements)) => Ok(judgements),
+            Ok(Err(_)) => {
+                Err(Unverified { rows, ..Unverified::new(Failure::Internal, Reason::Internal) })
+            }
+            Err(_) => {
+                Err(Unverified { rows, ..Unverified::new(Failure::Deadline, Reason::Deadline) })
+            }
+        }
+    }
+
+    /// What a verdict, or its absence, means for the request.
+    pub(super) fn decide(&self, verdict: Result<&[Judgement], Unverified>) -> Decision {
+        let judgements = match verdict {
+            Ok(judgements) => judgements,
+            Err(unverified) => return self.decide_unverified(unverified),
+        };
+        let rows: Vec<usize> = (judgements.iter().enumerate())
+            .filter(|(_, judgement)| judgement.rejected)
+            .map(|(row, _)| row)
+            .collect();
+        match self.policy.mode {
+            _ if rows.is_empty() => Decision::Forward(Verdict::Passed),
+            Mode::Enforce => Decision::Reject(Verdict::Rejected, Failure::Rejected { rows }),
+            Mode::Monitor => Decision::Forward(Verdict::Flagged),
+        }
+    }
+
+    fn decide_unverified(&self, unverified: Unverified) -> Decision {
+        let Unverified { reason, failure, .. } = unverified;
+        let actions = &self.policy.unverified;
+        let action = match reason {
+            Reason::Artifact => actions.artifact,
+            Reason::Deadline => actions.deadline,
+            Reason::Internal => actions.internal,
+            Reason::Overload => actions.overload,
+            Reason::Undecodable => actions.undecodable,
+        };
+        match action {
+            Action::Pass => Decision::Forward(Verdict::UnverifiedPassed(reason)),
+            Action::Reject => Decision::Reject(Verdict::UnverifiedRejected(reason), failure),
+        }
+    }
+
+    async fn decode(
+        &self,
+        queue: &Arc<Queue>,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Decoded, Unverified> {
+        let rows = self.limits.rows.get();
+        let decoded = if body.len() <= INLINE_BYTES {
+            decode(queue, rows, headers, body)
+        } else {
+            let (queue, headers, body) = (Arc::clone(queue), headers.clone(), body.clone());
+            tokio::task::spawn_blocking(move || decode(&queue, rows, &headers, &body))
+                .await
+                .map_err(|_| Unverified::new(Failure::Internal, Reason::Internal))?
+        };
+        decoded.map_err(|error| Unverified::new(Failure::Decode(error), Reason::Undecodable))
+    }
+}
+
+fn decode(
+    queue: &Queue,
+    rows: usize,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Decoded, DecodeError> {
+    let bounds = Bounds { domain: queue.domain(), rows };
+    let request = oip_http::decode(headers, body, bounds)?;
+    Ok(Decoded {
+        encoded: Bytes::from(request.encode()),
+        rows: request.rows(),
+        values: request.into_values(),
+    })
+}
+
+// === impl Pending ===
+
+impl Pending {
+    /// Since when the request waits.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+}
+
+// === impl Unverified ===
+
+impl Unverified {
+    /// The queue or the concurrency limit is full.
+    pub(super) fn overload() -> Self {
+        Self::new(Failure::Overload, Reason::Overload)
+    }
+
+    fn new(failure: Failure, reason: Reason) -> Self {
+        Self { reason, failure, rows: 0 }
+    }
+}

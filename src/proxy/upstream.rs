@@ -1,0 +1,155 @@
+//! The client to the model server.
+//!
+//! One exchange is sent at most once and has one deadline. Replies are collected before they go on:
+//! an inference reply has to wait for its verdict anyway, and a reply that breaks off halfway becomes
+//! a clear error instead of a truncated answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::header::{CONNECTION, HeaderMap, HeaderName};
+use hyper::{Method, Request, Response, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::config;
+use crate::telemetry::UpstreamError;
+
+/// The model server.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    client: Client<HttpConnector, Full<Bytes>>,
+    base: String,
+    timeout: Duration,
+}
+
+/// One request to the model server.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// The upstream gave no answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: UpstreamError,
+    pub(super) cause: String,
+}
+
+/// Below the 5 s after which uvicorn, under most Python model servers, closes an idle connection: a
+/// request must not meet a connection that is about to close.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Say something of one connection only.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Of a request. The first two are set anew, and a body that is here already needs no `expect`. The
+/// others make some servers see another method or path than the one that was checked.
+const REPLACED: [&str; 8] = [
+    "content-length",
+    "host",
+    "expect",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// `None` if the base URL is not one.
+    pub(super) fn new(settings: &config::Upstream) -> Option<Self> {
+        settings.url.parse::<Uri>().ok()?;
+        let mut connector = HttpConnector::new();
+        // Without it, a request in two segments waits 40 ms for a delayed acknowledgement.
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Some(Self { client, base: settings.url.clone(), timeout: settings.timeout })
+    }
+
+    /// Sends one request and collects the reply.
+    pub(super) async fn send(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
+        match tokio::time::timeout(self.timeout, self.exchange(call)).await {
+            Ok(reply) => reply,
+            Err(_) => Err(Failed {
+                error: UpstreamError::Timeout,
+                cause: format!("no answer within {:?}", self.timeout),
+            }),
+        }
+    }
+
+    async fn exchange(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
+        let mut request = Request::new(Full::new(call.body));
+        *request.method_mut() = call.method;
+        *request.headers_mut() = call.headers;
+        strip(request.headers_mut());
+        for name in REPLACED {
+            request.headers_mut().remove(name);
+        }
+        *request.uri_mut() = format!("{}{}", self.base, call.path).parse().map_err(broken)?;
+        let reply = self.client.request(request).await.map_err(|error| {
+            if error.is_connect() {
+                Failed { error: UpstreamError::Unreachable, cause: chain(&error) }
+            } else {
+                broken(error)
+            }
+        })?;
+        let (mut parts, body) = reply.into_parts();
+        let body = body.collect().await.map_err(broken)?.to_bytes();
+        strip(&mut parts.headers);
+        Ok(Response::from_parts(parts, Full::new(body)))
+    }
+}
+
+fn broken(error: impl std::error::Error) -> Failed {
+    Failed { error: UpstreamError::Broken, cause: chain(&error) }
+}
+
+/// The error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
+
+/// Drops what must not travel from one connection to the next.
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}

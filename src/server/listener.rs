@@ -1,0 +1,156 @@
+//! One listener: accepts connections within bounds, and stops without losing a request.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use super::Error;
+
+/// A listener that serves.
+#[derive(Debug)]
+pub(super) struct Listener {
+    address: SocketAddr,
+    /// From now on each connection closes after its answer.
+    closing: Arc<AtomicBool>,
+    stop: oneshot::Sender<()>,
+    accepting: JoinHandle<GracefulShutdown>,
+}
+
+/// How long a client may take to send a request's head; also how long a connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most bytes in a request's head. Clients of model servers send a few hundred.
+const HEAD_BYTES: usize = 32 * 1024;
+
+/// When accepting fails, for instance for want of file descriptors, trying again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+// === impl Listener ===
+
+impl Listener {
+    /// Accepts at most `connections` at a time; more wait in the system's backlog.
+    pub(super) fn serve<S, B>(
+        socket: TcpListener,
+        service: S,
+        connections: usize,
+    ) -> Result<Self, Error>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let address = socket.local_addr().map_err(Error::Address)?;
+        let (stop, stopped) = oneshot::channel();
+        let closing = Arc::new(AtomicBool::new(false));
+        let accept = accept(socket, service, connections, Arc::clone(&closing), stopped);
+        let accepting = tokio::spawn(accept);
+        Ok(Self { address, closing, stop, accepting })
+    }
+
+    /// Where it listens; with the port that the system chose for port 0.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops in three steps: for `linger`, each answer asks its client to close the connection; then
+    /// the listener is closed; after another `linger` idle connections are closed too, and the others
+    /// get up to `timeout` to finish. `false` if they did not.
+    ///
+    /// # Design
+    ///
+    /// Closing at once would lose a request that arrives just as its idle, or new, connection is
+    /// closed: HTTP/1.1 gives a client no way to know whether it was read.
+    pub(super) async fn stop(self, linger: Duration, timeout: Duration) -> bool {
+        self.closing.store(true, Ordering::Release);
+        tokio::time::sleep(linger).await;
+        // Fails when accepting has ended by itself, which it only does by panicking.
+        let _ = self.stop.send(());
+        let Ok(connections) = self.accepting.await else {
+            return false;
+        };
+        tokio::time::sleep(linger).await;
+        tokio::time::timeout(timeout, connections.shutdown()).await.is_ok()
+    }
+}
+
+async fn accept<S, B>(
+    socket: TcpListener,
+    service: S,
+    connections: usize,
+    closing: Arc<AtomicBool>,
+    mut stopped: oneshot::Receiver<()>,
+) -> GracefulShutdown
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let service = service_fn(move |request| {
+        let closing = Arc::clone(&closing);
+        let answer = service.call(request);
+        async move {
+            let mut answer = answer.await?;
+            if closing.load(Ordering::Acquire) {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+    let mut protocol = http1::Builder::new();
+    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_header_size(HEAD_BYTES);
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, socket.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
+            _ = &mut stopped => return graceful,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Without it an answer in two segments waits 40 ms for a delayed acknowledgement.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let connection = protocol.serve_connection(TokioIo::new(stream), service.clone());
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            drop(place);
+        });
+    }
+}

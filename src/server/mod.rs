@@ -1,0 +1,195 @@
+//! The two listeners, readiness, and a drain that loses no request.
+//!
+//! ```no_run
+//! # use doorward::{config::Config, server::Server};
+//! # async fn example(config: Config) -> Result<(), doorward::server::Error> {
+//! let server = Server::bind(&config).await?;
+//! println!("clients: {}, operators: {}", server.proxy_addr(), server.admin_addr());
+//! let handle = server.handle(); // `handle.ready(judge, &manifest)` once there is a detector
+//! server.run_until_signal().await
+//! # }
+//! ```
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::artifact::Manifest;
+use crate::config::Config;
+use crate::detect::Judge;
+use crate::proxy::{self, Proxy};
+use crate::telemetry::{self, metrics::Metrics};
+
+mod admin;
+mod listener;
+
+use admin::{Phase, Readiness};
+use listener::Listener;
+
+/// A running firewall. Dropping it without [`Server::shutdown`] leaves its tasks to the runtime.
+#[derive(Debug)]
+pub struct Server {
+    handle: Handle,
+    proxy: Listener,
+    admin: Listener,
+    drain_timeout: Duration,
+}
+
+/// What can be told to a running firewall, from anywhere.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    proxy: Arc<Proxy>,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+}
+
+/// Why the firewall cannot run, or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A listener does not know its address.
+    #[error("cannot tell a listener's address")]
+    Address(#[source] std::io::Error),
+    /// A listener cannot be bound.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Requests in flight did not end in time.
+    #[error("requests in flight did not end within {timeout:?}")]
+    Drain {
+        /// `limits.drain_timeout_seconds`.
+        timeout: Duration,
+    },
+    /// The request path cannot be set up.
+    #[error(transparent)]
+    Proxy(#[from] proxy::Error),
+    /// Signals cannot be received.
+    #[error("cannot wait for signals")]
+    Signal(#[source] std::io::Error),
+    /// Metrics cannot be set up.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::Error),
+}
+
+/// Idle connections are cheap, so there may be more of them than requests in flight.
+const CONNECTIONS_PER_PLACE: usize = 4;
+
+/// Enough for every scraper and probe, few enough not to matter.
+const ADMIN_CONNECTIONS: usize = 64;
+
+// === impl Server ===
+
+impl Server {
+    /// Binds both listeners and serves: not ready, and without a detector until
+    /// [`Handle::ready`].
+    pub async fn bind(config: &Config) -> Result<Self, Error> {
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
+        let proxy = Arc::new(Proxy::new(config, Arc::clone(&metrics))?);
+        let readiness = Arc::new(Readiness::new());
+        let proxy_socket = bind(config.listen.http).await?;
+        let admin_socket = bind(config.admin.listen).await?;
+
+        let connections = config.limits.concurrency.get();
+        let connections = connections.saturating_mul(CONNECTIONS_PER_PLACE);
+        let path = Arc::clone(&proxy);
+        let service = service_fn(move |request| {
+            let proxy = Arc::clone(&path);
+            async move { Ok::<_, std::convert::Infallible>(proxy.handle(request).await) }
+        });
+        let router = admin::router(Arc::clone(&metrics), Arc::clone(&readiness));
+        Ok(Self {
+            proxy: Listener::serve(proxy_socket, service, connections)?,
+            admin: Listener::serve(
+                admin_socket,
+                TowerToHyperService::new(router),
+                ADMIN_CONNECTIONS,
+            )?,
+            handle: Handle { proxy, metrics, readiness },
+            drain_timeout: config.limits.drain_timeout,
+        })
+    }
+
+    /// Where clients connect.
+    pub fn proxy_addr(&self) -> SocketAddr {
+        self.proxy.address()
+    }
+
+    /// Where operators connect.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.address()
+    }
+
+    /// The metrics of this firewall.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.handle.metrics
+    }
+
+    /// For tasks that outlive a borrow of the server.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// As [`Handle::ready`].
+    pub fn ready(&self, judge: Arc<dyn Judge>, manifest: &Manifest) -> Result<(), Error> {
+        self.handle.ready(judge, manifest)
+    }
+
+    /// Serves until SIGTERM or SIGINT, then shuts down.
+    pub async fn run_until_signal(self) -> Result<(), Error> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        }
+        self.shutdown().await
+    }
+
+    /// Reports that it drains, has clients close their connections, lets requests in flight finish.
+    pub async fn shutdown(self) -> Result<(), Error> {
+        self.handle.readiness.set(Phase::Draining);
+        let linger = LINGER.min(self.drain_timeout / 4);
+        let drained = self.proxy.stop(linger, self.drain_timeout - 2 * linger).await;
+        // Last, so that probes and a last scrape see the drain.
+        self.admin.stop(Duration::ZERO, ADMIN_DRAIN).await;
+        if drained { Ok(()) } else { Err(Error::Drain { timeout: self.drain_timeout }) }
+    }
+}
+
+/// Long enough for every client that is sending to get an answer that closes its connection, short
+/// against the grace period of any supervisor.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// A scrape takes milliseconds.
+const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+
+// === impl Handle ===
+
+impl Handle {
+    /// There is a detector: publishes what it was calibrated to, judges requests from now on, and
+    /// reports readiness.
+    pub fn ready(&self, judge: Arc<dyn Judge>, manifest: &Manifest) -> Result<(), Error> {
+        self.proxy.open(judge)?;
+        self.metrics.publish(manifest);
+        self.readiness.set(Phase::Ready);
+        Ok(())
+    }
+
+    /// The metrics of this firewall.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })
+}

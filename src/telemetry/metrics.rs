@@ -1,0 +1,368 @@
+//! Every metric family of the crate.
+//!
+//! Families are fields of one struct that is built from a registry passed in; each closed label set
+//! appears with zeros from the start, so that a rate over a counter misses no first event.
+
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+
+use super::{Error, Outcome, Protocol, Reason, Signal, UpstreamError, Verdict};
+use crate::artifact::Manifest;
+use crate::detect::Judgement;
+
+/// The metrics of one process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    rows: IntCounterVec,
+    rejected_rows: IntCounterVec,
+    unverified: IntCounterVec,
+    score: HistogramVec,
+    detection: Histogram,
+    upstream: Histogram,
+    added: Histogram,
+    batch_rows: Histogram,
+    queue_depth: IntGauge,
+    upstream_errors: IntCounterVec,
+    transfer_ratio: GaugeVec,
+    anomaly_index: GaugeVec,
+    label_infected: GaugeVec,
+    uap_fooling_rate: Gauge,
+    uap_norm: GaugeVec,
+    false_rejection_rate_bound: Gauge,
+    artifact_info: GaugeVec,
+}
+
+/// Rows are counted by label up to this one; `other` takes the rest, so that a model with a
+/// thousand labels does not make a thousand series out of what clients send.
+const COUNTED_LABELS: usize = 64;
+
+const OTHER: &str = "other";
+
+/// From 0.5 ms, below which no model answers, doubling up to 8 s, near the default deadlines.
+const SECONDS: [f64; 15] = [
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0,
+    8.0,
+];
+
+/// Margins are differences of logits and joined scores are standardised: both live around zero,
+/// and both are decided in the single digits.
+const SCORES: [f64; 17] =
+    [-20.0, -10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0];
+
+const ROWS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Registers every family with `registry`.
+    pub fn new(registry: Registry) -> Result<Self, Error> {
+        let families = Families { registry: &registry };
+        let metrics = Self {
+            requests: families.counters(
+                "requests_total",
+                "Requests by how they ended; the sum is the requests received.",
+                &["protocol", "verdict"],
+            )?,
+            rows: families.counters(
+                "rows_total",
+                "Decoded rows by what detection said of each, or by how their request ended \
+                 where it said nothing.",
+                &["verdict"],
+            )?,
+            rejected_rows: families.counters(
+                "rejected_rows_total",
+                "Rows that the rule turns away, in either mode, by predicted label.",
+                &["label"],
+            )?,
+            unverified: families.counters(
+                "unverified_total",
+                "Requests without a verdict, by reason.",
+                &["reason"],
+            )?,
+            score: families.histograms("score", "Signals of judged rows.", &["signal"], &SCORES)?,
+            detection: families.histogram(
+                "detection_seconds",
+                "Time a request waited for its verdict.",
+                &SECONDS,
+            )?,
+            upstream: families.histogram(
+                "upstream_seconds",
+                "Time the upstream took to answer, or to fail.",
+                &SECONDS,
+            )?,
+            added: families.histogram(
+                "added_seconds",
+                "Time a reply was held after the upstream had answered.",
+                &SECONDS,
+            )?,
+            batch_rows: families.histogram("batch_rows", "Rows per detection batch.", &ROWS)?,
+            queue_depth: families
+                .integer_gauge("queue_depth", "Rows that wait for, or are under, detection.")?,
+            upstream_errors: families.counters(
+                "upstream_errors_total",
+                "Requests that the upstream did not answer, by reason.",
+                &["reason"],
+            )?,
+            transfer_ratio: families.gauges(
+                "model_transfer_ratio",
+                "Share of a label's least confident training images that its patch changes.",
+                &["label"],
+            )?,
+            anomaly_index: families.gauges(
+                "model_anomaly_index",
+                "Anomaly index of a label's transfer ratio on the low side.",
+                &["label"],
+            )?,
+            label_infected: families.gauges(
+                "label_infected",
+                "Whether inspection names the label as a backdoor's target.",
+                &["label"],
+            )?,
+            uap_fooling_rate: families.gauge(
+                "uap_fooling_rate",
+                "Share of held-out clean images whose label the universal perturbation changes.",
+            )?,
+            uap_norm: families.gauges(
+                "uap_norm",
+                "Norm of the universal perturbation, in units of the full pixel range.",
+                &["norm"],
+            )?,
+            false_rejection_rate_bound: families.gauge(
+                "false_rejection_rate_bound",
+                "Upper bound on the share of clean inputs that are turned away.",
+            )?,
+            artifact_info: families.gauges(
+                "artifact_info",
+                "1, labelled with the artifact in use.",
+                &["format", "version", "model_digest", "data_digest", "settings_digest"],
+            )?,
+            registry: registry.clone(),
+        };
+        let build_info =
+            families.gauges("build_info", "1, labelled with the build.", &["version"])?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.start_at_zero();
+        Ok(metrics)
+    }
+
+    /// Counts and logs how one request ended.
+    pub fn record(&self, outcome: &Outcome<'_>) {
+        let verdict = outcome.verdict.label();
+        self.requests.with_label_values(&[outcome.protocol.label(), verdict]).inc();
+        if let Some(reason) = outcome.verdict.reason() {
+            self.unverified.with_label_values(&[reason.label()]).inc();
+        }
+        if outcome.judgements.is_empty() {
+            let rows = outcome.rows as u64;
+            self.rows.with_label_values(&[verdict]).inc_by(rows);
+        }
+        for judgement in outcome.judgements {
+            self.count_row(judgement, outcome.verdict);
+        }
+        if let Some(detection) = outcome.detection {
+            self.detection.observe(detection.as_secs_f64());
+        }
+        if let Some(upstream) = outcome.upstream {
+            self.upstream.observe(upstream.as_secs_f64());
+        }
+        if let (Some(detection), Some(upstream)) = (outcome.detection, outcome.upstream) {
+            let added = detection.saturating_sub(upstream);
+            self.added.observe(added.as_secs_f64());
+        }
+        if let Some(error) = outcome.upstream_error {
+            self.upstream_errors.with_label_values(&[error.label()]).inc();
+        }
+        log(outcome);
+    }
+
+    /// Sets the gauges that describe the model, from the artifact in use.
+    pub fn publish(&self, manifest: &Manifest) {
+        for family in
+            [&self.transfer_ratio, &self.anomaly_index, &self.label_infected, &self.artifact_info]
+        {
+            family.reset();
+        }
+        for label in 0..manifest.labels.min(COUNTED_LABELS) {
+            self.rejected_rows.with_label_values(&[label.to_string()]);
+        }
+        if let Some(inspection) = &manifest.inspection {
+            for finding in &inspection.labels {
+                let infected = inspection.infected.contains(&finding.label);
+                let label = [finding.label.to_string()];
+                self.transfer_ratio.with_label_values(&label).set(finding.transfer_ratio);
+                self.anomaly_index.with_label_values(&label).set(finding.anomaly_index);
+                self.label_infected.with_label_values(&label).set(f64::from(u8::from(infected)));
+            }
+        }
+        let perturbation = &manifest.perturbation;
+        self.uap_fooling_rate.set(perturbation.fooling_rate);
+        self.uap_norm.with_label_values(&["l2"]).set(perturbation.l2);
+        self.uap_norm.with_label_values(&["linf"]).set(f64::from(perturbation.epsilon));
+        self.false_rejection_rate_bound.set(manifest.thresholds.false_rejection_rate_bound);
+        // Not the seed: who knows it can compute the perturbation.
+        self.artifact_info
+            .with_label_values(&[
+                manifest.format.to_string().as_str(),
+                &manifest.doorward,
+                &manifest.model_digest,
+                &manifest.data_digest,
+                &manifest.settings_digest,
+            ])
+            .set(1.0);
+    }
+
+    /// Counts the rows of one detection batch.
+    pub fn record_batch(&self, rows: usize) {
+        self.batch_rows.observe(rows as f64);
+    }
+
+    /// Rows that enter the queue.
+    pub fn enqueued(&self, rows: usize) {
+        self.queue_depth.add(rows as i64);
+    }
+
+    /// Rows that leave the queue, judged or not.
+    pub fn dequeued(&self, rows: usize) {
+        self.queue_depth.sub(rows as i64);
+    }
+
+    /// The page that Prometheus scrapes.
+    pub fn page(&self) -> Result<String, Error> {
+        Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
+    }
+
+    fn start_at_zero(&self) {
+        for verdict in Verdict::LABELS {
+            for protocol in Protocol::ALL {
+                self.requests.with_label_values(&[protocol.label(), verdict]);
+            }
+            self.rows.with_label_values(&[verdict]);
+        }
+        for reason in Reason::ALL {
+            self.unverified.with_label_values(&[reason.label()]);
+        }
+        for signal in Signal::ALL {
+            self.score.with_label_values(&[signal.label()]);
+        }
+        for error in UpstreamError::ALL {
+            self.upstream_errors.with_label_values(&[error.label()]);
+        }
+        for norm in ["l2", "linf"] {
+            self.uap_norm.with_label_values(&[norm]);
+        }
+        self.rejected_rows.with_label_values(&[OTHER]);
+    }
+
+    fn count_row(&self, judgement: &Judgement, verdict: Verdict) {
+        // A clean row of a rejected request was not at fault.
+        let row_verdict = if judgement.rejected { verdict } else { Verdict::Passed };
+        self.rows.with_label_values(&[row_verdict.label()]).inc();
+        if judgement.rejected {
+            let number = judgement.label.to_string();
+            let label = if judgement.label < COUNTED_LABELS { &number } else { OTHER };
+            self.rejected_rows.with_label_values(&[label]).inc();
+        }
+        let scores = &judgement.scores;
+        for (signal, score) in [
+            (Signal::ClassConditional, scores.class_conditional),
+            (Signal::Joined, scores.joined),
+            (Signal::Patch, scores.patch),
+            (Signal::Universal, scores.universal),
+        ] {
+            if let Some(score) = score {
+                self.score.with_label_values(&[signal.label()]).observe(f64::from(score));
+            }
+        }
+    }
+}
+
+/// One log line a request: at `info` where an operator may have to look, else at `debug`.
+fn log(outcome: &Outcome<'_>) {
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                request_id = outcome.request_id,
+                protocol = outcome.protocol.label(),
+                verdict = outcome.verdict.label(),
+                reason = outcome.verdict.reason().map(Reason::label),
+                rows = outcome.rows,
+                detection_ms = outcome.detection.map(milliseconds),
+                upstream_ms = outcome.upstream.map(milliseconds),
+                upstream_error = outcome.upstream_error.map(UpstreamError::label),
+                detail = outcome.detail,
+                "request"
+            )
+        };
+    }
+    let routine = matches!(outcome.verdict, Verdict::Bypassed | Verdict::Passed);
+    if routine && outcome.upstream_error.is_none() {
+        line!(debug);
+    } else {
+        line!(info);
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Makes families with the crate's prefix and registers them.
+struct Families<'a> {
+    registry: &'a Registry,
+}
+
+// === impl Families ===
+
+impl Families<'_> {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
+        self.register(IntCounterVec::new(options(name, help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<Gauge, Error> {
+        self.register(Gauge::with_opts(options(name, help))?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, Error> {
+        self.register(GaugeVec::new(options(name, help), labels)?)
+    }
+
+    fn integer_gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
+        self.register(IntGauge::with_opts(options(name, help))?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {
+        let options = HistogramOpts::from(options(name, help)).buckets(buckets.to_vec());
+        self.register(Histogram::with_opts(options)?)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, Error> {
+        let options = HistogramOpts::from(options(name, help)).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(options, labels)?)
+    }
+
+    fn register<F: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        family: F,
+    ) -> Result<F, Error> {
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+}
+
+fn options(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("doorward")
+}

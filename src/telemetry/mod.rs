@@ -1,0 +1,236 @@
+//! Says what happened: log lines, metrics, and the one event that feeds both.
+//!
+//! A request ends in exactly one [`Outcome`]; [`metrics::Metrics::record`] counts it and logs it
+//! together, so the counters add up to the requests received. Label values come from the closed
+//! enums here; nothing that a client sends becomes a label.
+
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{self, LogFormat};
+use crate::detect::Judgement;
+
+pub mod metrics;
+
+/// How one request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome<'a> {
+    /// The id that the client and the upstream see.
+    pub request_id: &'a str,
+    /// The wire format.
+    pub protocol: Protocol,
+    /// What became of the request.
+    pub verdict: Verdict,
+    /// Rows in the request, as far as it was decoded.
+    pub rows: usize,
+    /// One judgement per row, where detection gave any.
+    pub judgements: &'a [Judgement],
+    /// How long detection took, waiting included.
+    pub detection: Option<Duration>,
+    /// How long the upstream took to answer.
+    pub upstream: Option<Duration>,
+    /// Why the upstream gave no answer.
+    pub upstream_error: Option<UpstreamError>,
+    /// What was wrong, in words, where something was.
+    pub detail: Option<&'a str>,
+}
+
+/// What became of a request. Exactly one holds for each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not an inference route; forwarded without inspection.
+    Bypassed,
+    /// Forwarded although the rule turns it away: mode `monitor`.
+    Flagged,
+    /// Inspected and forwarded.
+    Passed,
+    /// Never a candidate for inspection: unknown route, body too large or too slow, client gone.
+    Refused,
+    /// Turned away by the rule.
+    Rejected,
+    /// Forwarded without a verdict.
+    UnverifiedPassed(Reason),
+    /// Turned away for want of a verdict.
+    UnverifiedRejected(Reason),
+}
+
+/// Why there is no verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No detector yet.
+    Artifact,
+    /// Detection took too long.
+    Deadline,
+    /// Detection failed.
+    Internal,
+    /// The queue or the concurrency limit is full.
+    Overload,
+    /// The request is not one the firewall understands.
+    Undecodable,
+}
+
+/// Why the upstream gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamError {
+    /// The connection ended before a complete answer, or the answer was not HTTP.
+    Broken,
+    /// No answer in time.
+    Timeout,
+    /// No connection.
+    Unreachable,
+}
+
+/// The wire format of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Open Inference Protocol V2, REST.
+    OipHttp,
+}
+
+/// What a score measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// `s_c`.
+    ClassConditional,
+    /// The standardised joined score.
+    Joined,
+    /// `s_p`.
+    Patch,
+    /// `s_u`.
+    Universal,
+}
+
+/// Why telemetry cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A log subscriber is installed already.
+    #[error("a log subscriber is installed already")]
+    Installed(#[from] tracing::subscriber::SetGlobalDefaultError),
+    /// `telemetry.log` is not a filter.
+    #[error("telemetry.log = {received:?}: expected a filter such as \"info\"")]
+    Filter {
+        /// What was written.
+        received: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// A metric cannot be registered.
+    #[error("a metric cannot be registered")]
+    Metric(#[from] prometheus::Error),
+}
+
+/// Sends log lines to standard error, as the settings say.
+pub fn init(settings: &config::Telemetry) -> Result<(), Error> {
+    let filter = EnvFilter::try_new(&settings.log)
+        .map_err(|source| Error::Filter { received: settings.log.clone(), source })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.format {
+        LogFormat::Json => tracing::subscriber::set_global_default(builder.json().finish())?,
+        LogFormat::Text => tracing::subscriber::set_global_default(builder.finish())?,
+    }
+    Ok(())
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// Every label value.
+    pub const LABELS: [&str; 7] = [
+        "bypassed",
+        "flagged",
+        "passed",
+        "refused",
+        "rejected",
+        "unverified_passed",
+        "unverified_rejected",
+    ];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Bypassed => "bypassed",
+            Self::Flagged => "flagged",
+            Self::Passed => "passed",
+            Self::Refused => "refused",
+            Self::Rejected => "rejected",
+            Self::UnverifiedPassed(_) => "unverified_passed",
+            Self::UnverifiedRejected(_) => "unverified_rejected",
+        }
+    }
+
+    /// Why there is no verdict, where there is none.
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::UnverifiedPassed(reason) | Self::UnverifiedRejected(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+// === impl Reason ===
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 5] =
+        [Self::Artifact, Self::Deadline, Self::Internal, Self::Overload, Self::Undecodable];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Artifact => "artifact",
+            Self::Deadline => "deadline",
+            Self::Internal => "internal",
+            Self::Overload => "overload",
+            Self::Undecodable => "undecodable",
+        }
+    }
+}
+
+// === impl UpstreamError ===
+
+impl UpstreamError {
+    /// Every error.
+    pub const ALL: [Self; 3] = [Self::Broken, Self::Timeout, Self::Unreachable];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Broken => "broken",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// Every protocol.
+    pub const ALL: [Self; 1] = [Self::OipHttp];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::OipHttp => "oip_http",
+        }
+    }
+}
+
+// === impl Signal ===
+
+impl Signal {
+    /// Every signal.
+    pub const ALL: [Self; 4] = [Self::ClassConditional, Self::Joined, Self::Patch, Self::Universal];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ClassConditional => "class_conditional",
+            Self::Joined => "joined",
+            Self::Patch => "patch",
+            Self::Universal => "universal",
+        }
+    }
+}

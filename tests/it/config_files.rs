@@ -1,0 +1,229 @@
+//! The settings file that is shipped, and what users may write.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use doorward::config::{Action, Config, EMBEDDED, LogFormat, Mode, Rule, Settings};
+
+const REQUIRED: &str = "upstream.url = 'http://127.0.0.1:1/'\nmodel.path = 'm.onnx'\n\
+    calibration.clean_images = 'clean'\n";
+
+const NOTHING: [(&str, &str); 0] = [];
+
+fn parse(settings: &str) -> Config {
+    Config::parse("user.toml", &format!("{REQUIRED}{settings}"), NOTHING).expect("settings")
+}
+
+fn error(settings: &str) -> String {
+    Config::parse("user.toml", &format!("{REQUIRED}{settings}"), NOTHING)
+        .expect_err("an error")
+        .to_string()
+}
+
+fn with(variable: &str, value: &str) -> Result<Config, doorward::config::Error> {
+    Config::parse("user.toml", REQUIRED, [(variable, value)])
+}
+
+#[test]
+fn embedded_file_gives_the_documented_defaults() {
+    let config = parse("");
+    assert_eq!(config.listen.http.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9090");
+    assert_eq!(config.upstream.url, "http://127.0.0.1:1");
+    assert_eq!(config.upstream.timeout, Duration::from_secs(30));
+    assert_eq!(config.model.name, None);
+    assert_eq!(config.preprocess.mean, [0.0]);
+    assert_eq!(config.preprocess.std, [1.0]);
+    let calibration = &config.calibration;
+    assert_eq!(calibration.clean_images, [PathBuf::from("clean")]);
+    assert!(calibration.training_images.is_empty());
+    assert_eq!(calibration.fit_images.get(), 300);
+    assert_eq!(calibration.holdout_images.get(), 2000);
+    assert_eq!(calibration.artifact, PathBuf::from("doorward.safetensors"));
+    assert_eq!(calibration.seed, None);
+    assert_eq!(config.perturbation.fooling_rate.value(), 0.8);
+    assert_eq!(config.perturbation.max_epsilon, 0.125);
+    assert_eq!(config.perturbation.steps.get(), 100);
+    assert_eq!(config.perturbation.batch.get(), 64);
+    assert_eq!(config.inspection.samples.get(), 50);
+    assert_eq!(config.inspection.steps.get(), 300);
+    assert_eq!(config.inspection.lambda, 1e-4);
+    assert_eq!(config.inspection.success_rate.value(), 0.95);
+    assert_eq!(config.inspection.anomaly_threshold, 3.5);
+    assert_eq!(config.inspection.clean_ratio.value(), 0.9);
+    assert_eq!(config.policy.mode, Mode::Enforce);
+    assert_eq!(config.policy.rule, Rule::Calibrated);
+    assert_eq!(config.policy.max_false_rejection_rate.value(), 0.01);
+    assert_eq!(config.policy.infected_budget, 10.0);
+    assert_eq!(config.policy.unverified.overload, Action::Reject);
+    let limits = &config.limits;
+    assert_eq!(limits.body_bytes, 16 << 20);
+    assert_eq!(limits.rows.get(), 64);
+    assert_eq!(limits.queue_rows.get(), 512);
+    assert_eq!(limits.batch_rows.get(), 64);
+    assert_eq!(limits.concurrency.get(), 256);
+    assert_eq!(limits.body_timeout, Duration::from_secs(10));
+    assert_eq!(limits.detection_timeout, Duration::from_secs(10));
+    assert_eq!(limits.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.telemetry.log, "info");
+    assert_eq!(config.telemetry.format, LogFormat::Text);
+}
+
+#[test]
+fn embedded_file_shows_the_keys_without_default() {
+    // Uncommented as they stand in the file, they are all that is missing.
+    let keys = ["url", "path", "name", "clean_images", "seed"];
+    let uncommented: Vec<String> = EMBEDDED
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if keys.iter().any(|key| rest.starts_with(&format!("{key} = "))) => {
+                rest.to_owned()
+            }
+            _ => line.to_owned(),
+        })
+        .collect();
+    let config = Config::parse("all.toml", &uncommented.join("\n"), NOTHING).expect("settings");
+    assert_eq!(config.model.name.as_deref(), Some("resnet18"));
+    assert_eq!(config.calibration.seed, Some(7));
+}
+
+#[test]
+fn required_keys_are_named() {
+    for key in ["upstream.url", "model.path", "calibration.clean_images"] {
+        let rest: Vec<&str> =
+            REQUIRED.lines().filter(|line| !line.trim_start().starts_with(key)).collect();
+        let error = Config::parse("user.toml", &rest.join("\n"), NOTHING).expect_err("an error");
+        assert!(error.to_string().contains(key), "{error}");
+    }
+}
+
+#[test]
+fn misspelt_keys_and_sections_are_named_with_file_and_line() {
+    for (settings, named) in [
+        ("[policy]\nmod = 'enforce'", "mod"),
+        ("[polisy]\nmode = 'enforce'", "polisy"),
+        ("[policy.unverified]\noverlod = 'pass'", "overlod"),
+        ("[limits]\nrowz = 1", "rowz"),
+    ] {
+        let error = error(settings);
+        assert!(error.contains("user.toml"), "{error}");
+        assert!(error.contains("line "), "{error}");
+        assert!(error.contains(&format!("`{named}`")), "{error}");
+    }
+}
+
+#[test]
+fn values_out_of_range_say_what_was_received_and_expected() {
+    for (settings, key, received) in [
+        ("listen.http = 'here'", "listen.http", "\"here\""),
+        ("limits.rows = 0", "limits.rows", "0"),
+        ("limits.rows = -3", "limits.rows", "-3"),
+        ("limits.rows = 600", "limits.queue_rows", "512"),
+        ("limits.body_timeout_seconds = 0", "limits.body_timeout_seconds", "0"),
+        ("limits.body_timeout_seconds = nan", "limits.body_timeout_seconds", "NaN"),
+        ("limits.body_timeout_seconds = inf", "limits.body_timeout_seconds", "inf"),
+        ("limits.body_timeout_seconds = -1.5", "limits.body_timeout_seconds", "-1.5"),
+        ("policy.max_false_rejection_rate = nan", "policy.max_false_rejection_rate", "NaN"),
+        ("policy.max_false_rejection_rate = 0", "policy.max_false_rejection_rate", "0"),
+        ("policy.max_false_rejection_rate = 1.0", "policy.max_false_rejection_rate", "1"),
+        ("policy.infected_budget = 0.5", "policy.infected_budget", "0.5"),
+        ("perturbation.max_epsilon = 1.5", "perturbation.max_epsilon", "1.5"),
+        ("inspection.lambda = 0", "inspection.lambda", "0"),
+        ("preprocess.std = [1, 0]", "preprocess.std", "[1.0, 0.0]"),
+        ("preprocess.mean = []", "preprocess.mean", "[]"),
+        ("model.name = ''", "model.name", "\"\""),
+        ("calibration.artifact = ''", "calibration.artifact", "\"\""),
+    ] {
+        let error = error(settings);
+        assert!(error.starts_with(&format!("{key} = {received}: expected ")), "{error}");
+    }
+}
+
+#[test]
+fn wrong_types_and_words_are_refused_with_the_alternatives() {
+    let mode = error("policy.mode = 'observe'");
+    assert!(mode.contains("`observe`") && mode.contains("`monitor`"), "{mode}");
+    let rows = error("limits.rows = 'many'");
+    assert!(rows.contains("limits.rows = 'many'"), "{rows}");
+    let images = error("calibration.training_images = 3");
+    assert!(images.contains("one value or an array"), "{images}");
+}
+
+#[test]
+fn upstream_takes_plain_http_only() {
+    for url in
+        ["https://a", "http://", "http://a/path", "http://u@a", "http://a:0", "a:1", "http://a b"]
+    {
+        let error = with("DOORWARD_UPSTREAM__URL", url).expect_err("an error");
+        assert!(error.to_string().contains("upstream.url"), "{url}: {error}");
+    }
+    for url in ["http://a", "http://a:80", "http://[::1]:80", "http://[::1]", "http://a-b.c_d:1"] {
+        let config = with("DOORWARD_UPSTREAM__URL", url).expect("settings");
+        assert_eq!(config.upstream.url, url);
+    }
+}
+
+#[test]
+fn environment_wins_over_the_file() {
+    let environment = [
+        ("DOORWARD_POLICY__MODE", "monitor"),
+        ("DOORWARD_POLICY__UNVERIFIED__ARTIFACT", "\"reject\""),
+        ("DOORWARD_LIMITS__ROWS", "3"),
+        ("DOORWARD_MODEL__NAME", "17"),
+        ("DOORWARD_PREPROCESS__MEAN", "[0.5, 1]"),
+        ("DOORWARD_CALIBRATION__TRAINING_IMAGES", "[\"a\", \"b\"]"),
+        // As Kubernetes sets them for a service of this name.
+        ("DOORWARD_PORT", "tcp://10.0.0.1:80"),
+        ("DOORWARD_SERVICE_HOST", "10.0.0.1"),
+        ("PATH", "/bin"),
+    ];
+    let text = format!("{REQUIRED}limits.rows = 2\npolicy.mode = 'enforce'");
+    let config = Config::parse("user.toml", &text, environment).expect("settings");
+    assert_eq!(config.policy.mode, Mode::Monitor);
+    assert_eq!(config.policy.unverified.artifact, Action::Reject);
+    assert_eq!(config.policy.unverified.overload, Action::Pass);
+    assert_eq!(config.limits.rows.get(), 3);
+    assert_eq!(config.model.name.as_deref(), Some("17"));
+    assert_eq!(config.preprocess.mean, [0.5, 1.0]);
+    assert_eq!(config.calibration.training_images.len(), 2);
+}
+
+#[test]
+fn misspelt_variables_are_named() {
+    for (variable, value) in [
+        ("DOORWARD_POLICY__MOD", "monitor"),
+        ("DOORWARD_POLISY__MODE", "monitor"),
+        ("DOORWARD_LIMITS__ROWS", "many"),
+        ("DOORWARD_LIMITS__", "1"),
+        ("DOORWARD___ROWS", "1"),
+    ] {
+        let error = with(variable, value).expect_err("an error").to_string();
+        assert!(error.contains(variable) && error.contains(value), "{error}");
+    }
+}
+
+#[test]
+fn effective_settings_print_as_a_file_that_gives_them_again() {
+    let text = format!("{REQUIRED}policy.mode = 'monitor'\ncalibration.seed = 5");
+    let settings = Settings::parse("user.toml", &text, NOTHING).expect("settings");
+    let printed = settings.to_toml();
+    let again = Settings::parse("printed.toml", &printed, NOTHING).expect("settings");
+    assert_eq!(again.to_toml(), printed);
+    let (first, second) = (settings.config(), again.config());
+    assert_eq!(
+        format!("{:?}", first.expect("settings")),
+        format!("{:?}", second.expect("settings"))
+    );
+}
+
+#[test]
+fn file_is_read_from_disk_and_a_missing_one_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("doorward.toml");
+    std::fs::write(&path, REQUIRED).expect("written");
+    let config = Config::load(Some(&path), NOTHING).expect("settings");
+    assert_eq!(config.model.path, PathBuf::from("m.onnx"));
+    let missing = folder.path().join("missing.toml");
+    let error = Config::load(Some(&missing), NOTHING).expect_err("an error");
+    assert!(error.to_string().contains("missing.toml"), "{error}");
+}
