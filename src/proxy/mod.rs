@@ -259,6 +259,7 @@ impl Proxy {
         let bytes = self.read_bounded(body).await;
         if bytes.is_err() {
             record.verdict = Verdict::Refused;
+            record.detail = None;
         }
         bytes
     }

@@ -318,6 +318,28 @@ async fn shutdown_finishes_requests_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sigterm_drains() {
+    let setup = Setup::new("").await;
+    setup.judge.behave(Behaviour::Wait);
+    let client = setup.client.clone();
+    let in_flight = tokio::spawn(async move { client.infer(request(&[CLEAN])).await });
+    eventually("in flight", || setup.judge.entered() == 1).await;
+    let mut run = Box::pin(setup.server.run_until_signal());
+    // Polled once, it has the signal's handler installed.
+    let early = tokio::time::timeout(Duration::from_millis(20), &mut run).await;
+    assert!(early.is_err(), "no signal yet");
+    let status = std::process::Command::new("kill")
+        .args(["-TERM", &std::process::id().to_string()])
+        .status();
+    assert!(status.expect("kill").success());
+    let draining = tokio::time::timeout(Duration::from_millis(600), &mut run).await;
+    assert!(draining.is_err(), "a request is in flight");
+    setup.judge.behave(Behaviour::Answer);
+    run.await.expect("a drain in time");
+    assert_eq!(in_flight.await.expect("no panic").body, REPLY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn shutdown_under_load_loses_no_request() {
     let setup = Setup::new("").await;
     let mut tasks = Vec::new();
