@@ -2,22 +2,23 @@
 //!
 //! [`Proxy::handle`] is the life of a request, top to bottom: name it, look at its route, make room,
 //! read its body, decode it and queue its rows, ask the upstream and the detector at the same time,
-//! decide, answer, record. Each step that can fail says which [`Failure`] that is; what it means for
+//! decide, answer, record. Each step that can fail says which `Failure` that is; what it means for
 //! the client is in `respond`, what it means for the operator in the record.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use rand::TryRngCore;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::config::{Config, Limits};
 use crate::detect::{Judge, Judgement};
@@ -88,6 +89,12 @@ enum Forwarded {
     Reencoded(Bytes),
 }
 
+/// Most of an unwanted body that is read, and dropped, for the sake of the answer.
+const DISCARDED_BYTES: usize = 64 << 20;
+
+/// A client that pauses for so long waits for the answer.
+const DISCARD_PAUSE: Duration = Duration::from_millis(500);
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 // === impl Proxy ===
@@ -116,28 +123,34 @@ impl Proxy {
 
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>) -> Answer {
-        let (mut parts, body) = request.into_parts();
+        let (mut parts, mut body) = request.into_parts();
         // First of all, so that every answer, log line and upstream request carries the id.
         let id = self.ids.identify(&parts.headers);
         let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
         let mut record = Record::new(Arc::clone(&self.metrics), text);
         parts.headers.insert(REQUEST_ID, id.clone());
-        let mut answer = match self.dispatch(parts, body, &mut record).await {
+        // Who waits for a `100 Continue` has not sent a body yet.
+        let mut sending = !parts.headers.contains_key(EXPECT);
+        let mut answer = match self.dispatch(parts, &mut body, &mut record).await {
             Ok(answer) => answer,
             Err(failure) => {
+                sending &= !matches!(failure, Failure::BodyBroken | Failure::BodyTimeout);
                 record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
                 respond(&failure, record.request_id())
             }
         };
         answer.headers_mut().insert(REQUEST_ID, id);
         record.answered();
+        if sending {
+            self.discard(body).await;
+        }
         answer
     }
 
     async fn dispatch(
         &self,
         parts: Parts,
-        body: Incoming,
+        body: &mut Incoming,
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         let (method, uri) = (parts.method.as_str(), &parts.uri);
@@ -157,7 +170,7 @@ impl Proxy {
     async fn infer(
         &self,
         parts: Parts,
-        body: Incoming,
+        body: &mut Incoming,
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         // Before the body, because bodies are what costs memory. Not by a layer around this
@@ -239,22 +252,23 @@ impl Proxy {
 
     /// Reads a body within its bounds. Without a whole body there is nothing to forward, so a
     /// failure here refuses the request whatever the policy says.
-    async fn read(&self, body: Incoming, record: &mut Record) -> Result<Bytes, Failure> {
+    async fn read(&self, body: &mut Incoming, record: &mut Record) -> Result<Bytes, Failure> {
         let bytes = self.read_bounded(body).await;
         if bytes.is_err() {
             record.verdict = Verdict::Refused;
+            record.detail = None;
         }
         bytes
     }
 
-    async fn read_bounded(&self, body: Incoming) -> Result<Bytes, Failure> {
+    async fn read_bounded(&self, body: &mut Incoming) -> Result<Bytes, Failure> {
         let limit = self.limits.body_bytes;
         // A length that was announced need not arrive to be too large.
         if body.size_hint().lower() > limit as u64 {
             return Err(Failure::BodyTooLarge { limit });
         }
         let collected = Limited::new(body, limit).collect();
-        match tokio::time::timeout(self.limits.body_timeout, collected).await {
+        match timeout(self.limits.body_timeout, collected).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 Err(Failure::BodyTooLarge { limit })
@@ -262,6 +276,22 @@ impl Proxy {
             Ok(Err(_)) => Err(Failure::BodyBroken),
             Err(_) => Err(Failure::BodyTimeout),
         }
+    }
+
+    /// Takes the rest of a body that nobody read. Most clients read no answer before they have sent
+    /// everything, and closing a connection with unread bytes would destroy the answer.
+    async fn discard(&self, mut body: Incoming) {
+        let rest = async {
+            let mut bytes = 0;
+            while let Ok(Some(Ok(frame))) = timeout(DISCARD_PAUSE, body.frame()).await {
+                bytes += frame.data_ref().map_or(0, Bytes::len);
+                if bytes > DISCARDED_BYTES {
+                    break;
+                }
+            }
+        };
+        // Too slow, or too much, is the client's loss.
+        let _ = timeout(self.limits.body_timeout, rest).await;
     }
 
     async fn forward(

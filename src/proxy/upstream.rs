@@ -1,6 +1,7 @@
 //! The client to the model server.
 //!
-//! One exchange is sent at most once and has one deadline. Replies are collected before they go on:
+//! One exchange is sent at most once (the pool tries another connection only when the first one was
+//! closed before any of the request was written) and has one deadline. Replies are collected before they go on:
 //! an inference reply has to wait for its verdict anyway, and a reply that breaks off halfway becomes
 //! a clear error instead of a truncated answer.
 

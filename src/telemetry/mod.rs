@@ -234,3 +234,16 @@ impl Signal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filter_that_is_none_is_quoted() {
+        let error =
+            init(&config::Telemetry { log: "doorward=loud".to_owned(), format: LogFormat::Text })
+                .expect_err("no such level");
+        assert!(error.to_string().contains("doorward=loud"), "{error}");
+    }
+}

@@ -186,11 +186,31 @@ async fn body_too_large() {
     );
     let answer = setup.raw(&chunked).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
-    let announced = format!("POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 101\r\n\r\n");
+    // The length is enough, the body need not come.
+    let announced = format!(
+        "POST {INFER} HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 101\r\n\r\n"
+    );
     let answer = setup.raw(&announced).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert_eq!(setup.verdicts("refused"), 3.0);
     assert_eq!(setup.upstream.received().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_sends_far_too_much_still_reads_why() {
+    let setup = Setup::new("limits.body_bytes = 100").await;
+    let body = vec![b' '; 8 << 20];
+    let answer = setup.client.infer(body.clone()).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    // As a client in blocking style does: all of the request, then the answer.
+    let mut stream = TcpStream::connect(setup.server.proxy_addr()).await.expect("a listener");
+    let head =
+        format!("POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(&body).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,6 +297,28 @@ async fn shutdown_finishes_requests_in_flight() {
     assert!(answer.contains("connection: close"), "{answer}");
     assert!(answer.ends_with(REPLY), "{answer}");
     assert!(shutdown.await.expect("no panic").is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_drains() {
+    let setup = Setup::new("").await;
+    setup.judge.behave(Behaviour::Wait);
+    let client = setup.client.clone();
+    let in_flight = tokio::spawn(async move { client.infer(request(&[CLEAN])).await });
+    eventually("in flight", || setup.judge.entered() == 1).await;
+    let mut run = Box::pin(setup.server.run_until_signal());
+    // Polled once, it has the signal's handler installed.
+    let early = tokio::time::timeout(Duration::from_millis(20), &mut run).await;
+    assert!(early.is_err(), "no signal yet");
+    let status = std::process::Command::new("kill")
+        .args(["-TERM", &std::process::id().to_string()])
+        .status();
+    assert!(status.expect("kill").success());
+    let draining = tokio::time::timeout(Duration::from_millis(600), &mut run).await;
+    assert!(draining.is_err(), "a request is in flight");
+    setup.judge.behave(Behaviour::Answer);
+    run.await.expect("a drain in time");
+    assert_eq!(in_flight.await.expect("no panic").body, REPLY);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -276,6 +276,18 @@ async fn headers_that_announce_another_body_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn large_body_is_judged_like_a_small_one() {
+    let setup = Setup::new("").await;
+    let padding = " ".repeat(1 << 20);
+    let answer = setup.client.infer(padding.clone() + &request(&[CLEAN])).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let received = setup.upstream.received();
+    assert!(received[0].body.len() < 200);
+    let answer = setup.client.infer(padding + &request(&[TRIGGERED])).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn request_ids_are_unique_or_the_clients_if_sane() {
     let setup = Setup::new("").await;
     let long = "a".repeat(129);
