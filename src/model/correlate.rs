@@ -31,9 +31,11 @@ pub(crate) enum Activation {
 pub(crate) struct Correlation {
     geometry: Geometry,
     passes: Vec<Pass>,
-    /// Values of one padded plane (one channel, one phase, one image).
+    /// Size of one padded plane (one channel, one phase, one image).
     plane_rows: usize,
     pitch: usize,
+    /// Values that reads may go past the last plane.
+    slack: usize,
     /// Images that share one pass; small planes are joined so that vectors stay full.
     images_per_pass: usize,
 }
@@ -111,7 +113,17 @@ impl Correlation {
                 .max();
             furthest.map_or(1, |last| last + 1)
         };
-        let (plane_rows, pitch) = (reach(0), reach(1));
+        let reach = [reach(0), reach(1)];
+        // Zeros behind a row serve as the zeros before the next, and so do rows between images: a
+        // read past the end of either must meet no more than those.
+        let extent = |axis: usize| {
+            let zeros = geometry.origin[axis].max(0) as usize;
+            match stride[axis] {
+                1 => (zeros + geometry.in_size[axis]).max(reach[axis].saturating_sub(zeros)),
+                _ => reach[axis],
+            }
+        };
+        let (plane_rows, pitch) = (extent(0).min(reach[0]), extent(1).min(reach[1]));
         let (ins, outs) =
             (geometry.in_channels / geometry.groups, geometry.out_channels / geometry.groups);
         let blocks = blocks(outs);
@@ -147,7 +159,8 @@ impl Correlation {
             })
             .collect();
         let images_per_pass = POSITIONS_PER_PASS.div_ceil(plane_rows * pitch);
-        Self { geometry, passes, plane_rows, pitch, images_per_pass }
+        let slack = (reach[0] - plane_rows) * pitch + reach[1] - pitch + MAX_VECTORS;
+        Self { geometry, passes, plane_rows, pitch, slack, images_per_pass }
     }
 
     /// Values of one image of the input.
@@ -222,7 +235,7 @@ impl Correlation {
         let phases = sy * sx;
         let plane = self.plane();
         scratch.clear();
-        scratch.resize(channels * phases * images * plane + SLACK, 0.0);
+        scratch.resize(channels * phases * images * plane + self.slack, 0.0);
         for channel in 0..channels {
             let absolute = group * channels + channel;
             for image in 0..images {
@@ -437,6 +450,7 @@ impl Run<'_> {
     }
 }
 
+#[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
 /// `VECTORS` vectors of positions for `BLOCK` output channels; returns the positions per channel.
 #[inline(always)]
 fn tile_sum<S: Simd, const BLOCK: usize, const VECTORS: usize>(
@@ -449,24 +463,29 @@ fn tile_sum<S: Simd, const BLOCK: usize, const VECTORS: usize>(
 ) -> usize {
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; BLOCK];
     if let Some(bias) = bias {
-        for (sum, bias) in sums.iter_mut().zip(bias) {
-            *sum = [simd.splat_f32s(*bias); VECTORS];
+        for o in 0..BLOCK {
+            // Rows that fill a block up have no bias.
+            sums[o] = [simd.splat_f32s(bias.get(o).copied().unwrap_or(0.0)); VECTORS];
         }
     }
     let (weights, _) = weights.as_chunks::<BLOCK>();
     for (offset, weights) in offsets.iter().zip(weights) {
-        let (values, _) = S::as_simd_f32s(&planes[*offset..*offset + VECTORS * S::F32_LANES]);
-        let values: [S::f32s; VECTORS] = std::array::from_fn(|i| values[i]);
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            let weight = simd.splat_f32s(*weight);
-            for (sum, value) in sum.iter_mut().zip(values) {
-                *sum = simd.mul_add_e_f32s(weight, value, *sum);
+        // No panic in this loop: with one, the sums would live in memory instead of registers.
+        let Some(values) = planes.get(*offset..*offset + VECTORS * S::F32_LANES) else { break };
+        let (values, _) = S::as_simd_f32s(values);
+        let Some(values) = values.first_chunk::<VECTORS>() else { break };
+        for o in 0..BLOCK {
+            let weight = simd.splat_f32s(weights[o]);
+            for i in 0..VECTORS {
+                sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
             }
         }
     }
     let (vectors, _) = S::as_mut_simd_f32s(tile);
-    for (to, from) in vectors.iter_mut().zip(sums.as_flattened()) {
-        *to = *from;
+    for o in 0..BLOCK {
+        for i in 0..VECTORS {
+            vectors[o * VECTORS + i] = sums[o][i];
+        }
     }
     VECTORS * S::F32_LANES
 }
@@ -498,7 +517,7 @@ const fn cost(width: usize) -> usize {
 const TILE: usize = 384;
 
 /// Vectors may be read past the last position: 5 vectors of 16 lanes.
-const SLACK: usize = 80;
+const MAX_VECTORS: usize = 80;
 
 /// Planes are joined until they have about this many positions.
 const POSITIONS_PER_PASS: usize = 256;

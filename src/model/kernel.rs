@@ -3,6 +3,8 @@
 //! On a device other than the CPU the operands are copied to the CPU and the result back: correct
 //! everywhere, slow there.
 
+use pulp::Arch;
+
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 /// `run` writes every value of a result of `shape` from the values of `x`.
@@ -61,7 +63,9 @@ impl<F: Fn(&[f32], &mut [f32])> CustomOp1 for Map<F> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut out = vec![0.0; self.shape.elem_count()];
-        (self.run)(values(self.name, storage, layout)?, &mut out);
+        let x = values(self.name, storage, layout)?;
+        // Compiles the loop once more for each vector width and runs the widest there is.
+        Arch::new().dispatch(|| (self.run)(x, &mut out));
         Ok((CpuStorage::F32(out), self.shape.clone()))
     }
 }
@@ -79,7 +83,8 @@ impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Zip<F> {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let mut out = vec![0.0; self.shape.elem_count()];
-        (self.run)(values(self.name, s1, l1)?, values(self.name, s2, l2)?, &mut out);
+        let (x, y) = (values(self.name, s1, l1)?, values(self.name, s2, l2)?);
+        Arch::new().dispatch(|| (self.run)(x, y, &mut out));
         Ok((CpuStorage::F32(out), self.shape.clone()))
     }
 }

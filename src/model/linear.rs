@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::correlate::Activation;
-use super::operator::{ChannelAffine, Operator, relu_gate};
+use super::operator::{ChannelAffine, Operator, relu, relu_gate};
 
 /// `activation(x W + b)` for rows `x`.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Operator for Linear {
         }
         match self.activation {
             Activation::Identity => Ok(y),
-            Activation::Relu => y.relu(),
+            Activation::Relu => relu(&y),
         }
     }
 

@@ -4,7 +4,7 @@ use candle_core::{D, Result, Shape, Tensor};
 
 use super::correlate::Activation;
 use super::kernel;
-use super::operator::{ChannelAffine, Operator, relu_gate};
+use super::operator::{ChannelAffine, Operator, relu, relu_gate};
 
 /// A function of one value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -126,6 +126,22 @@ impl Binary {
     }
 }
 
+impl Binary {
+    /// On this thread: candle's own operators would wake its thread pool.
+    fn on_equal_shapes(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        kernel::zip(self.name(), a, b, a.shape(), |a, b, out| {
+            for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *out = match self.function {
+                    Arithmetic::Add => a + b,
+                    Arithmetic::Div => a / b,
+                    Arithmetic::Mul => a * b,
+                    Arithmetic::Sub => a - b,
+                };
+            }
+        })
+    }
+}
+
 impl Operator for Binary {
     fn name(&self) -> &'static str {
         match self.function {
@@ -138,12 +154,9 @@ impl Operator for Binary {
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (a, b) = self.operands(inputs);
-        if self.function == Arithmetic::Add && self.relu && a.dims() == b.dims() {
-            return kernel::zip("add relu", a, b, a.shape(), |a, b, out| {
-                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
-                    *out = (a + b).max(0.0);
-                }
-            });
+        if a.dims() == b.dims() {
+            let y = self.on_equal_shapes(a, b)?;
+            return if self.relu { relu(&y) } else { Ok(y) };
         }
         let y = match self.function {
             Arithmetic::Add => a.broadcast_add(b),
@@ -151,7 +164,7 @@ impl Operator for Binary {
             Arithmetic::Mul => a.broadcast_mul(b),
             Arithmetic::Sub => a.broadcast_sub(b),
         }?;
-        if self.relu { y.relu() } else { Ok(y) }
+        if self.relu { relu(&y) } else { Ok(y) }
     }
 
     fn vjp(

@@ -166,7 +166,31 @@ impl Pool {
         }
     }
 
+    /// Without padding: the first maximum of each whole window takes its gradient.
+    fn backward_max_tiles(&self, plane: &[f32], cotangent: &[f32], out: &mut [f32]) {
+        let width = self.in_size[1];
+        let [kernel_height, kernel_width] = self.window.kernel;
+        for (y, cotangent) in cotangent.chunks_exact(self.out_size[1]).enumerate() {
+            for (x, dy) in cotangent.iter().enumerate() {
+                let corner = y * self.window.stride[0] * width + x * self.window.stride[1];
+                let (mut at, mut best) = (corner, f32::NEG_INFINITY);
+                for ky in 0..kernel_height {
+                    let start = corner + ky * width;
+                    for (kx, &value) in plane[start..start + kernel_width].iter().enumerate() {
+                        if value > best {
+                            (at, best) = (start + kx, value);
+                        }
+                    }
+                }
+                out[at] += dy;
+            }
+        }
+    }
+
     fn backward_plane(&self, plane: &[f32], cotangent: &[f32], out: &mut [f32]) {
+        if self.kind == Kind::Max && self.tiles() {
+            return self.backward_max_tiles(plane, cotangent, out);
+        }
         let [out_height, out_width] = self.out_size;
         for y in 0..out_height {
             for x in 0..out_width {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::fold::{fold, folds};
 use super::graph::{Constant, Graph};
 use super::lower::{Context, Lowered, Operand, lower};
-use super::operator::Operator;
+use super::operator::{Operator, add};
 use super::{Cotangent, Error};
 
 /// A compiled model.
@@ -246,7 +246,7 @@ impl Program {
                 let Some(gradient) = gradient else { continue };
                 gradients[slot] = Some(match gradients[slot].take() {
                     None => gradient,
-                    Some(sum) => (sum + gradient)?,
+                    Some(sum) => add(&sum, &gradient)?,
                 });
             }
         }
