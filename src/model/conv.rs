@@ -206,7 +206,7 @@ impl Conv {
         let correlation = self.forward_correlation()?;
         let bias = self.bias.as_deref();
         let shape = (x.dim(0)?, self.out_shape[0], self.out_shape[1], self.out_shape[2]);
-        kernel::map("conv", x, shape, |x, out| match &self.before {
+        kernel::apply("conv", x, shape, |x, out| match &self.before {
             None => correlation.run(x, Plain, bias, self.activation, out),
             Some(before) => {
                 let load = Affine {
@@ -222,7 +222,7 @@ impl Conv {
     fn backward_cpu(&self, cotangent: &Tensor) -> Result<Tensor> {
         let correlation = self.backward_correlation()?;
         let shape = (cotangent.dim(0)?, self.in_shape[0], self.in_shape[1], self.in_shape[2]);
-        kernel::map("conv gradient", cotangent, shape, |y, out| {
+        kernel::apply("conv gradient", cotangent, shape, |y, out| {
             correlation.run(y, Plain, None, Activation::Identity, out);
         })
     }

@@ -17,6 +17,20 @@ pub(crate) fn map<F>(
 where
     F: Fn(&[f32], &mut [f32]),
 {
+    // Compiles the loop once more for each vector width and runs the widest there is.
+    apply(name, x, shape, |x, out| Arch::new().dispatch(|| run(x, out)))
+}
+
+/// Like [`map`] for a `run` that chooses its vector width itself.
+pub(crate) fn apply<F>(
+    name: &'static str,
+    x: &Tensor,
+    shape: impl Into<Shape>,
+    run: F,
+) -> Result<Tensor>
+where
+    F: Fn(&[f32], &mut [f32]),
+{
     let op = Map { name, shape: shape.into(), run };
     on_cpu(x, |x| x.contiguous()?.apply_op1_no_bwd(&op))
 }
@@ -64,8 +78,7 @@ impl<F: Fn(&[f32], &mut [f32])> CustomOp1 for Map<F> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut out = vec![0.0; self.shape.elem_count()];
         let x = values(self.name, storage, layout)?;
-        // Compiles the loop once more for each vector width and runs the widest there is.
-        Arch::new().dispatch(|| (self.run)(x, &mut out));
+        (self.run)(x, &mut out);
         Ok((CpuStorage::F32(out), self.shape.clone()))
     }
 }
