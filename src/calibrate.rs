@@ -65,6 +65,9 @@ pub struct Seconds {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The artifact cannot be written or read.
+    #[error(transparent)]
+    Artifact(#[from] crate::artifact::Error),
     /// The detection failed.
     #[error(transparent)]
     Detect(#[from] crate::detect::Error),

@@ -14,6 +14,7 @@ pub mod artifact;
 pub mod calibrate;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod detect;
 pub mod digest;
 pub mod evaluate;

@@ -1,6 +1,7 @@
 //! The command line: the only place that knows every module.
 
 mod offline;
+mod online;
 mod progress;
 
 use std::path::PathBuf;
@@ -37,6 +38,16 @@ enum Command {
     /// Check or print the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Protect an embedded, backdoored model and attack it, all in this process.
+    #[command(after_help = "Example:\n  doorward demo --serve")]
+    Demo {
+        /// Keep running afterwards, for curl.
+        #[arg(long)]
+        serve: bool,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure the rules on clean and triggered images.
     #[command(
         after_help = "Example:\n  doorward evaluate -c doorward.toml --clean test.bin.gz --triggered triggered.bin.gz"
@@ -69,6 +80,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run the sidecar: a reverse proxy that turns away triggered inputs.
+    #[command(after_help = "Example:\n  doorward serve -c doorward.toml")]
+    Serve {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,15 +115,17 @@ pub fn run() -> Result<ExitCode> {
         }
         Command::Config(ConfigCommand::Check { file }) => offline::check(&load(&file)?),
         Command::Config(ConfigCommand::Show { file }) => {
-            print!("{}", Settings::load(file.as_deref(), std::env::vars())?.to_toml());
+            print!("{}", Settings::load(file.as_deref(), environment())?.to_toml());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Demo { serve, json } => online::demo(serve, json),
         Command::Evaluate { config, clean, triggered, target, rule, json } => {
             let rules = if rule.is_empty() { Rule::ALL.to_vec() } else { rule };
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }
         Command::Inspect { config, json } => offline::inspect(&config.load()?, json),
+        Command::Serve { config } => online::serve(&config.load()?),
     }
 }
 
@@ -117,7 +136,13 @@ impl ConfigFile {
 }
 
 fn load(file: &std::path::Path) -> Result<Config> {
-    let config = Config::load(Some(file), std::env::vars())?;
+    let config = Config::load(Some(file), environment())?;
     telemetry::init(&config.telemetry)?;
     Ok(config)
+}
+
+/// Variables that are not UTF-8 cannot be settings.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }

@@ -1,0 +1,79 @@
+//! `serve` and `demo`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Runtime;
+
+use super::offline;
+use super::progress::Progress;
+use crate::config::Config;
+use crate::{calibrate, demo, server::Server};
+
+/// The sidecar: serves at once, and judges as soon as there is an artifact.
+pub(super) fn serve(config: &Config) -> Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let outcome = runtime.block_on(async {
+        let server = Server::bind(config).await?;
+        tracing::info!(
+            proxy = %server.proxy_addr(),
+            admin = %server.admin_addr(),
+            upstream = config.upstream.url,
+            "listening"
+        );
+        let handle = server.handle();
+        let settings = config.clone();
+        let mut offline = tokio::task::spawn_blocking(move || {
+            let model = offline::load_model(&settings)?;
+            let artifact = offline::artifact(&settings, &model)?;
+            let policy = &settings.policy;
+            let (detector, thresholds) =
+                calibrate::detector(model, &artifact, policy, policy.rule)?;
+            let mut manifest = artifact.manifest;
+            manifest.thresholds = thresholds;
+            handle.ready(std::sync::Arc::new(detector), &manifest)?;
+            tracing::info!(
+                rule = policy.rule.name(),
+                false_rejection_rate_bound = manifest.thresholds.false_rejection_rate_bound,
+                "ready"
+            );
+            anyhow::Ok(())
+        });
+        let mut serving = std::pin::pin!(server.run_until_signal());
+        tokio::select! {
+            drained = &mut serving => drained.map_err(anyhow::Error::from),
+            prepared = &mut offline => {
+                // Without an artifact there is nothing to wait for: the sidecar must not look alive.
+                prepared.context("the offline flow panicked")??;
+                Ok(serving.await?)
+            }
+        }
+    });
+    // A calibration that a signal interrupted goes on; its result is not wanted any more.
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// A backdoored model, its server, the firewall and traffic in one process.
+pub(super) fn demo(keep_serving: bool, as_json: bool) -> Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let outcome = runtime.block_on(async {
+        let progress = Progress::new();
+        eprintln!("calibrating on the embedded model and images, about a minute on two cores");
+        let demo = demo::run(move |stage, share| progress.update(stage, share)).await?;
+        if as_json {
+            println!("{}", serde_json::to_string(&demo.report)?);
+        } else {
+            println!("{}", demo.table());
+        }
+        if keep_serving {
+            eprintln!("\n{}", demo.invitation());
+            demo.serve().await?;
+        } else {
+            demo.finish().await?;
+        }
+        anyhow::Ok(())
+    });
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
