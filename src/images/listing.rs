@@ -13,7 +13,8 @@ pub(super) struct Entry {
     pub(super) label: Option<usize>,
 }
 
-/// The pictures of a directory, sorted by name: flat, or in one directory per label.
+/// The pictures of a directory, sorted by name: flat, or in one directory per label, one picture of
+/// each label in turn.
 ///
 /// Labels are the names of the directories where all of them are numbers, and otherwise their
 /// places in sorted order. Hidden files are left out.
@@ -37,15 +38,25 @@ pub(super) fn directory(path: &Path) -> Result<Vec<Entry>> {
         let label = numbers.as_ref().map_or(index, |numbers| numbers[index]);
         labels.entry(label).or_insert_with(Vec::new).push(child);
     }
-    let mut entries = Vec::new();
+    let mut by_label = Vec::new();
     for (label, directories) in labels {
+        let mut entries = Vec::new();
         for directory in directories {
             for file in self::children(directory)? {
                 entries.push(Entry { path: picture(file)?, label: Some(label) });
             }
         }
+        by_label.push(entries.into_iter());
     }
-    Ok(entries)
+    // Dealt one of each label a round, so that a prefix is a fair sample.
+    let mut entries = Vec::new();
+    loop {
+        let before = entries.len();
+        entries.extend(by_label.iter_mut().filter_map(Iterator::next));
+        if entries.len() == before {
+            return Ok(entries);
+        }
+    }
 }
 
 /// The pictures of a list: a path relative to the list, then optionally a tab and a label.

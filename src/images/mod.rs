@@ -12,7 +12,7 @@
 //!
 //! Reading is strict and deterministic: the same source gives the same images in the same order,
 //! pictures sorted by name, and nothing is resized, skipped or guessed. A directory with one
-//! directory per label is therefore sorted by label, so that a prefix of it is not a fair sample.
+//! directory per label is dealt one picture of each label in turn, so that a prefix is a fair sample.
 //!
 //! Sources may come from people who wish the reader harm: sizes are bounded before memory is
 //! taken for them, and a picture's dimensions are checked before it is decoded.

@@ -163,6 +163,12 @@ impl Proxy {
                 let nothing = Forwarded::Original(Bytes::new());
                 self.forward(parts, nothing, record).await
             }
+            // Monitoring changes no answer: the upstream decides what it makes of the path.
+            Route::Refused(_) if self.screen.monitors() => {
+                let body = Forwarded::Original(self.read(body, record).await?);
+                record.verdict = Verdict::Bypassed;
+                self.forward(parts, body, record).await
+            }
             Route::Refused(refusal) => Err(Failure::Refused(refusal)),
         }
     }

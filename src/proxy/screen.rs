@@ -71,6 +71,11 @@ impl Screen {
         self.queue.set(Arc::new(queue)).is_ok()
     }
 
+    /// Whether verdicts leave answers alone.
+    pub(super) fn monitors(&self) -> bool {
+        self.policy.mode == Mode::Monitor
+    }
+
     /// Decodes a request and queues its rows.
     pub(super) async fn submit(
         &self,

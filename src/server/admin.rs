@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tower::limit::ConcurrencyLimitLayer;
 
 use crate::telemetry::metrics::Metrics;
 
@@ -34,12 +35,16 @@ struct Shared {
     readiness: Arc<Readiness>,
 }
 
+/// A page of metrics is gathered whole; more than a few at once serve nobody.
+const REQUESTS_AT_ONCE: usize = 8;
+
 /// The routes.
 pub(super) fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics_page))
         .route("/readyz", get(ready))
+        .layer(ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE))
         .with_state(Shared { metrics, readiness })
 }
 

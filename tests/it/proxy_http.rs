@@ -94,6 +94,10 @@ async fn monitor_mode_flags_and_changes_nothing() {
     assert_eq!(received.body, odd);
     assert_eq!(received.headers["content-encoding"], "br");
     assert_eq!(received.headers["content-type"], "text/x");
+    // And so do paths that enforcing would refuse.
+    let answer = setup.client.send(Method::POST, "/v2/repository/index", &[], "{}").await;
+    assert_eq!(answer.body, REPLY);
+    assert_eq!(setup.verdicts("bypassed"), 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
