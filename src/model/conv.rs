@@ -56,7 +56,7 @@ impl Window {
 impl Conv {
     /// `None` when the kernel does not fit the padded input.
     pub(crate) fn new(
-        window: Window,
+        mut window: Window,
         groups: usize,
         in_shape: [usize; 3],
         weight: Tensor,
@@ -65,6 +65,12 @@ impl Conv {
         let [_, height, width] = in_shape;
         let out_shape =
             [weight.dims()[0], window.positions(0, height)?, window.positions(1, width)?];
+        for axis in [0, 1] {
+            // No step is taken, and a large stride would cost as many phases.
+            if out_shape[1 + axis] == 1 {
+                window.stride[axis] = 1;
+            }
+        }
         Some(Self {
             window,
             groups,
