@@ -236,7 +236,7 @@ impl Conv {
     fn forward_composed(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, dilation) = self.equal_along_axes()?;
         let x = match &self.before {
-            Some(before) => before.forward(&[x.clone()])?,
+            Some(before) => before.forward(std::slice::from_ref(x))?,
             None => x.clone(),
         };
         let w = &self.window;
