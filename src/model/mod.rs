@@ -148,15 +148,15 @@ pub enum Error {
         got: String,
     },
     /// Not exactly one output, or one that no node computes.
-    #[error(
-        "the model has {} outputs {names:?}, expected one that depends on the input", names.len()
-    )]
+    #[error("the model gives {names:?}, expected one output that a node computes from the input")]
     Outputs {
         /// What it gives.
         names: Vec<String>,
     },
     /// Channel statistics that do not fit the model.
-    #[error("{what} has {got} values, expected 1 or one for each of {channels} channels")]
+    #[error(
+        "preprocess.{what} has {got} values, expected 1 or one for each of {channels} channels"
+    )]
     Preprocess {
         /// `mean` or `std`.
         what: &'static str,

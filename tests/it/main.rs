@@ -7,6 +7,7 @@ mod config_files;
 mod engine;
 mod failure_modes;
 mod gradients;
+mod hostile_models;
 mod layering;
 mod metrics_contract;
 mod proxy_http;
