@@ -12,3 +12,4 @@ mod layering;
 mod metrics_contract;
 mod proxy_http;
 mod support;
+mod wrong_inputs;
