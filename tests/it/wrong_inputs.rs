@@ -64,7 +64,9 @@ impl Workplace {
             .current_dir(self.folder.path())
             .output()
             .expect("the program");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!errors.contains('\x1b'), "colours, and no terminal: {errors}");
+        (output.status.code(), errors)
     }
 
     /// Runs a command that must fail, with these words in its last line.
