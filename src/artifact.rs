@@ -63,7 +63,10 @@ pub enum Error {
         got: u32,
     },
     /// It was made for something else.
-    #[error("artifact {} was made for {what} {got}, expected {expected}", path.display())]
+    #[error(
+        "artifact {} does not fit the {what}: it was made for SHA-256 {got}, expected {expected}",
+        path.display()
+    )]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -203,16 +206,20 @@ pub struct LabelThreshold {
 // === impl Artifact ===
 
 impl Artifact {
+    /// Whether a file can be written to `path`, known before the work it takes to fill it.
+    pub fn check_writable(path: &Path) -> Result<(), Error> {
+        let failed = |source| Error::Write { path: path.to_owned(), source };
+        if path.is_dir() {
+            return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+        }
+        beside(path).map(drop).map_err(failed)
+    }
+
     /// Writes the file in one step, readable for its owner alone.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         let failed = |source: std::io::Error| Error::Write { path: path.to_owned(), source };
         let bytes = self.encode().map_err(|reason| failed(std::io::Error::other(reason)))?;
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        // Created with mode 0600.
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        let mut file = beside(path).map_err(failed)?;
         file.write_all(&bytes).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist(path).map_err(|error| failed(error.error))?;
@@ -281,16 +288,17 @@ impl Artifact {
         let (Some(text), Some(expected)) = (metadata.get(MANIFEST), metadata.get(DIGEST)) else {
             return Err(corrupted("it has no manifest".into()));
         };
-        let views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
-        let got = digest(text, views.iter().map(|(name, view)| (name, view.data())));
-        if got != *expected {
-            return Err(corrupted(format!("its digest is {got}, expected {expected}")));
-        }
+        // Before the digest, which another format may take in another way.
         let format = serde_json::from_str::<FormatOnly>(text)
             .map_err(|error| corrupted(error.to_string()))?
             .format;
         if format != FORMAT {
             return Err(Error::Format { path: path.to_owned(), got: format });
+        }
+        let views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+        let got = digest(text, views.iter().map(|(name, view)| (name, view.data())));
+        if got != *expected {
+            return Err(corrupted(format!("its digest is {got}, expected {expected}")));
         }
         let manifest: Manifest =
             serde_json::from_str(text).map_err(|error| corrupted(error.to_string()))?;
@@ -331,6 +339,14 @@ impl Artifact {
             holdout,
             manifest,
         })
+    }
+}
+
+/// A file in the folder of `path`, readable for its owner alone and gone unless it is persisted.
+fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => tempfile::NamedTempFile::new_in(parent),
+        _ => tempfile::NamedTempFile::new_in("."),
     }
 }
 

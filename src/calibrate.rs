@@ -72,14 +72,16 @@ pub enum Error {
     #[error(transparent)]
     Detect(#[from] crate::detect::Error),
     /// The images cannot be read.
-    #[error(transparent)]
-    Images(#[from] crate::images::Error),
+    #[error("cannot use {key}")]
+    Images {
+        /// The setting that names them.
+        key: &'static str,
+        /// Why.
+        source: crate::images::Error,
+    },
     /// The model cannot be evaluated.
     #[error(transparent)]
     Model(#[from] crate::model::Error),
-    /// A source cannot be read.
-    #[error("cannot read the images")]
-    Source(#[from] std::io::Error),
     /// There are not enough clean images.
     #[error(
         "calibration.clean_images holds {got} images, expected at least {expected}: {fit} to fit the perturbations and {holdout} held out, without which a false-rejection rate of {rate} cannot be kept"
@@ -107,7 +109,8 @@ impl From<candle_core::Error> for Error {
 /// Reads the images that a configuration names.
 pub fn material(config: &Config, shape: [usize; 3]) -> Result<Material, Error> {
     let settings = &config.calibration;
-    let clean = Images::read_all(&settings.clean_images, shape)?;
+    let clean = Images::read_all(&settings.clean_images, shape)
+        .map_err(|source| Error::Images { key: "calibration.clean_images", source })?;
     let fit = settings.fit_images.get();
     let rate = config.policy.max_false_rejection_rate.value();
     let holdout = images_needed(rate).min(settings.holdout_images.get());
@@ -118,7 +121,7 @@ pub fn material(config: &Config, shape: [usize; 3]) -> Result<Material, Error> {
     let end = clean.len().min(fit + settings.holdout_images.get());
     let training = match settings.training_images.as_slice() {
         [] => None,
-        sources => Some(Images::read_all(sources, shape)?),
+        _ => Some(training_images(config, shape)?),
     };
     Ok(Material {
         fit: clean.slice(0..fit),
@@ -126,6 +129,13 @@ pub fn material(config: &Config, shape: [usize; 3]) -> Result<Material, Error> {
         training,
         data_digest: data_digest(config)?.unwrap_or_default(),
     })
+}
+
+/// Reads the training images that a configuration names.
+pub fn training_images(config: &Config, shape: [usize; 3]) -> Result<Images, Error> {
+    let key = "calibration.training_images";
+    Images::read_all(&config.calibration.training_images, shape)
+        .map_err(|source| Error::Images { key, source })
 }
 
 /// What an artifact for this configuration and model must have been made for.
@@ -356,7 +366,7 @@ fn summary(
 fn data_digest(config: &Config) -> Result<Option<String>, Error> {
     let settings = &config.calibration;
     let sources = [settings.clean_images.as_slice(), settings.training_images.as_slice()].concat();
-    Ok(digest_sources(&sources)?)
+    digest_sources(&sources).map_err(|source| Error::Images { key: "the images", source })
 }
 
 /// Over every setting that shapes an artifact; the policy does not: see [`thresholds`].

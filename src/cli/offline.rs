@@ -51,6 +51,7 @@ pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Artifact> 
 }
 
 fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Artifact, Seconds)> {
+    Artifact::check_writable(&config.calibration.artifact)?;
     let material = calibrate::material(config, model.domain().shape)?;
     let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let progress = Progress::new();
@@ -134,13 +135,12 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
 
 pub(super) fn inspect(config: &Config, as_json: bool) -> Result<ExitCode> {
     let model = load_model(config)?;
-    let sources = &config.calibration.training_images;
-    if sources.is_empty() {
+    if config.calibration.training_images.is_empty() {
         bail!(
             "calibration.training_images is not set: without training images there is no confidence to split by, and the verdict rests on the perturbations alone"
         );
     }
-    let images = Images::read_all(sources, model.domain().shape)?;
+    let images = calibrate::training_images(config, model.domain().shape)?;
     let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let (progress, start) = (Progress::new(), Instant::now());
     let pixels = (0..images.len()).map(|index| images.image(index));
@@ -200,8 +200,9 @@ pub(super) fn evaluate(
     let model = load_model(config)?;
     let artifact = artifact(config, &model)?;
     let shape = model.domain().shape;
-    let clean = Images::read_all(&sources.clean, shape)?;
-    let triggered = Images::read_all(&sources.triggered, shape)?;
+    let clean = Images::read_all(&sources.clean, shape).context("cannot use --clean")?;
+    let triggered =
+        Images::read_all(&sources.triggered, shape).context("cannot use --triggered")?;
     let signals = calibrate::signals(model, &artifact)?;
     let thresholds = calibrate::thresholds(&artifact, &config.policy);
     let evaluation =
@@ -257,7 +258,8 @@ pub(super) fn check(config: &Config) -> Result<ExitCode> {
         operators.iter().map(|(name, count)| format!("{count} {name}")).collect();
     println!("model     {}", config.model.path.display());
     println!("sha256    {}", model.digest());
-    println!("input     {:?} [batch, {:?}]", program.input_name(), program.input_shape());
+    let [channels, height, width] = model.domain().shape;
+    println!("input     {:?} [batch, {channels}, {height}, {width}]", program.input_name());
     println!("output    {:?} [batch, {}]", program.output_name(), model.labels());
     println!("operators {}", operators.join(", "));
     println!("ok");

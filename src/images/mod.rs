@@ -64,13 +64,15 @@ enum Format {
 ///
 /// `None` where a source is not there: an artifact can travel without its images. Pictures that a
 /// list names are not followed, their list is.
-pub fn digest_sources<P: AsRef<Path>>(sources: &[P]) -> std::io::Result<Option<String>> {
+pub fn digest_sources<P: AsRef<Path>>(sources: &[P]) -> Result<Option<String>> {
     let mut hash = Sha256::new();
     for source in sources {
         if !source.as_ref().exists() {
             return Ok(None);
         }
-        digest_path(source.as_ref(), &mut hash)?;
+        let path = source.as_ref();
+        digest_path(path, &mut hash)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
     }
     Ok(Some(hex(&hash.finalize())))
 }

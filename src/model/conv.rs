@@ -56,7 +56,7 @@ impl Window {
 impl Conv {
     /// `None` when the kernel does not fit the padded input.
     pub(crate) fn new(
-        window: Window,
+        mut window: Window,
         groups: usize,
         in_shape: [usize; 3],
         weight: Tensor,
@@ -65,6 +65,12 @@ impl Conv {
         let [_, height, width] = in_shape;
         let out_shape =
             [weight.dims()[0], window.positions(0, height)?, window.positions(1, width)?];
+        for axis in [0, 1] {
+            // No step is taken, and a large stride would cost as many phases.
+            if out_shape[1 + axis] == 1 {
+                window.stride[axis] = 1;
+            }
+        }
         Some(Self {
             window,
             groups,
@@ -230,7 +236,7 @@ impl Conv {
     fn forward_composed(&self, x: &Tensor) -> Result<Tensor> {
         let (stride, dilation) = self.equal_along_axes()?;
         let x = match &self.before {
-            Some(before) => before.forward(&[x.clone()])?,
+            Some(before) => before.forward(std::slice::from_ref(x))?,
             None => x.clone(),
         };
         let w = &self.window;

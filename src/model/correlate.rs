@@ -116,10 +116,15 @@ impl Correlation {
         let reach = [reach(0), reach(1)];
         // Zeros behind a row serve as the zeros before the next, and so do rows between images: a
         // read past the end of either must meet no more than those.
+        // Every output needs a position of its own: with more padding than the kernel reaches over,
+        // there are more outputs in a row than the rest asks for.
         let extent = |axis: usize| {
             let zeros = geometry.origin[axis].max(0) as usize;
+            let outputs = phases.iter().map(|phase| phase.count[axis]).max().unwrap_or(1);
             match stride[axis] {
-                1 => (zeros + geometry.in_size[axis]).max(reach[axis].saturating_sub(zeros)),
+                1 => (zeros + geometry.in_size[axis])
+                    .max(reach[axis].saturating_sub(zeros))
+                    .max(outputs),
                 _ => reach[axis],
             }
         };

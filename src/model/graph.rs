@@ -33,8 +33,6 @@ pub(crate) struct Node {
     /// Empty names stand for optional inputs that are absent.
     pub(crate) inputs: Vec<String>,
     pub(crate) output: String,
-    /// As the file has it.
-    pub(crate) proto: onnx::NodeProto,
     attributes: HashMap<String, Attribute>,
 }
 
@@ -128,6 +126,14 @@ impl Graph {
     }
 }
 
+/// How many values a row of an activation has; `None` for none, or for more than can be meant.
+pub(crate) fn row_values(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |product, &dim| product.checked_mul(dim))
+        .filter(|count| !shape.is_empty() && (1..=MAX_ROW_VALUES).contains(count))
+}
+
 fn input_shape(input: &onnx::ValueInfoProto) -> Result<Vec<usize>, Error> {
     let wrong = |got: String| Error::InputType { name: input.name.clone(), got };
     let tensor = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
@@ -159,7 +165,7 @@ fn input_shape(input: &onnx::ValueInfoProto) -> Result<Vec<usize>, Error> {
         })
         .collect();
     match fixed {
-        Some(fixed) if !fixed.is_empty() => Ok(fixed),
+        Some(fixed) if row_values(&fixed).is_some() => Ok(fixed),
         _ => Err(wrong(format!("shape [{}]", text.join(", ")))),
     }
 }
@@ -187,9 +193,11 @@ impl Node {
             op: proto.op_type.clone(),
             inputs: proto.input.clone(),
             output: proto.output.first().cloned().unwrap_or_default(),
-            proto: proto.clone(),
             attributes,
         };
+        if node.output.is_empty() {
+            return Err(node.error("it has no output".into()));
+        }
         // Dropout's mask and the like: a second output that somebody names is somebody's input.
         if proto.output.iter().skip(1).any(|name| !name.is_empty()) && node.op != "Dropout" {
             return Err(node.error("more than one output".into()));
@@ -239,6 +247,14 @@ impl Node {
             None => Ok(None),
             Some(Attribute::Text(text)) => Ok(Some(text)),
             Some(other) => Err(self.mistyped(name, "a string", other)),
+        }
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Result<Option<&Constant>, Error> {
+        match self.attributes.get(name) {
+            None => Ok(None),
+            Some(Attribute::Tensor(constant)) => Ok(Some(constant)),
+            Some(other) => Err(self.mistyped(name, "a tensor", other)),
         }
     }
 
@@ -352,7 +368,7 @@ impl Constant {
 // === impl Values ===
 
 impl Values {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
             Self::I64(values) => values.len(),
@@ -382,3 +398,7 @@ const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
 
 /// A gigabyte of `f32`.
 const MAX_VALUES: usize = 1 << 28;
+
+/// An image of 4096 x 4096 in three channels, and more than any layer of a classifier: a quarter
+/// of a gigabyte of `f32`.
+const MAX_ROW_VALUES: usize = 1 << 26;

@@ -4,7 +4,6 @@
 
 use candle_core::{Device, Tensor};
 
-use super::Error;
 use super::conv::{Conv, Window};
 use super::correlate::Activation;
 use super::graph::{Constant, Node};
@@ -13,6 +12,7 @@ use super::operator::{ChannelAffine, Operator};
 use super::pointwise::{Arithmetic, Binary, Side, Softmax, Unary};
 use super::pool::{GlobalAveragePool, Kind, Pool};
 use super::shape::{Concat, Pad, Reshape};
+use super::{Error, Row};
 
 /// An input of a node.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +102,7 @@ impl<'a> Context<'a> {
     fn image(&self, index: usize) -> Result<[usize; 3], Error> {
         let shape = self.activation(index)?;
         <[usize; 3]>::try_from(shape).map_err(|_| {
-            self.error(format!("input {index} has shape [batch, {shape:?}], expected an image"))
+            self.error(format!("input {index} has shape {}, expected an image", Row(shape)))
         })
     }
 
@@ -146,16 +146,18 @@ impl<'a> Context<'a> {
 
     /// Kernel, strides, dilations and pads of a two-dimensional window.
     fn window(&self, kernel: [usize; 2], image: [usize; 3]) -> Result<Window, Error> {
-        let pair = |name: &str, smallest: i64| -> Result<[usize; 2], Error> {
+        let pair = |name: &str| -> Result<[usize; 2], Error> {
             match self.node.ints(name)? {
                 None => Ok([1, 1]),
-                Some(&[a, b]) if a >= smallest && b >= smallest => Ok([a as usize, b as usize]),
+                Some(&[a, b]) if (1..=MAX_PAD).contains(&a) && (1..=MAX_PAD).contains(&b) => {
+                    Ok([a as usize, b as usize])
+                }
                 Some(other) => Err(self.error(format!(
-                    "attribute {name:?} is {other:?}, expected two integers from {smallest}"
+                    "attribute {name:?} is {other:?}, expected two integers from 1 to {MAX_PAD}"
                 ))),
             }
         };
-        let (stride, dilation) = (pair("strides", 1)?, pair("dilations", 1)?);
+        let (stride, dilation) = (pair("strides")?, pair("dilations")?);
         let auto = self.node.text("auto_pad")?.unwrap_or("NOTSET");
         let mut window = Window { kernel, stride, dilation, pad_begin: [0; 2], pad_end: [0; 2] };
         match (auto, self.node.ints("pads")?) {
@@ -310,7 +312,8 @@ fn linear(
     };
     let (Some((inner, outer)), &[features]) = (inner_outer, shape) else {
         return Err(context.error(format!(
-            "operands of shape [batch, {shape:?}] and {dims:?}, expected a matrix each"
+            "operands of shape {} and {dims:?}, expected a matrix each",
+            Row(shape)
         )));
     };
     if inner != features {
@@ -504,9 +507,11 @@ fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error> {
     let axis = context.axis(context.node.int("axis", default)?, shape)?;
     // Before opset 13 everything from the axis on was one distribution.
     if axis + 1 != shape.len() {
-        return Err(
-            context.error(format!("axis {} of [batch, {shape:?}], expected the last", axis + 1))
-        );
+        return Err(context.error(format!(
+            "axis {} of {}, expected the last",
+            axis + 1,
+            Row(shape)
+        )));
     }
     step(Softmax { log }, shape)
 }
@@ -517,7 +522,7 @@ fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Er
     match (context.operand(0), context.operand(1)) {
         (Operand::Activation(a), Operand::Activation(b)) => {
             let shape = broadcast(a, b).filter(|_| a.len() == b.len()).ok_or_else(|| {
-                context.error(format!("[batch, {a:?}] does not broadcast with [batch, {b:?}]"))
+                context.error(format!("{} does not broadcast with {}", Row(a), Row(b)))
             })?;
             step(Binary { function, constant: None, relu: false }, &shape)
         }
@@ -550,9 +555,8 @@ fn with_constant(
             let constant = Some((side, context.tensor(values, &full)?));
             step(Binary { function, constant, relu: false }, &out)
         }
-        None => Err(context.error(format!(
-            "a constant of shape {dims:?} does not broadcast to [batch, {shape:?}]"
-        ))),
+        None => Err(context
+            .error(format!("a constant of shape {dims:?} does not broadcast to {}", Row(shape)))),
     }
 }
 
@@ -634,7 +638,9 @@ fn concat(context: &Context<'_>) -> Result<Lowered, Error> {
             && (0..shape.len()).all(|i| i == axis || other[i] == shape[i]);
         if !fits {
             return Err(context.error(format!(
-                "input {index} of shape [batch, {other:?}] does not join [batch, {shape:?}] along axis {}",
+                "input {index} of shape {} does not join {} along axis {}",
+                Row(other),
+                Row(&shape),
                 axis + 1
             )));
         }
@@ -649,7 +655,7 @@ fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
     let shape = context.activation(0)?;
     let axis = context.node.int("axis", 1)?;
     let rank = shape.len() as i64 + 1;
-    if axis != 1 && axis + rank != 1 {
+    if axis != 1 && axis != 1 - rank {
         return Err(context.error(format!("axis {axis}, expected 1: the batch stays in front")));
     }
     let flat = vec![shape.iter().product()];
@@ -662,10 +668,10 @@ fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
     let shape = context.activation(0)?;
     let wanted = context.integers(1)?;
     let values: usize = shape.iter().product();
+    let copies = context.node.int("allowzero", 0)? == 0;
     let refuse = || {
-        context.error(format!(
-            "shape {wanted:?} for [batch, {shape:?}] does not keep the batch in front"
-        ))
+        context
+            .error(format!("shape {wanted:?} for {} does not keep the batch in front", Row(shape)))
     };
     let (&batch, rest) = wanted.split_first().ok_or_else(refuse)?;
     let mut out = Vec::with_capacity(rest.len());
@@ -676,7 +682,7 @@ fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
                 open = Some(i);
                 1
             }
-            0 => *shape.get(i).ok_or_else(refuse)?,
+            0 if copies => *shape.get(i).ok_or_else(refuse)?,
             dim => usize::try_from(dim).map_err(|_| refuse())?,
         });
     }
@@ -686,7 +692,7 @@ fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
         out[open] = values / known;
     }
     // A fixed batch of one, or an open one that the other dimensions leave over, is the batch.
-    let keeps = matches!(batch, 0 | 1) || (batch == -1 && open.is_none());
+    let keeps = batch == 1 || (batch == 0 && copies) || (batch == -1 && open.is_none());
     if !keeps || out.iter().product::<usize>() != values {
         return Err(refuse());
     }
@@ -741,5 +747,5 @@ fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
     step(Pad { axes, value }, &out)
 }
 
-/// Larger windows and pads than any image need no support.
+/// Windows, strides, dilations and pads larger than any image need no support.
 const MAX_PAD: i64 = 4096;

@@ -73,6 +73,9 @@ pub struct InputDomain {
     pub upper: Vec<f32>,
 }
 
+/// A shape without its batch, as people read it.
+struct Row<'a>(&'a [usize]);
+
 /// Why a model cannot be loaded or evaluated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -136,14 +139,24 @@ pub enum Error {
         /// The supported ones.
         expected: RangeInclusive<i64>,
     },
-    /// Not exactly one output, or one that is no row of logits.
-    #[error("the model gives {names:?}, expected one output of shape [batch, labels]")]
+    /// An output that is no row of logits.
+    #[error(
+        "the model gives {got}, expected logits of shape [batch, labels] for two or more labels"
+    )]
+    Output {
+        /// What it gives.
+        got: String,
+    },
+    /// Not exactly one output, or one that no node computes.
+    #[error("the model gives {names:?}, expected one output that a node computes from the input")]
     Outputs {
         /// What it gives.
         names: Vec<String>,
     },
     /// Channel statistics that do not fit the model.
-    #[error("{what} has {got} values, expected 1 or one for each of {channels} channels")]
+    #[error(
+        "preprocess.{what} has {got} values, expected 1 or one for each of {channels} channels"
+    )]
     Preprocess {
         /// `mean` or `std`.
         what: &'static str,
@@ -176,12 +189,15 @@ impl Model {
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let program = Program::compile(bytes, device)?;
         let shape = <[usize; 3]>::try_from(program.input_shape()).map_err(|_| {
-            let got = format!("FLOAT of shape [batch, {:?}]", program.input_shape());
+            let got = format!("FLOAT of shape {}", Row(program.input_shape()));
             Error::InputType { name: program.input_name().into(), got }
         })?;
-        let &[labels] = program.output_shape() else {
-            let (name, shape) = (program.output_name(), program.output_shape());
-            return Err(Error::Outputs { names: vec![format!("{name:?} [batch, {shape:?}]")] });
+        let labels = match program.output_shape() {
+            &[labels] if labels >= 2 => labels,
+            shape => {
+                let got = format!("{:?} of shape {}", program.output_name(), Row(shape));
+                return Err(Error::Output { got });
+            }
         };
         let per_channel = |what, values: &[f32]| match values {
             [value] => Ok(vec![*value; shape[0]]),
@@ -230,6 +246,16 @@ impl Classifier for Model {
         cotangent: &Cotangent<'_>,
     ) -> Result<(Tensor, Tensor), Error> {
         self.program.vjp(batch, cotangent)
+    }
+}
+
+// === impl Row ===
+
+impl std::fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[batch")?;
+        self.0.iter().try_for_each(|dim| write!(f, ", {dim}"))?;
+        f.write_str("]")
     }
 }
 

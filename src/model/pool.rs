@@ -59,7 +59,12 @@ impl Pool {
                 && (out_size[axis] - 1) * window.stride[axis]
                     < in_size[axis] + window.pad_begin[axis]
         });
-        fits.then_some(Self { kind, window, in_size, out_size })
+        let pool = Self { kind, window, in_size, out_size };
+        // With dilation a window can reach over the image.
+        let touches = |axis: usize| {
+            (0..out_size[axis]).all(|position| pool.covered(axis, position).next().is_some())
+        };
+        (fits && touches(0) && touches(1)).then_some(pool)
     }
 
     pub(crate) fn out_size(&self) -> [usize; 2] {

@@ -1,15 +1,16 @@
 //! A graph as an ordered list of steps over candle tensors, and its evaluation.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::fold::{fold, folds};
-use super::graph::{Constant, Graph};
+use super::graph::{Constant, Graph, row_values};
 use super::lower::{Context, Lowered, Operand, lower};
 use super::operator::{Operator, add};
-use super::{Cotangent, Error};
+use super::{Cotangent, Error, Row};
 
 /// A compiled model.
 ///
@@ -41,7 +42,7 @@ struct Step {
 /// Where a name of the graph is while compiling.
 #[derive(Clone)]
 enum Value {
-    Constant(Constant),
+    Constant(Rc<Constant>),
     Slot(usize),
 }
 
@@ -52,10 +53,13 @@ impl Program {
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
         let graph = Graph::decode(bytes)?;
         let input_shape = graph.input_shape.clone();
+        // Every constant can be computed from once, and shapes and pads are small.
+        let stored: usize = graph.constants.values().map(|constant| constant.values.len()).sum();
+        let mut foldable = stored + FOLDED_VALUES;
         let mut values: HashMap<String, Value> = graph
             .constants
             .into_iter()
-            .map(|(name, constant)| (name, Value::Constant(constant)))
+            .map(|(name, constant)| (name, Value::Constant(Rc::new(constant))))
             .collect();
         values.insert(graph.input.clone(), Value::Slot(0));
         let mut shapes = vec![graph.input_shape];
@@ -64,9 +68,14 @@ impl Program {
             if folds(&node.op)
                 && let Some(inputs) = constants(&node.inputs, &values)
             {
-                let folded = fold(node, &inputs)?;
-                values.insert(node.output.clone(), Value::Constant(folded));
+                let folded = fold(node, &inputs, foldable)?;
+                foldable -= folded.values.len();
+                values.insert(node.output.clone(), Value::Constant(Rc::new(folded)));
                 continue;
+            }
+            let undefined = |name: &&String| !name.is_empty() && !values.contains_key(*name);
+            if let Some(name) = node.inputs.iter().find(undefined) {
+                return Err(node.error(format!("input {name:?} is an output that is not computed")));
             }
             let operands: Vec<Operand<'_>> = node
                 .inputs
@@ -79,12 +88,18 @@ impl Program {
                 .collect();
             let context = Context { node, operands: &operands, opset: graph.opset, device };
             let value = match lower(&context)? {
-                Lowered::Constant(constant) => Value::Constant(constant),
+                Lowered::Constant(constant) => Value::Constant(Rc::new(constant)),
                 Lowered::Same => match node.inputs.first().and_then(|name| values.get(name)) {
                     Some(value) => value.clone(),
                     None => return Err(node.error("its input is absent".into())),
                 },
                 Lowered::Step(operator, shape) => {
+                    if row_values(&shape).is_none() {
+                        return Err(node.error(format!(
+                            "its output {} has no values, or too many",
+                            Row(&shape)
+                        )));
+                    }
                     let inputs = node
                         .inputs
                         .iter()
@@ -346,16 +361,16 @@ impl Program {
     }
 }
 
-/// The inputs that are present, if all of them are constants.
+/// The inputs, `None` where one is absent, if all that are there are constants.
 fn constants<'a>(
     names: &'a [String],
     values: &'a HashMap<String, Value>,
-) -> Option<Vec<(&'a str, &'a Constant)>> {
+) -> Option<Vec<Option<&'a Constant>>> {
     names
         .iter()
-        .filter(|name| !name.is_empty())
         .map(|name| match values.get(name) {
-            Some(Value::Constant(constant)) => Some((name.as_str(), constant)),
+            _ if name.is_empty() => Some(None),
+            Some(Value::Constant(constant)) => Some(Some(&**constant)),
             _ => None,
         })
         .collect()
@@ -400,3 +415,6 @@ const MAX_PART_ROWS: usize = 16;
 
 /// Rows that an accelerator takes at once.
 const DEVICE_PART_ROWS: usize = 256;
+
+/// Values that nodes on constants may compute beyond what the file stores.
+const FOLDED_VALUES: usize = 1 << 20;

@@ -78,12 +78,11 @@ impl Operator for Pad {
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let value = f64::from(self.value);
-        let mut y = if value == 0.0 { inputs[0].clone() } else { (&inputs[0] - value)? };
+        let mut y = inputs[0].clone();
         for &(axis, before, after) in &self.axes {
-            y = resize(&y, axis, before, after)?;
+            y = resize(&y, axis, before, after, self.value)?;
         }
-        if value == 0.0 { Ok(y) } else { y + value }
+        Ok(y)
     }
 
     fn vjp(
@@ -94,17 +93,26 @@ impl Operator for Pad {
     ) -> Result<Vec<Option<Tensor>>> {
         let mut gradient = cotangent.clone();
         for &(axis, before, after) in &self.axes {
-            gradient = resize(&gradient, axis, -before, -after)?;
+            gradient = resize(&gradient, axis, -before, -after, 0.0)?;
         }
         Ok(vec![Some(gradient.contiguous()?)])
     }
 }
 
-/// Adds zeros, or drops values, before and after along an axis.
-fn resize(x: &Tensor, axis: usize, before: isize, after: isize) -> Result<Tensor> {
-    let added = |count: isize| count.max(0).unsigned_abs();
+/// Adds `value`s, or drops what is there, before and after along an axis.
+fn resize(x: &Tensor, axis: usize, before: isize, after: isize, value: f32) -> Result<Tensor> {
+    let added = |count: isize| -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        shape[axis] = count.max(0).unsigned_abs();
+        Tensor::full(value, shape, x.device())
+    };
     let dropped = |count: isize| count.min(0).unsigned_abs();
-    let x = x.pad_with_zeros(axis, added(before), added(after))?;
+    let x = match (before > 0, after > 0) {
+        (false, false) => x.clone(),
+        (true, false) => Tensor::cat(&[&added(before)?, x], axis)?,
+        (false, true) => Tensor::cat(&[x, &added(after)?], axis)?,
+        (true, true) => Tensor::cat(&[&added(before)?, x, &added(after)?], axis)?,
+    };
     let len = x.dim(axis)? - dropped(before) - dropped(after);
     x.narrow(axis, dropped(before), len)
 }

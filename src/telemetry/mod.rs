@@ -4,6 +4,7 @@
 //! together, so the counters add up to the requests received. Label values come from the closed
 //! enums here; nothing that a client sends becomes a label.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -125,7 +126,10 @@ pub enum Error {
 pub fn init(settings: &config::Telemetry) -> Result<(), Error> {
     let filter = EnvFilter::try_new(&settings.log)
         .map_err(|source| Error::Filter { received: settings.log.clone(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match settings.format {
         LogFormat::Json => tracing::subscriber::set_global_default(builder.json().finish())?,
         LogFormat::Text => tracing::subscriber::set_global_default(builder.finish())?,

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A module may use modules of a lower rank, and itself. `lib.rs` and `main.rs` are above all.
-const RANKS: [(&str, u8); 17] = [
+/// A module may use modules of a lower rank, and itself.
+const RANKS: [(&str, u8); 19] = [
+    ("digest", 0),
     ("stats", 0),
     ("config", 1),
     ("images", 1),
@@ -14,7 +15,7 @@ const RANKS: [(&str, u8); 17] = [
     ("artifact", 5),
     ("detect", 6),
     ("calibrate", 7),
-    ("evaluate", 8),
+    ("evaluate", 7),
     ("telemetry", 8),
     ("protocol", 9),
     ("proxy", 10),
@@ -22,6 +23,8 @@ const RANKS: [(&str, u8); 17] = [
     ("demo", 12),
     ("cli", 13),
     ("main", 14),
+    // Only lists the modules.
+    ("lib", 15),
 ];
 
 /// Ranks up to this one are synchronous and silent.
@@ -85,10 +88,7 @@ fn sources() -> Vec<(PathBuf, String)> {
                 let relative = path.strip_prefix(&root).expect("inside").with_extension("");
                 let first = relative.components().next().expect("a name");
                 let module = first.as_os_str().to_string_lossy().into_owned();
-                // Only lists the modules.
-                if module != "lib" {
-                    sources.push((path, module));
-                }
+                sources.push((path, module));
             }
         }
     }

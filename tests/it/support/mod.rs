@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub(crate) mod judge;
+pub(crate) mod onnx;
 pub(crate) mod upstream;
 
 pub(crate) use judge::FakeJudge;
