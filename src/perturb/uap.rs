@@ -89,7 +89,9 @@ pub fn class_conditional(
         (0..model.labels()).filter(|&label| !members[label].is_empty()).collect();
     let images = search.batch.div_ceil(fitted.len()).max(IMAGES_PER_LABEL);
     let [channels, height, width] = model.domain().shape;
-    let repeated = vec![fallback.clone(); fitted.len()];
+    // Not from the universal one: where that has the attacker's label as its sink, it starts this
+    // label's own on the wrong side.
+    let repeated = vec![fallback.zeros_like()?; fitted.len()];
     let mut eta = Tensor::cat(&repeated, 0)?;
     for step in 0..search.steps {
         let indices: Vec<usize> =
