@@ -342,6 +342,8 @@ training_images = {}
 fit_images = 600
 holdout_images = 2000
 artifact = {}
+[inspection]
+steps = 200
 "#,
         upstream.address,
         path(MODEL),
