@@ -8,7 +8,7 @@
 Needs PyTorch, onnx and onnxruntime, and for mobilenet and resnet50 torchvision. The engines take
 turns, round by round, so that a change of the machine's load hits all of them. A figure is the
 median over all iterations of the CPU milliseconds of one iteration, all threads of the process
-together; doorward's is the median over the rounds of what it prints.
+together; doorward's is the median over the rounds of what it prints, a mean over iterations.
 
 resnet, cnn6, densenet and alexnet are the architectures of $DOORWARD_DATA/zoo/train.py (default
 ../shared) with random weights; zoo/NAME are the trained models there, which exist as ONNX files
@@ -17,7 +17,7 @@ sum(logits * cotangent) with respect to the input, at batch 50, forward pass inc
 has none.
 
 The doorward side is a command that is given `MODEL.onnx --batch N --iterations K [--gradient]
---threads T` and prints as its last line {"wall_ms": ..., "cpu_ms": ...}, medians per iteration.
+--threads T` and prints as its last line {"wall_ms": ..., "cpu_ms": ...} per iteration.
 """
 import argparse, json, os, platform, shlex, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
