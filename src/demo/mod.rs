@@ -281,7 +281,7 @@ impl Demo {
     /// What to type while it serves.
     pub fn invitation(&self) -> String {
         let url = format!("http://{}/v2/models/{MODEL_NAME}/infer", self.server.proxy_addr());
-        let curl = |path: &Path| format!("curl -i -d @{} {url}", path.display());
+        let curl = |path: &Path| format!("curl -i --json @{} {url}", path.display());
         format!(
             "a clean row       {}\na triggered row   {}\nmetrics           curl http://{}/metrics\nCtrl-C ends it",
             curl(&self.clean_request),

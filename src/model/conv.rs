@@ -369,3 +369,43 @@ struct AxisPhase {
 fn taps([rows, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
     (0..rows).flat_map(move |ky| (0..columns).map(move |kx| [ky, kx]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What runs on an accelerator, checked here where there is none.
+    #[test]
+    fn composed_convolutions_equal_the_cpu_ones() {
+        let values = |shape: &[usize], step: usize| {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> =
+                (0..count).map(|i| (i * step % 23) as f32 / 11.0 - 1.0).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        };
+        let cases = [
+            (1, [1, 1], [1, 1], [0, 0], [0, 0], [1, 1]),
+            (1, [3, 3], [1, 1], [1, 1], [1, 1], [1, 1]),
+            (2, [3, 3], [2, 2], [1, 1], [1, 1], [1, 1]),
+            (2, [5, 3], [2, 2], [0, 2], [2, 1], [1, 1]),
+            (1, [3, 3], [1, 1], [2, 2], [2, 2], [2, 2]),
+        ];
+        for (groups, kernel, stride, pad_begin, pad_end, dilation) in cases {
+            let window = Window { kernel, stride, dilation, pad_begin, pad_end };
+            let weight = values(&[6, 4 / groups, kernel[0], kernel[1]], 7);
+            let bias = Some(vec![0.5, -0.5, 0.25, 0.0, 1.0, -1.0]);
+            let conv = Conv::new(window.clone(), groups, [4, 9, 8], weight, bias).unwrap();
+            let x = values(&[3, 4, 9, 8], 5);
+            let (a, b) = (conv.forward_cpu(&x).unwrap(), conv.forward_composed(&x).unwrap());
+            assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
+            let dy = values(a.dims(), 3);
+            let (a, b) = (conv.backward_cpu(&dy).unwrap(), conv.backward_composed(&dy).unwrap());
+            assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
+        }
+    }
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+}
