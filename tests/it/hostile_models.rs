@@ -58,7 +58,9 @@ fn mutated_models_compile_or_give_an_error() {
         println!("{wanted}: {compiled} of 300 still run");
     }
     if let (Some(before), Some(after)) = (before, peak_memory()) {
-        assert!(after - before < 2 << 20, "took {} KiB", after - before);
+        // The kernel counts lazily: a peak may even be read as a little lower than before.
+        let took = after.saturating_sub(before);
+        assert!(took < 2 << 20, "took {took} KiB");
     }
 }
 
