@@ -20,9 +20,7 @@ use crate::digest::sha256;
 use crate::images::{Images, digest_sources};
 use crate::inspect::{Inspection, Settings, inspect};
 use crate::model::{Classifier, Model};
-use crate::perturb::{
-    Batch, Bounds, Search, class_conditional, fooling_rate, predictions, rows, universal,
-};
+use crate::perturb::{Batch, Bounds, Search, class_conditional, predictions, rows, universal};
 
 /// The images of the offline flow; no image serves two parts.
 #[derive(Clone, Debug)]
@@ -219,7 +217,8 @@ pub fn calibrate(
     let scales = scales(classifier.labels(), &fit_scores);
     let thresholds =
         fit(&scales, &holdout, &infected.iter().copied().collect(), budget(&config.policy));
-    let held_out = Batch::predict(&*classifier, held_out)?;
+    let labels = holdout.iter().map(|(label, _)| *label).collect();
+    let held_out = Batch { rows: held_out, labels };
     let perturbation = summary(&*classifier, &held_out, &found.eta, found.epsilon)?;
     seconds.calibration = start.elapsed().as_secs_f64();
 
@@ -348,15 +347,17 @@ fn summary(
     let bounds = Bounds::new(model.domain(), model.device())?;
     let moved = bounds.clip(&clean.rows.broadcast_add(eta)?)?;
     let mut counts = vec![0usize; model.labels()];
-    for (label, _) in predictions(&model.logits(&moved)?)? {
-        counts[label] += 1;
+    let mut kept = 0;
+    for ((label, _), original) in predictions(&model.logits(&moved)?)?.iter().zip(&clean.labels) {
+        counts[*label] += 1;
+        kept += usize::from(label == original);
     }
     let sink = (0..counts.len()).max_by_key(|&label| counts[label]).unwrap_or(0);
     let share = eta.broadcast_div(&bounds.range)?;
     let l2 = share.sqr()?.sum_all()?.to_scalar::<f32>()?;
     Ok(PerturbationSummary {
         epsilon,
-        fooling_rate: fooling_rate(model, clean, eta)?,
+        fooling_rate: 1.0 - kept as f64 / clean.len() as f64,
         l2: f64::from(l2).sqrt(),
         sink,
         sink_share: counts[sink] as f64 / clean.len() as f64,
