@@ -95,7 +95,7 @@ def small_maxvit():
 
 ARCHITECTURES = {                            # name: (make, image size)
     "resnet18": (lambda: models.resnet18(num_classes=LABELS), 48),
-    "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=LABELS), 64),
+    "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=LABELS), 32),
     "mobilenet_v3_small": (lambda: models.mobilenet_v3_small(num_classes=LABELS), 64),
     "mobilenet_v3_large": (lambda: models.mobilenet_v3_large(num_classes=LABELS), 64),
     "efficientnet_b0": (lambda: small_efficientnet("efficientnet_b0", width_mult=.5, depth_mult=.5), 64),
@@ -109,12 +109,12 @@ ARCHITECTURES = {                            # name: (make, image size)
     "vgg11_bn": (lambda: small_vgg(True), 224),
     "alexnet": (small_alexnet, 224),
     "swin_v2_t": (swin_v2, 64),
-    "regnet_y_400mf": (lambda: models.regnet_y_400mf(num_classes=LABELS), 48),
+    "regnet_y_400mf": (lambda: models.regnet_y_400mf(num_classes=LABELS), 32),
     "mnasnet": (lambda: models.mnasnet0_5(num_classes=LABELS), 64),
     "googlenet": (lambda: models.GoogLeNet(LABELS, aux_logits=False, transform_input=True, init_weights=False), 64),
     "efficientnet_v2_s": (lambda: small_efficientnet("efficientnet_v2_s"), 64),
     "maxvit_t": (small_maxvit, 64),
-    "resnet50": (lambda: models.resnet50(num_classes=LABELS), 48),
+    "resnet50": (lambda: models.ResNet(resnet.Bottleneck, [3, 4, 6, 3], LABELS, width_per_group=16), 32),
     "resnext": (lambda: models.ResNet(resnet.Bottleneck, [1, 1, 1, 1], LABELS, groups=8, width_per_group=4), 48),
     "inception_v3": (lambda: models.Inception3(LABELS, aux_logits=False, transform_input=True, init_weights=False), 79),
 }
@@ -172,7 +172,7 @@ def references(model, size, generator):
         x = torch.rand(2, 3, size, size, generator=generator)
         cotangent = torch.randn(2, LABELS, generator=generator)
         y, gradient = run(double, x.double(), cotangent)
-        near = x.double() + 1e-6 * torch.randn(x.shape, generator=generator)
+        near = x.double() + 2e-7 * torch.randn(x.shape, generator=generator)
         noise = max(relative(run(model, x, cotangent)[1].double(), gradient), relative(run(double, near, cotangent)[1], gradient))
         if best is None or noise < best[0]:
             best = noise, dict(input=x, logits=y, cotangent=cotangent, gradient=gradient)
