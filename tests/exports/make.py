@@ -96,8 +96,8 @@ def small_maxvit():
 ARCHITECTURES = {                            # name: (make, image size)
     "resnet18": (lambda: models.resnet18(num_classes=LABELS), 48),
     "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=LABELS), 32),
-    "mobilenet_v3_small": (lambda: models.mobilenet_v3_small(num_classes=LABELS), 64),
-    "mobilenet_v3_large": (lambda: models.mobilenet_v3_large(num_classes=LABELS), 64),
+    "mobilenet_v3_small": (lambda: models.mobilenet_v3_small(num_classes=LABELS), 32),
+    "mobilenet_v3_large": (lambda: models.mobilenet_v3_large(num_classes=LABELS), 32),
     "efficientnet_b0": (lambda: small_efficientnet("efficientnet_b0", width_mult=.5, depth_mult=.5), 64),
     "vit": (lambda: models.VisionTransformer(32, 8, 3, 4, 64, 128, num_classes=LABELS), 32),
     "swin_t": (swin, 56),
