@@ -11,10 +11,15 @@
 //!
 //! ```text
 //! cargo bench --bench main -- agree DIR      # models of tests/exports/make.py
+//! cargo bench --bench main -- backend DIR    # ONNX's own tests, from tests/backend/make.py
 //! ```
 
 #[path = "../tests/exports/agree.rs"]
 mod agree;
+#[path = "../tests/backend/report.rs"]
+mod report;
+#[path = "../tests/backend/runner.rs"]
+mod runner;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -48,6 +53,15 @@ enum Area {
         #[arg(long)]
         json: bool,
     },
+    /// ONNX's backend tests: values and gradients of single operators and small graphs.
+    Backend {
+        folder: PathBuf,
+        /// Only cases whose names hold one of these.
+        #[arg(long, num_args = 1..)]
+        only: Vec<String>,
+        #[arg(long)]
+        json: bool,
+    },
     /// One model's forward pass, or forward and gradient to the input.
     Engine {
         model: PathBuf,
@@ -65,6 +79,7 @@ enum Area {
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let passed = match Arguments::parse().area {
         Area::Agree { folder, only, json } => agree::run(&folder, &only, json)?,
+        Area::Backend { folder, only, json } => report::run(&folder, &only, json)?,
         Area::Engine { model, batch, iterations, gradient, threads } => {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
             time(&model, batch, iterations, gradient)?;

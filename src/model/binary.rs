@@ -47,7 +47,10 @@ enum Side {
 
 impl Term {
     /// `[n, ...row]`, or `[1, ...row]`.
-    pub(crate) fn tensor<'a>(&self, inputs: &mut impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+    pub(crate) fn tensor<'a>(
+        &self,
+        inputs: &mut impl Iterator<Item = &'a Tensor>,
+    ) -> Result<Tensor> {
         match (self, inputs.next()) {
             (Self::Input(row), Some(input)) => input.reshape(with_rows(input.dim(0)?, row)),
             (Self::Constant(constant), _) => Ok(constant.clone()),
@@ -261,7 +264,8 @@ impl Operator for Binary {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (a, b) = self.operands(inputs)?;
         let shape = with_rows(a.dim(0)?.max(b.dim(0)?), &self.row);
-        let walk = Walk::new(&shape, [&row_major(&shape), &repeated(a.dims()), &repeated(b.dims())]);
+        let walk =
+            Walk::new(&shape, [&row_major(&shape), &repeated(a.dims()), &repeated(b.dims())]);
         let y = kernel::zip(self.name(), &a, &b, shape, |a, b, out| {
             specialised!(self.function, f, combine(&walk, a, b, out, |a, b| f.value(a, b)));
         })?;

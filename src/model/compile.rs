@@ -75,7 +75,11 @@ impl<'a> Compiler<'a> {
     }
 
     /// An image whose graph wants its channels last: the program's row has them first.
-    pub(crate) fn channels_last_input(&mut self, name: &str, [height, width, channels]: [usize; 3]) {
+    pub(crate) fn channels_last_input(
+        &mut self,
+        name: &str,
+        [height, width, channels]: [usize; 3],
+    ) {
         let input = self.layouts.len();
         self.layouts.push(Layout::batch_first(&[channels, height, width]));
         let (layout, order) = self.layouts[input].transposed(&[0, 2, 3, 1]);

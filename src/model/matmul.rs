@@ -57,7 +57,9 @@ impl Operator for MatMul {
     ) -> Result<Vec<Option<Tensor>>> {
         let (a, b) = self.operands(inputs)?;
         let (rank, mut dims) = (a.rank(), cotangent.dims()[..1].to_vec());
-        dims.extend(a.dims()[1..rank - 2].iter().zip(&b.dims()[1..rank - 2]).map(|(a, b)| a.max(b)));
+        dims.extend(
+            a.dims()[1..rank - 2].iter().zip(&b.dims()[1..rank - 2]).map(|(a, b)| a.max(b)),
+        );
         dims.extend([a.dims()[rank - 2], b.dims()[rank - 1]]);
         let dy = cotangent.reshape(dims)?;
         let mut gradients = Vec::with_capacity(2);

@@ -256,8 +256,7 @@ impl Program {
             slots.tensors[slot] = Some(input.contiguous()?);
         }
         for step in &self.steps {
-            let output =
-                step.operator.forward(&slots.inputs(step)).map_err(|e| step.failed(&e))?;
+            let output = step.operator.forward(&slots.inputs(step)).map_err(|e| step.failed(&e))?;
             slots.tensors[step.output] = Some(output);
             for &slot in step.last_uses.iter().filter(|&&slot| freed(slot)) {
                 slots.tensors[slot] = None;
@@ -280,10 +279,8 @@ impl Program {
             // A gradient may come back with dimensions of one added or left away.
             let shape = with_rows(cotangent.dim(0)?, &self.rows[step.output]);
             let cotangent = cotangent.reshape(shape)?.contiguous()?;
-            let own = step
-                .operator
-                .vjp(&inputs, &output, &cotangent)
-                .map_err(|e| step.failed(&e))?;
+            let own =
+                step.operator.vjp(&inputs, &output, &cotangent).map_err(|e| step.failed(&e))?;
             for (&slot, gradient) in step.inputs.iter().zip(own) {
                 let Some(gradient) = gradient else { continue };
                 gradients[slot] = Some(match gradients[slot].take() {

