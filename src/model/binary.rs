@@ -47,7 +47,10 @@ enum Side {
 
 impl Term {
     /// `[n, ...row]`, or `[1, ...row]`.
-    pub(crate) fn tensor<'a>(&self, inputs: &mut impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+    pub(crate) fn tensor<'a>(
+        &self,
+        inputs: &mut impl Iterator<Item = &'a Tensor>,
+    ) -> Result<Tensor> {
         match (self, inputs.next()) {
             (Self::Input(row), Some(input)) => input.reshape(with_rows(input.dim(0)?, row)),
             (Self::Constant(constant), _) => Ok(constant.clone()),
@@ -81,6 +84,7 @@ impl Arithmetic {
             Self::Max => share(a > b, a == b),
             Self::Min => share(a < b, a == b),
             Self::Mul => b,
+            Self::Pow if b == 0.0 => 0.0,
             Self::Pow => b * a.powf(b - 1.0),
         }
     }
@@ -93,6 +97,8 @@ impl Arithmetic {
             Self::Max => share(b > a, a == b),
             Self::Min => share(b < a, a == b),
             Self::Mul => a,
+            // As in PyTorch: its limit.
+            Self::Pow if a == 0.0 => 0.0,
             Self::Pow => a.powf(b) * a.ln(),
             Self::Sub => -1.0,
         }
@@ -261,7 +267,8 @@ impl Operator for Binary {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (a, b) = self.operands(inputs)?;
         let shape = with_rows(a.dim(0)?.max(b.dim(0)?), &self.row);
-        let walk = Walk::new(&shape, [&row_major(&shape), &repeated(a.dims()), &repeated(b.dims())]);
+        let walk =
+            Walk::new(&shape, [&row_major(&shape), &repeated(a.dims()), &repeated(b.dims())]);
         let y = kernel::zip(self.name(), &a, &b, shape, |a, b, out| {
             specialised!(self.function, f, combine(&walk, a, b, out, |a, b| f.value(a, b)));
         })?;

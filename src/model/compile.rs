@@ -75,7 +75,11 @@ impl<'a> Compiler<'a> {
     }
 
     /// An image whose graph wants its channels last: the program's row has them first.
-    pub(crate) fn channels_last_input(&mut self, name: &str, [height, width, channels]: [usize; 3]) {
+    pub(crate) fn channels_last_input(
+        &mut self,
+        name: &str,
+        [height, width, channels]: [usize; 3],
+    ) {
         let input = self.layouts.len();
         self.layouts.push(Layout::batch_first(&[channels, height, width]));
         let (layout, order) = self.layouts[input].transposed(&[0, 2, 3, 1]);
@@ -86,7 +90,10 @@ impl<'a> Compiler<'a> {
     /// Every node of the graph.
     pub(crate) fn lower(mut self, graph: &Graph) -> Result<Compiled, Error> {
         for node in &graph.nodes {
-            self.node(node)?;
+            match node.in_pairs() {
+                Some(pairs) => pairs.iter().try_for_each(|node| self.node(node))?,
+                None => self.node(node)?,
+            }
         }
         match self.values.get(&graph.output) {
             Some(&Value::Slot(output)) => {

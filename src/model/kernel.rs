@@ -5,7 +5,9 @@
 
 use pulp::Arch;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail,
+};
 
 /// `run` writes every value of a result of `shape` from the values of `x`.
 pub(crate) fn map<F>(

@@ -335,7 +335,10 @@ mod tests {
         assert_eq!((length_first.to_string().as_str(), dims), ("[50, batch, 64]", vec![0, 1, 2]));
         // As torch's multi-head attention: [length, batch * heads, width / heads].
         let heads = length_first.reshaped(&[50, 4 * BATCH, 16], true, 1).unwrap();
-        assert_eq!((heads.to_string().as_str(), heads.row()), ("[50, 4 * batch, 16]", vec![50, 4, 16]));
+        assert_eq!(
+            (heads.to_string().as_str(), heads.row()),
+            ("[50, 4 * batch, 16]", vec![50, 4, 16])
+        );
         let (heads_first, dims) = heads.transposed(&[1, 0, 2]);
         assert_eq!((heads_first.row(), dims), (vec![4, 50, 16], vec![0, 2, 1, 3]));
         let apart = heads_first.reshaped(&[BATCH, 4, 50, 16], true, 1).unwrap();

@@ -18,6 +18,7 @@ mod math;
 mod matmul;
 mod norm;
 mod operator;
+mod patterns;
 mod pool;
 mod prelu;
 mod program;
@@ -203,7 +204,8 @@ impl Model {
         let labels = match program.output_shape() {
             &[labels] if labels >= 2 => labels,
             shape => {
-                let got = format!("{:?} of shape {}", program.output_name(), Layout::batch_first(shape));
+                let got =
+                    format!("{:?} of shape {}", program.output_name(), Layout::batch_first(shape));
                 return Err(Error::Output { got });
             }
         };

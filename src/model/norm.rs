@@ -66,30 +66,31 @@ impl Operator for Softmax {
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
         let (log, inner) = (self.log, self.inner);
-        let gradient = kernel::zip(self.name(), output, cotangent, output.shape(), |y, dy, out| {
-            let block = self.len * inner;
-            let blocks = y.chunks_exact(block).zip(dy.chunks_exact(block));
-            for ((y, dy), out) in blocks.zip(out.chunks_exact_mut(block)) {
-                for i in 0..inner {
-                    let y = y[i..].iter().step_by(inner);
-                    let dy = dy[i..].iter().step_by(inner);
-                    let out = out[i..].iter_mut().step_by(inner);
-                    if log {
-                        // dy - softmax(x) <dy, 1>
-                        let sum: f32 = dy.clone().sum();
-                        for ((out, y), dy) in out.zip(y).zip(dy) {
-                            *out = dy - math::exp(*y) * sum;
-                        }
-                    } else {
-                        // y (dy - <dy, y>)
-                        let sum: f32 = dy.clone().zip(y.clone()).map(|(dy, y)| dy * y).sum();
-                        for ((out, y), dy) in out.zip(y).zip(dy) {
-                            *out = y * (dy - sum);
+        let gradient =
+            kernel::zip(self.name(), output, cotangent, output.shape(), |y, dy, out| {
+                let block = self.len * inner;
+                let blocks = y.chunks_exact(block).zip(dy.chunks_exact(block));
+                for ((y, dy), out) in blocks.zip(out.chunks_exact_mut(block)) {
+                    for i in 0..inner {
+                        let y = y[i..].iter().step_by(inner);
+                        let dy = dy[i..].iter().step_by(inner);
+                        let out = out[i..].iter_mut().step_by(inner);
+                        if log {
+                            // dy - softmax(x) <dy, 1>
+                            let sum: f32 = dy.clone().sum();
+                            for ((out, y), dy) in out.zip(y).zip(dy) {
+                                *out = dy - math::exp(*y) * sum;
+                            }
+                        } else {
+                            // y (dy - <dy, y>)
+                            let sum: f32 = dy.clone().zip(y.clone()).map(|(dy, y)| dy * y).sum();
+                            for ((out, y), dy) in out.zip(y).zip(dy) {
+                                *out = y * (dy - sum);
+                            }
                         }
                     }
                 }
-            }
-        })?;
+            })?;
         Ok(vec![Some(gradient)])
     }
 

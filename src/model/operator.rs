@@ -200,7 +200,8 @@ impl Folded {
     fn images(tensor: &Tensor) -> Result<Tensor> {
         let dims = tensor.dims();
         let (count, image) = dims.split_at(dims.len() - 3);
-        let shape: Vec<usize> = std::iter::once(count.iter().product()).chain(image.iter().copied()).collect();
+        let shape: Vec<usize> =
+            std::iter::once(count.iter().product()).chain(image.iter().copied()).collect();
         tensor.reshape(shape)
     }
 }
@@ -226,7 +227,9 @@ impl Operator for Folded {
         self.operator
             .vjp(&[x], &y, &dy)?
             .into_iter()
-            .map(|gradient| gradient.map(|gradient| gradient.reshape(inputs[0].shape())).transpose())
+            .map(|gradient| {
+                gradient.map(|gradient| gradient.reshape(inputs[0].shape())).transpose()
+            })
             .collect()
     }
 }

@@ -10,7 +10,7 @@ use super::fuse;
 use super::graph::{Constant, Graph, Input};
 use super::layout::Layout;
 use super::operator::{Operator, add, with_rows};
-use super::{Cotangent, Error};
+use super::{Cotangent, Error, patterns};
 
 /// A compiled model.
 ///
@@ -58,6 +58,7 @@ impl Program {
         };
         let (name, row) = (input.name.clone(), input.row(true)?);
         let channels_last = graph.channels_last(&row);
+        patterns::rewrite(&mut graph);
         let mut compiler = Compiler::new(&mut graph, device);
         match *row.as_slice() {
             [height, width, channels] if channels_last => {
@@ -256,8 +257,7 @@ impl Program {
             slots.tensors[slot] = Some(input.contiguous()?);
         }
         for step in &self.steps {
-            let output =
-                step.operator.forward(&slots.inputs(step)).map_err(|e| step.failed(&e))?;
+            let output = step.operator.forward(&slots.inputs(step)).map_err(|e| step.failed(&e))?;
             slots.tensors[step.output] = Some(output);
             for &slot in step.last_uses.iter().filter(|&&slot| freed(slot)) {
                 slots.tensors[slot] = None;
@@ -280,10 +280,8 @@ impl Program {
             // A gradient may come back with dimensions of one added or left away.
             let shape = with_rows(cotangent.dim(0)?, &self.rows[step.output]);
             let cotangent = cotangent.reshape(shape)?.contiguous()?;
-            let own = step
-                .operator
-                .vjp(&inputs, &output, &cotangent)
-                .map_err(|e| step.failed(&e))?;
+            let own =
+                step.operator.vjp(&inputs, &output, &cotangent).map_err(|e| step.failed(&e))?;
             for (&slot, gradient) in step.inputs.iter().zip(own) {
                 let Some(gradient) = gradient else { continue };
                 gradients[slot] = Some(match gradients[slot].take() {

@@ -307,21 +307,20 @@ impl Operator for View {
         let n = cotangent.dim(0)?;
         let (walk, offset) = (self.walk(n), self.offset);
         let stride = walk.inner[1];
-        let gradient =
-            kernel::map(self.name, cotangent, with_rows(n, &self.in_row), |dy, out| {
-                walk.each(|[from, to], len| {
-                    let to = to + offset;
-                    let dy = &dy[from as usize..][..len];
-                    if stride == 1 {
-                        let out = &mut out[to as usize..][..len];
-                        out.iter_mut().zip(dy).for_each(|(out, dy)| *out += dy);
-                    } else {
-                        for (i, dy) in dy.iter().enumerate() {
-                            out[(to + i as isize * stride) as usize] += dy;
-                        }
+        let gradient = kernel::map(self.name, cotangent, with_rows(n, &self.in_row), |dy, out| {
+            walk.each(|[from, to], len| {
+                let to = to + offset;
+                let dy = &dy[from as usize..][..len];
+                if stride == 1 {
+                    let out = &mut out[to as usize..][..len];
+                    out.iter_mut().zip(dy).for_each(|(out, dy)| *out += dy);
+                } else {
+                    for (i, dy) in dy.iter().enumerate() {
+                        out[(to + i as isize * stride) as usize] += dy;
                     }
-                });
-            })?;
+                }
+            });
+        })?;
         Ok(vec![Some(gradient)])
     }
 

@@ -68,7 +68,11 @@ pub(crate) fn row_major(dims: &[usize]) -> Vec<isize> {
 
 /// Strides by which a row-major tensor of `dims` is repeated to a shape of the same rank.
 pub(crate) fn repeated(dims: &[usize]) -> Vec<isize> {
-    row_major(dims).iter().zip(dims).map(|(&stride, &dim)| if dim == 1 { 0 } else { stride }).collect()
+    row_major(dims)
+        .iter()
+        .zip(dims)
+        .map(|(&stride, &dim)| if dim == 1 { 0 } else { stride })
+        .collect()
 }
 
 #[cfg(test)]

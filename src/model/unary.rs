@@ -10,26 +10,43 @@ use super::operator::{Operator, Saves};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Unary {
     Abs,
-    Celu { alpha: f32 },
+    Celu {
+        alpha: f32,
+    },
     /// `min(max(x, low), high)`; the derivative at a bound is 1.
-    Clip { low: f32, high: f32 },
-    Elu { alpha: f32 },
+    Clip {
+        low: f32,
+        high: f32,
+    },
+    Elu {
+        alpha: f32,
+    },
     Erf,
     Exp,
     /// `x Phi(x)`
     Gelu,
     /// With `Phi` by a hyperbolic tangent.
     GeluTanh,
-    HardSigmoid { alpha: f32, beta: f32 },
+    HardSigmoid {
+        alpha: f32,
+        beta: f32,
+    },
     HardSwish,
     /// `x` above zero, `slope * x` below.
-    LeakyRelu { slope: f32 },
+    LeakyRelu {
+        slope: f32,
+    },
     Log,
     Mish,
     Neg,
-    Power { exponent: f32 },
+    Power {
+        exponent: f32,
+    },
     Reciprocal,
-    Selu { alpha: f32, gamma: f32 },
+    Selu {
+        alpha: f32,
+        gamma: f32,
+    },
     Sigmoid,
     /// `x sigmoid(x)`
     Silu,
@@ -39,7 +56,9 @@ pub(crate) enum Unary {
     Square,
     Tanh,
     /// `x` above `alpha`, zero below.
-    ThresholdedRelu { alpha: f32 },
+    ThresholdedRelu {
+        alpha: f32,
+    },
 }
 
 /// Runs `$body` with `$f` bound to the function as a constant of the match arm: the loop in it is
@@ -172,9 +191,7 @@ impl Unary {
             Self::Neg => -1.0,
             Self::Power { exponent } => exponent * x.powf(exponent - 1.0),
             Self::Reciprocal => -1.0 / (x * x),
-            Self::Selu { alpha, gamma } => {
-                gamma * if x > 0.0 { 1.0 } else { alpha * math::exp(x) }
-            }
+            Self::Selu { alpha, gamma } => gamma * if x > 0.0 { 1.0 } else { alpha * math::exp(x) },
             Self::Sigmoid => {
                 let y = math::sigmoid(x);
                 y * (1.0 - y)

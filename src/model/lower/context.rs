@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
-use crate::model::conv::Window;
 use crate::model::Error;
+use crate::model::conv::Window;
 use crate::model::graph::{Constant, Node};
 use crate::model::layout::Layout;
 use crate::model::operator::{Folded, Operator};

@@ -34,9 +34,7 @@ pub(crate) const REGISTRY: &[(&str, Lowering)] = &[
     ("Conv", linear::conv),
     ("Div", |context| pointwise::arithmetic(context, Arithmetic::Div)),
     ("Dropout", shape::dropout),
-    ("Elu", |context| {
-        pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::Elu { alpha })
-    }),
+    ("Elu", |context| pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::Elu { alpha })),
     ("Erf", |context| pointwise::unary(context, [], |[]| Unary::Erf)),
     ("Exp", |context| pointwise::unary(context, [], |[]| Unary::Exp)),
     ("Expand", shape::expand),
@@ -98,6 +96,7 @@ pub(crate) const REGISTRY: &[(&str, Lowering)] = &[
     ("Squeeze", shape::squeeze),
     ("Sub", |context| pointwise::arithmetic(context, Arithmetic::Sub)),
     ("Sum", |context| pointwise::arithmetic(context, Arithmetic::Add)),
+    ("Swish", |context| pointwise::unary(context, [], |[]| Unary::Silu)),
     ("Tanh", |context| pointwise::unary(context, [], |[]| Unary::Tanh)),
     ("ThresholdedRelu", |context| {
         pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::ThresholdedRelu { alpha })

@@ -110,7 +110,9 @@ pub(super) fn p_relu(context: &Context<'_>) -> Result<Lowered, Error> {
     context.node.only(&[])?;
     let layout = context.activation(0)?;
     let (dims, values) = context.floats(1)?;
-    let row = layout.row_of_constant(dims).filter(|_| layout.broadcast(&layout.like(dims)).as_ref() == Some(layout));
+    let row = layout
+        .row_of_constant(dims)
+        .filter(|_| layout.broadcast(&layout.like(dims)).as_ref() == Some(layout));
     let Some(row) = row else {
         return Err(context.error(format!("slopes of shape {dims:?} for {layout}")));
     };
@@ -129,7 +131,9 @@ pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
         let exponent = match (constant.floats(), constant.integers()) {
             (Some(&[exponent]), _) => exponent,
             (_, Some(&[exponent])) => exponent as f32,
-            _ => return Err(context.error("its exponent is of a kind that is not supported".into())),
+            _ => {
+                return Err(context.error("its exponent is of a kind that is not supported".into()));
+            }
         };
         let function = match exponent {
             2.0 => Unary::Square,
@@ -144,16 +148,19 @@ pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
 /// ONNX Add, Sub, Mul, Div, Max and Min, opsets 7 to 21, with NumPy's broadcasting inside a row.
 pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Error> {
     context.node.only(&[])?;
+    if context.operands.len() == 1 {
+        return Ok(Lowered::Same);
+    }
     let (a, b) = match (context.operand(0), context.operand(1)) {
         (Operand::Activation(a), Operand::Activation(b)) => (a.clone(), b.clone()),
         (Operand::Activation(a), Operand::Constant(b)) => (a.clone(), a.like(&b.dims)),
         (Operand::Constant(a), Operand::Activation(b)) => (b.like(&a.dims), b.clone()),
         (a, b) => return Err(context.error(format!("operands are {} and {}", kind(a), kind(b)))),
     };
-    let layout = a
-        .broadcast(&b)
-        .ok_or_else(|| context.error(format!("{a} does not broadcast with {b}")))?;
-    let (left, right) = (term(context, 0, &a.padded(layout.rank()))?, term(context, 1, &b.padded(layout.rank()))?);
+    let layout =
+        a.broadcast(&b).ok_or_else(|| context.error(format!("{a} does not broadcast with {b}")))?;
+    let (left, right) =
+        (term(context, 0, &a.padded(layout.rank()))?, term(context, 1, &b.padded(layout.rank()))?);
     let row = layout.row();
     let affine = match (&left, &right) {
         (Term::Input(own), Term::Constant(_)) if *own == row => {

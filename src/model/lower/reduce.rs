@@ -112,14 +112,15 @@ pub(super) fn group_normalization(context: &Context<'_>) -> Result<Lowered, Erro
     context.node.only(&["epsilon", "num_groups", "stash_type"])?;
     let (channels, plane) = channels(context)?;
     let groups = context.node.int("num_groups", 0)?;
-    let groups = usize::try_from(groups).ok().filter(|&groups| {
-        groups > 0 && channels.is_multiple_of(groups)
-    });
+    let groups = usize::try_from(groups)
+        .ok()
+        .filter(|&groups| groups > 0 && channels.is_multiple_of(groups));
     match groups {
         Some(groups) => grouped(context, "GroupNormalization", channels, groups, plane),
-        None => Err(context.error(format!(
-            "attribute \"num_groups\" does not divide {channels} channels"
-        ))),
+        None => {
+            Err(context
+                .error(format!("attribute \"num_groups\" does not divide {channels} channels")))
+        }
     }
 }
 

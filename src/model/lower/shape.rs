@@ -151,9 +151,7 @@ pub(super) fn squeeze(context: &Context<'_>) -> Result<Lowered, Error> {
     let single = |axis: usize| layout.size(axis) == 1 && !layout.is_batch(axis);
     let axes = match context.moved_integers("axes", 1)? {
         None => (0..layout.rank()).filter(|&axis| single(axis)).collect(),
-        Some(axes) => {
-            axes.iter().map(|&axis| context.axis(axis)).collect::<Result<Vec<_>, _>>()?
-        }
+        Some(axes) => axes.iter().map(|&axis| context.axis(axis)).collect::<Result<Vec<_>, _>>()?,
     };
     if let Some(axis) = axes.iter().find(|&&axis| !single(axis)) {
         return Err(context.error(format!("axis {axis} of {layout} is not of size 1")));
@@ -280,8 +278,7 @@ fn cut(context: &Context<'_>, size: usize, [start, end, step]: [i64; 3]) -> Resu
 
 fn view(layout: &Layout, name: &'static str, cuts: &[(usize, Cut)]) -> (View, Layout) {
     let in_row = layout.row();
-    let mut dims: Vec<(usize, isize)> =
-        in_row.iter().copied().zip(row_major(&in_row)).collect();
+    let mut dims: Vec<(usize, isize)> = in_row.iter().copied().zip(row_major(&in_row)).collect();
     let mut offset = 0;
     let mut sizes = Vec::new();
     for &(axis, (start, step, count)) in cuts {
@@ -456,8 +453,7 @@ pub(super) fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
                 ))
             })?;
         let rows = [from.row(), current.row()];
-        let gather =
-            Gather { indices, size: from.size(axis), inner: from.behind(axis), rows };
+        let gather = Gather { indices, size: from.size(axis), inner: from.behind(axis), rows };
         steps.push((Box::new(gather), current.clone()));
     }
     match (dims.is_empty(), steps.is_empty()) {
