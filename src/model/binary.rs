@@ -84,6 +84,7 @@ impl Arithmetic {
             Self::Max => share(a > b, a == b),
             Self::Min => share(a < b, a == b),
             Self::Mul => b,
+            Self::Pow if b == 0.0 => 0.0,
             Self::Pow => b * a.powf(b - 1.0),
         }
     }
@@ -96,6 +97,8 @@ impl Arithmetic {
             Self::Max => share(b > a, a == b),
             Self::Min => share(b < a, a == b),
             Self::Mul => a,
+            // As in PyTorch: its limit.
+            Self::Pow if a == 0.0 => 0.0,
             Self::Pow => a.powf(b) * a.ln(),
             Self::Sub => -1.0,
         }

@@ -90,7 +90,10 @@ impl<'a> Compiler<'a> {
     /// Every node of the graph.
     pub(crate) fn lower(mut self, graph: &Graph) -> Result<Compiled, Error> {
         for node in &graph.nodes {
-            self.node(node)?;
+            match node.in_pairs() {
+                Some(pairs) => pairs.iter().try_for_each(|node| self.node(node))?,
+                None => self.node(node)?,
+            }
         }
         match self.values.get(&graph.output) {
             Some(&Value::Slot(output)) => {

@@ -274,6 +274,39 @@ impl Node {
         Ok(node)
     }
 
+    /// An operator without attributes in place of this one.
+    pub(crate) fn replaced_by(&self, op: &str, input: &str) -> Self {
+        Self {
+            name: self.name.clone(),
+            op: op.into(),
+            inputs: vec![input.into()],
+            outputs: self.outputs.clone(),
+            attributes: HashMap::new(),
+        }
+    }
+
+    /// A function of many as functions of two, each on the result of the one before.
+    pub(crate) fn in_pairs(&self) -> Option<Vec<Self>> {
+        let [first, second, rest @ ..] = self.inputs.as_slice() else {
+            return None;
+        };
+        if !matches!(self.op.as_str(), "Max" | "Min" | "Sum") || rest.is_empty() {
+            return None;
+        }
+        let between = |index: usize| format!("{} after {index}", self.outputs[0]);
+        let pairs = std::iter::once((first.clone(), second))
+            .chain(rest.iter().enumerate().map(|(index, next)| (between(index), next)));
+        let last = rest.len();
+        let node = |(index, (left, right)): (usize, (String, &String))| Self {
+            name: self.name.clone(),
+            op: self.op.clone(),
+            inputs: vec![left, right.clone()],
+            outputs: vec![if index == last { self.outputs[0].clone() } else { between(index) }],
+            attributes: HashMap::new(),
+        };
+        Some(pairs.enumerate().map(node).collect())
+    }
+
     /// An error that names this node.
     pub(crate) fn error(&self, reason: String) -> Error {
         Error::Node { node: self.name.clone(), op: self.op.clone(), reason }

@@ -24,19 +24,38 @@ impl MatMul {
         Ok((left, self.right.tensor(&mut inputs)?))
     }
 
-    fn gradient(&self, term: &Term, product: Tensor) -> Result<Option<Tensor>> {
-        let Term::Input(row) = term else {
-            return Ok(None);
+    /// Both as `[products, rows, columns]`, repeated where one of them is.
+    fn flat(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor, Vec<usize>)> {
+        let rank = a.rank();
+        let front: Vec<usize> = a.dims()[..rank - 2]
+            .iter()
+            .zip(&b.dims()[..rank - 2])
+            .map(|(&a, &b)| a.max(b))
+            .collect();
+        let flat = |x: &Tensor| {
+            let matrix = &x.dims()[rank - 2..];
+            let count: usize = front.iter().product();
+            let whole = [front.as_slice(), matrix].concat();
+            let x = if x.dims() == whole { x.clone() } else { x.broadcast_as(whole)? };
+            x.contiguous()?.reshape((count, matrix[0], matrix[1]))
         };
-        let shape = with_rows(product.dim(0)?, row);
-        let mut gradient = product;
-        for (dim, &size) in shape.iter().enumerate() {
-            if size == 1 && gradient.dim(dim)? != 1 {
-                gradient = gradient.sum_keepdim(dim)?;
-            }
-        }
-        Ok(Some(gradient))
+        Ok((flat(a)?, flat(b)?, front))
     }
+}
+
+/// Sums over what was repeated, and gives the shape of `term`.
+fn unrepeated(term: &Term, gradient: &Tensor, front: &[usize]) -> Result<Option<Tensor>> {
+    let Term::Input(row) = term else {
+        return Ok(None);
+    };
+    let (n, (_, rows, columns)) = (front[0], gradient.dims3()?);
+    let mut gradient = gradient.reshape([front, &[rows, columns]].concat())?;
+    for (dim, &size) in with_rows(n, row).iter().enumerate() {
+        if size == 1 && gradient.dim(dim)? != 1 {
+            gradient = gradient.sum_keepdim(dim)?;
+        }
+    }
+    Ok(Some(gradient))
 }
 
 impl Operator for MatMul {
@@ -46,7 +65,8 @@ impl Operator for MatMul {
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (a, b) = self.operands(inputs)?;
-        a.broadcast_matmul(&b)?.reshape(with_rows(inputs[0].dim(0)?, &self.row))
+        let (a, b, _) = Self::flat(&a, &b)?;
+        a.matmul(&b)?.reshape(with_rows(inputs[0].dim(0)?, &self.row))
     }
 
     fn vjp(
@@ -56,18 +76,14 @@ impl Operator for MatMul {
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
         let (a, b) = self.operands(inputs)?;
-        let (rank, mut dims) = (a.rank(), cotangent.dims()[..1].to_vec());
-        dims.extend(
-            a.dims()[1..rank - 2].iter().zip(&b.dims()[1..rank - 2]).map(|(a, b)| a.max(b)),
-        );
-        dims.extend([a.dims()[rank - 2], b.dims()[rank - 1]]);
-        let dy = cotangent.reshape(dims)?;
+        let (a, b, front) = Self::flat(&a, &b)?;
+        let dy = cotangent.reshape((a.dim(0)?, a.dim(1)?, b.dim(2)?))?;
         let mut gradients = Vec::with_capacity(2);
         if matches!(self.left, Term::Input(_)) {
-            gradients.push(self.gradient(&self.left, dy.broadcast_matmul(&b.t()?)?)?);
+            gradients.push(unrepeated(&self.left, &dy.matmul(&b.t()?)?, &front)?);
         }
         if matches!(self.right, Term::Input(_)) {
-            gradients.push(self.gradient(&self.right, a.t()?.broadcast_matmul(&dy)?)?);
+            gradients.push(unrepeated(&self.right, &a.t()?.matmul(&dy)?, &front)?);
         }
         Ok(gradients)
     }

@@ -18,6 +18,7 @@ mod math;
 mod matmul;
 mod norm;
 mod operator;
+mod patterns;
 mod pool;
 mod prelu;
 mod program;

@@ -10,7 +10,7 @@ use super::fuse;
 use super::graph::{Constant, Graph, Input};
 use super::layout::Layout;
 use super::operator::{Operator, add, with_rows};
-use super::{Cotangent, Error};
+use super::{Cotangent, Error, patterns};
 
 /// A compiled model.
 ///
@@ -58,6 +58,7 @@ impl Program {
         };
         let (name, row) = (input.name.clone(), input.row(true)?);
         let channels_last = graph.channels_last(&row);
+        patterns::rewrite(&mut graph);
         let mut compiler = Compiler::new(&mut graph, device);
         match *row.as_slice() {
             [height, width, channels] if channels_last => {

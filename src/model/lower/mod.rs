@@ -96,6 +96,7 @@ pub(crate) const REGISTRY: &[(&str, Lowering)] = &[
     ("Squeeze", shape::squeeze),
     ("Sub", |context| pointwise::arithmetic(context, Arithmetic::Sub)),
     ("Sum", |context| pointwise::arithmetic(context, Arithmetic::Add)),
+    ("Swish", |context| pointwise::unary(context, [], |[]| Unary::Silu)),
     ("Tanh", |context| pointwise::unary(context, [], |[]| Unary::Tanh)),
     ("ThresholdedRelu", |context| {
         pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::ThresholdedRelu { alpha })

@@ -148,6 +148,9 @@ pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
 /// ONNX Add, Sub, Mul, Div, Max and Min, opsets 7 to 21, with NumPy's broadcasting inside a row.
 pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Error> {
     context.node.only(&[])?;
+    if context.operands.len() == 1 {
+        return Ok(Lowered::Same);
+    }
     let (a, b) = match (context.operand(0), context.operand(1)) {
         (Operand::Activation(a), Operand::Activation(b)) => (a.clone(), b.clone()),
         (Operand::Activation(a), Operand::Constant(b)) => (a.clone(), a.like(&b.dims)),
