@@ -16,7 +16,7 @@ pub(crate) fn golden() -> Vec<(String, PathBuf)> {
         .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), path))
         .collect();
     models.sort();
-    assert!(models.len() >= 60, "only {} golden models", models.len());
+    assert!(models.len() >= 120, "only {} golden models", models.len());
     models
 }
 
