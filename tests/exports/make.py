@@ -3,10 +3,11 @@
 
     python tests/exports/make.py /tmp/exports                   what is not there yet
     python tests/exports/make.py /tmp/exports --only vit swin   names that hold one of these
+    python tests/exports/make.py /tmp/timm --timm               classifiers of timm instead
     python tests/exports/make.py /tmp/exports --operators       the operators of what is there, as Markdown
     cargo bench --bench main -- agree /tmp/exports              the engine against the references
 
-Needs PyTorch, torchvision, onnx, onnxruntime, onnxscript and safetensors. Files are large: keep them
+Needs PyTorch, torchvision, onnx, onnxruntime, onnxscript and safetensors, and timm for `--timm`. Files are large: keep them
 out of the repository. DIR/ARCHITECTURE-EXPORTER-OPSET.onnx has a DIR/SAME.safetensors with float32
 tensors
 
@@ -119,6 +120,33 @@ ARCHITECTURES = {                            # name: (make, image size)
     "inception_v3": (lambda: models.Inception3(LABELS, aux_logits=False, transform_input=True, init_weights=False), 79),
 }
 
+# As timm makes them, at a size that each can take.
+TIMM = {
+    "vit_tiny_patch16_224": (48, dict(img_size=48, patch_size=12, depth=3)), "beitv2_base_patch16_224": (48, dict(img_size=48, embed_dim=96, depth=2, num_heads=6)),
+    "deit3_small_patch16_224": (48, dict(img_size=48, embed_dim=96, depth=2)), "eva02_tiny_patch14_224": (56, dict(img_size=56, depth=2)),
+    "mixer_s32_224": (64, dict(img_size=64)), "resmlp_12_224": (48, dict(img_size=48)),
+    "gmlp_ti16_224": (48, dict(img_size=48)), "convmixer_768_32": (48, {}), "cait_xxs24_224": (48, dict(img_size=48, depth=2)),
+    "xcit_nano_12_p16_224": (64, dict(img_size=64, depth=2)), "convnextv2_atto": (64, {}), "poolformer_s12": (64, {}), "pvt_v2_b0": (64, {}),
+    "mobilevit_xxs": (64, {}), "mobilevitv2_050": (64, {}), "edgenext_xx_small": (64, {}), "fastvit_t8": (64, {}), "levit_128s": (224, {}),
+    "efficientformerv2_s0": (64, dict(img_size=64)), "efficientvit_b0": (64, {}), "ghostnet_050": (48, {}), "mobilenetv4_conv_small": (48, {}),
+    "mobileone_s0": (32, {}), "repvgg_a0": (32, {}), "tf_efficientnet_lite0": (48, {}), "lcnet_050": (48, {}), "tinynet_e": (48, {}), "rexnet_100": (48, {}),
+    "hardcorenas_a": (48, {}), "seresnet18": (48, {}), "skresnet18": (32, {}), "ecaresnet26t": (32, {}), "resnest14d": (32, {}), "res2net50_14w_8s": (32, {}),
+    "dla46_c": (48, {}), "hrnet_w18_small": (32, {}), "ese_vovnet19b_slim": (32, {}), "cspresnet50": (32, {}), "dpn48b": (32, {}), "selecsls42": (32, {}),
+    "nf_regnet_b0": (32, {}), "gernet_s": (32, {}), "repvit_m0_9": (48, {}), "starnet_s1": (48, {}), "inception_next_atto": (64, {}), "tiny_vit_5m_224": (64, dict(img_size=64)),
+    "swiftformer_xs": (64, {}), "mambaout_femto": (48, {}), "hiera_tiny_224": (64, dict(img_size=(64, 64))), "focalnet_tiny_srf": (64, dict(depths=(1, 1, 1, 1), embed_dim=32)),
+    "davit_tiny": (64, dict(depths=(1, 1, 1, 1), embed_dims=(32, 64, 96, 128), num_heads=(2, 2, 2, 2))), "gcvit_xxtiny": (64, dict(img_size=64, depths=(1, 1, 1, 1))),
+    "coatnet_nano_rw_224": (64, dict(img_size=64)), "mvitv2_tiny": (64, dict(img_size=64, depths=(1, 1, 1, 1))), "coat_lite_tiny": (64, dict(img_size=64)),
+    "twins_svt_small": (64, dict(img_size=64)), "visformer_tiny": (64, dict(img_size=64)), "crossvit_tiny_240": (240, {}), "volo_d1_224": (64, dict(img_size=64)),
+    "botnet26t_256": (64, dict(img_size=64)), "swin_tiny_patch4_window7_224": (56, dict(img_size=56, embed_dim=24, depths=(2, 2, 2, 1), num_heads=(2, 2, 2, 2))),
+    "swinv2_tiny_window8_256": (64, dict(img_size=64, embed_dim=24, depths=(2, 2, 2, 1), num_heads=(2, 2, 2, 2))), "nextvit_small": (64, {}), "pit_ti_224": (64, dict(img_size=64)),
+}
+
+
+def timm_model(name):
+    import timm
+    return timm.create_model(name, num_classes=LABELS, **TIMM[name][1])
+
+
 # ---------------------------------------------------------------- weights and references
 
 
@@ -140,7 +168,7 @@ def randomise(model, size, generator):
                 parameter.data.normal_(0, parameter[0].numel() ** -.5, generator=generator)
             else:
                 uniform(parameter, .5, 1.5)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
     for norm in norms:
         norm.momentum = None                 # the mean over what follows
         norm.reset_running_stats()
@@ -207,18 +235,25 @@ def check(path, tensors, fixed):
 def make(folder, architecture, only, force):
     # Scaled dot product attention starts with opset 14.
     first = 14 if architecture in ("maxvit_t", "vit") else 13
-    forms = [(exporter, max(opset, first), False) for exporter, opset in FORMS] + [("script", 17, True), ("dynamo", 18, True)] * (architecture in FIXED)
+    forms = [(exporter, max(opset, first), False) for exporter, opset in FORMS]
+    if architecture in TIMM:
+        forms = [("script", 17, False), ("dynamo", 18, False)]
+    forms +=[("script", 17, True), ("dynamo", 18, True)] * (architecture in FIXED)
     names = {f"{architecture}-{exporter}-{opset}{'-fixed' * fixed}": (exporter, opset, fixed) for exporter, opset, fixed in forms}
     wanted = [name for name in names if (not only or any(part in name for part in only))
               and (force or not (folder / f"{name}.safetensors").exists())]
     if not wanted:
         return []
-    build, size = ARCHITECTURES[architecture]
+    build, size = (lambda: timm_model(architecture), TIMM[architecture][0]) if architecture in TIMM else ARCHITECTURES[architecture]
     torch.manual_seed(seed(architecture))
     generator = torch.Generator().manual_seed(seed(architecture))
-    model = build()
-    randomise(model, size, generator)
-    noise, tensors = references(model, size, generator)
+    try:
+        model = build()
+        randomise(model, size, generator)
+        noise, tensors = references(model, size, generator)
+    except Exception as error:               # sizes that another version of timm does not take
+        print(f"{architecture}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        return [f"{architecture}: {type(error).__name__}: {str(error)[:200]}"]
     print(f"{architecture}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, gradient uncertain by {noise:.0e}", flush=True)
     failed = []
     for name in wanted:
@@ -243,6 +278,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", metavar="NAME")
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--timm", action="store_true")
     parser.add_argument("--operators", action="store_true")
     arguments = parser.parse_args()
     if arguments.operators:
@@ -251,7 +287,7 @@ def main():
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     failed = []
-    for architecture in ARCHITECTURES:
+    for architecture in TIMM if arguments.timm else ARCHITECTURES:
         failed += make(arguments.folder, architecture, arguments.only, arguments.force)
     if failed:
         sys.exit(f"{len(failed)} not exported:\n" + "\n".join(failed))

@@ -84,7 +84,6 @@ ARCHITECTURES = {
     "MobileNet": application("MobileNet", 32, alpha=.25),
     "DenseNet121": application("DenseNet121", 32),
     "EfficientNetB0": application("EfficientNetB0", 32),
-    "ResNet50V2": application("ResNet50V2", 32),
     "Xception": application("Xception", 71),
     "InceptionV3": application("InceptionV3", 75),
     "NASNetMobile": application("NASNetMobile", 32),
