@@ -18,8 +18,8 @@ use super::shape::Transpose;
 pub(crate) struct Compiler<'a> {
     device: &'a Device,
     opset: i64,
-    /// The batch that the graph's constants were written for.
-    fixed_batch: i64,
+    /// The batch that the graph was written for, if it was fixed.
+    fixed_batch: Option<i64>,
     values: HashMap<String, Value>,
     layouts: Vec<Layout>,
     steps: Vec<Step>,
@@ -55,7 +55,7 @@ impl<'a> Compiler<'a> {
         Self {
             device,
             opset: graph.opset,
-            fixed_batch: graph.inputs.iter().find_map(|input| input.fixed_batch()).unwrap_or(1),
+            fixed_batch: graph.inputs.iter().find_map(|input| input.fixed_batch()),
             values,
             layouts: Vec::new(),
             steps: Vec::new(),

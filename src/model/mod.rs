@@ -23,6 +23,7 @@ mod pool;
 mod prelu;
 mod program;
 mod reduce;
+mod resample;
 mod shape;
 mod strided;
 mod unary;
