@@ -14,6 +14,11 @@ pub(crate) fn folds(op: &str) -> bool {
     REGISTRY.iter().any(|(name, _)| *name == op)
 }
 
+/// What may be evaluated, in alphabetical order.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    REGISTRY.iter().map(|(name, _)| *name)
+}
+
 /// The node's output for constant inputs, `None` where one is absent.
 ///
 /// A result of more than `limit` values is refused: a small file can ask for a large one.

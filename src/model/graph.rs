@@ -509,7 +509,7 @@ const FLOATS: [DataType; 4] =
     [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
 
 /// Operator sets whose definitions the lowerings follow.
-const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
+pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
 
 /// A gigabyte of `f32`.
 const MAX_VALUES: usize = 1 << 28;

@@ -10,6 +10,7 @@ mod pooling;
 mod reduce;
 mod resize;
 mod shape;
+mod table;
 
 use super::Error;
 use super::binary::Arithmetic;
@@ -17,6 +18,7 @@ use super::reduce::Reduction;
 use super::unary::Unary;
 
 pub(crate) use context::{Context, Lowered, Operand};
+pub use table::operator_table;
 
 /// An operator that is supported.
 pub(crate) struct Entry {
