@@ -68,9 +68,9 @@ impl Program {
             if folds(&node.op)
                 && let Some(inputs) = constants(&node.inputs, &values)
             {
-                let folded = fold(node, &inputs, foldable)?;
-                foldable -= folded.values.len();
-                values.insert(node.output.clone(), Value::Constant(Rc::new(folded)));
+                if let Some(folded) = fold(node, &inputs, &mut foldable)?.into_iter().next() {
+                    values.insert(node.output.clone(), Value::Constant(Rc::new(folded)));
+                }
                 continue;
             }
             let undefined = |name: &&String| !name.is_empty() && !values.contains_key(*name);
