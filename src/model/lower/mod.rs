@@ -94,13 +94,6 @@ pub(crate) const REGISTRY: &[Entry] = &[
     entry("Clip", 9, &["max", "min"], "bounds that are no constants", pointwise::clip),
     entry("Concat", 9, &["axis"], "an axis that the batch is part of", shape::concat),
     entry(
-        "Constant",
-        9,
-        &["value", "value_float", "value_floats", "value_int", "value_ints"],
-        "strings, sparse tensors",
-        shape::constant,
-    ),
-    entry(
         "Conv",
         9,
         &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],

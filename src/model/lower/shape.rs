@@ -8,10 +8,6 @@ use crate::model::operator::Operator;
 use crate::model::shape::{Concat, Gather, Pad, Reshape, Transpose, View};
 use crate::model::strided::row_major;
 
-pub(super) fn constant(context: &Context<'_>) -> Result<Lowered, Error> {
-    Ok(Lowered::Constant(context.node.constant()?))
-}
-
 /// ONNX Dropout at inference, opsets 7 to 21.
 pub(super) fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {
     let training = match context.operand(2) {
