@@ -18,8 +18,8 @@ use super::shape::Transpose;
 pub(crate) struct Compiler<'a> {
     device: &'a Device,
     opset: i64,
-    /// The batch that the graph's constants were written for.
-    fixed_batch: i64,
+    /// The batch that the graph was written for, if it was fixed.
+    fixed_batch: Option<i64>,
     values: HashMap<String, Value>,
     layouts: Vec<Layout>,
     steps: Vec<Step>,
@@ -55,7 +55,7 @@ impl<'a> Compiler<'a> {
         Self {
             device,
             opset: graph.opset,
-            fixed_batch: graph.inputs.iter().find_map(|input| input.fixed_batch()).unwrap_or(1),
+            fixed_batch: graph.inputs.iter().find_map(|input| input.fixed_batch()),
             values,
             layouts: Vec::new(),
             steps: Vec::new(),
@@ -107,13 +107,15 @@ impl<'a> Compiler<'a> {
         if folds(&node.op)
             && let Some(mut inputs) = self.constants(node)
         {
-            let shape = without_batch(node, &inputs);
-            if let (Some(shape), Some(last)) = (&shape, inputs.last_mut()) {
-                *last = Some(shape);
+            let row = without_batch(node, &inputs);
+            if let Some((index, row)) = &row {
+                inputs[*index] = Some(row);
             }
-            let folded = fold(node, &inputs, self.foldable)?;
-            self.foldable -= folded.values.len();
-            self.define(node, 0, Value::Constant(Rc::new(folded)));
+            let mut budget = self.foldable;
+            for (index, folded) in fold(node, &inputs, &mut budget)?.into_iter().enumerate() {
+                self.define(node, index, Value::Constant(Rc::new(folded)));
+            }
+            self.foldable = budget;
             return Ok(());
         }
         let undefined = |name: &&String| !name.is_empty() && !self.values.contains_key(*name);
@@ -224,20 +226,21 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// A shape that a constant is repeated to over the batch, with one in place of the batch: what
-/// reads the constant repeats it again.
-fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<Constant> {
-    if !matches!(node.op.as_str(), "ConstantOfShape" | "Expand") {
+/// An input with one in place of the batch: a shape that a constant is repeated to, or the end of a
+/// range over the batch. The result is the first row's, and what reads it repeats it.
+fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<(usize, Constant)> {
+    let index = match node.op.as_str() {
+        "ConstantOfShape" => 0,
+        "Expand" | "Range" => 1,
+        _ => return None,
+    };
+    let shape = (*inputs.get(index)?)?;
+    let dims = shape.integers()?;
+    if dims.iter().all(|&dim| batches(dim).is_none()) {
         return None;
     }
-    let shape = (*inputs.last()?)?;
-    let dims = shape.integers()?;
-    dims.iter().any(|&dim| batches(dim).is_some()).then(|| Constant {
-        dims: shape.dims.clone(),
-        values: Values::I64(
-            dims.iter().map(|&dim| if batches(dim).is_some() { 1 } else { dim }).collect(),
-        ),
-    })
+    let ones = dims.iter().map(|&dim| if batches(dim).is_some() { 1 } else { dim }).collect();
+    Some((index, Constant { dims: shape.dims.clone(), values: Values::I64(ones) }))
 }
 
 /// Values that nodes on constants may compute beyond what the file stores.

@@ -58,6 +58,7 @@ pub(crate) struct Node {
 #[derive(Debug)]
 enum Attribute {
     Float(f32),
+    Floats(Vec<f32>),
     Int(i64),
     Ints(Vec<i64>),
     Tensor(Constant),
@@ -363,10 +364,17 @@ impl Node {
     /// The value of a `Constant` node.
     pub(crate) fn constant(&self) -> Result<Constant, Error> {
         let scalar = |values| Constant { dims: vec![], values };
+        if self.attributes.len() != 1 {
+            let got = self.attributes.len();
+            return Err(self.error(format!("{got} attributes, expected one")));
+        }
         match self.attributes.iter().next() {
-            Some((_, Attribute::Tensor(constant))) => Ok(constant.clone()),
+            Some((name, Attribute::Tensor(constant))) if name == "value" => Ok(constant.clone()),
             Some((name, Attribute::Float(value))) if name == "value_float" => {
                 Ok(scalar(Values::F32(vec![*value])))
+            }
+            Some((name, Attribute::Floats(values))) if name == "value_floats" => {
+                Ok(Constant { dims: vec![values.len()], values: Values::F32(values.clone()) })
             }
             Some((name, Attribute::Int(value))) if name == "value_int" => {
                 Ok(scalar(Values::I64(vec![*value])))
@@ -389,6 +397,7 @@ impl Attribute {
     fn decode(proto: &AttributeProto) -> Result<Self, String> {
         Ok(match AttributeType::try_from(proto.r#type) {
             Ok(AttributeType::Float) => Self::Float(proto.f),
+            Ok(AttributeType::Floats) => Self::Floats(proto.floats.clone()),
             Ok(AttributeType::Int) => Self::Int(proto.i),
             Ok(AttributeType::Ints) => Self::Ints(proto.ints.clone()),
             Ok(AttributeType::String) => Self::Text(String::from_utf8_lossy(&proto.s).into_owned()),
@@ -509,7 +518,7 @@ const FLOATS: [DataType; 4] =
     [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
 
 /// Operator sets whose definitions the lowerings follow.
-const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
+pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
 
 /// A gigabyte of `f32`.
 const MAX_VALUES: usize = 1 << 28;

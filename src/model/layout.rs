@@ -157,8 +157,13 @@ impl Layout {
     }
 
     /// The same values in the shape that an ONNX `Reshape` asks for. `fixed` is the batch that the
-    /// graph's constants were written for, where they say no other.
-    pub(crate) fn reshaped(&self, wanted: &[i64], zero_copies: bool, fixed: i64) -> Option<Self> {
+    /// graph's constants were written for, if it was written for one.
+    pub(crate) fn reshaped(
+        &self,
+        wanted: &[i64],
+        zero_copies: bool,
+        fixed: Option<i64>,
+    ) -> Option<Self> {
         let values = product(&self.axes)?;
         let mut axes = Vec::with_capacity(wanted.len());
         let (mut batch, mut open) = (None, None);
@@ -183,11 +188,21 @@ impl Layout {
             // the batch was fixed to, in the place where the batch is.
             let stands = |axis: usize| {
                 open == Some(axis)
-                    || (wanted[axis] == fixed && product(&axes[..axis]) == Some(ahead))
+                    || (wanted[axis] == fixed.unwrap_or(1) && product(&axes[..axis]) == Some(ahead))
             };
             batch = (0..axes.len()).find(|&axis| stands(axis));
-            if let Some(axis) = batch {
-                axes[axis] = 1;
+            match (batch, fixed) {
+                (Some(axis), _) => axes[axis] = 1,
+                // A batch of one that was multiplied into a dimension: the one behind its place,
+                // unless that is the last, which holds features; then the one in front.
+                (None, Some(1)) => {
+                    let begins = |axis: usize| product(&axes[..axis]) == Some(ahead);
+                    let last = axes.len().checked_sub(1)?;
+                    batch = (0..last)
+                        .find(|&axis| begins(axis))
+                        .or_else(|| (0..last).find(|&axis| begins(axis + 1)));
+                }
+                (None, _) => {}
             }
         }
         if let Some(open) = open {
@@ -334,20 +349,20 @@ mod tests {
         let (length_first, dims) = tokens.transposed(&[1, 0, 2]);
         assert_eq!((length_first.to_string().as_str(), dims), ("[50, batch, 64]", vec![0, 1, 2]));
         // As torch's multi-head attention: [length, batch * heads, width / heads].
-        let heads = length_first.reshaped(&[50, 4 * BATCH, 16], true, 1).unwrap();
+        let heads = length_first.reshaped(&[50, 4 * BATCH, 16], true, None).unwrap();
         assert_eq!(
             (heads.to_string().as_str(), heads.row()),
             ("[50, 4 * batch, 16]", vec![50, 4, 16])
         );
         let (heads_first, dims) = heads.transposed(&[1, 0, 2]);
         assert_eq!((heads_first.row(), dims), (vec![4, 50, 16], vec![0, 2, 1, 3]));
-        let apart = heads_first.reshaped(&[BATCH, 4, 50, 16], true, 1).unwrap();
+        let apart = heads_first.reshaped(&[BATCH, 4, 50, 16], true, None).unwrap();
         assert_eq!(apart, Layout::batch_first(&[4, 50, 16]));
         // Back, with the length outside of the batch in one axis.
         let (back, _) = apart.transposed(&[2, 0, 1, 3]);
-        let joined = back.reshaped(&[50 * BATCH, 64], true, 1).unwrap();
+        let joined = back.reshaped(&[50 * BATCH, 64], true, None).unwrap();
         assert_eq!((joined.to_string().as_str(), joined.row()), ("[50 * batch, 64]", vec![50, 64]));
-        let tokens = joined.reshaped(&[50, BATCH, 64], true, 1).unwrap();
+        let tokens = joined.reshaped(&[50, BATCH, 64], true, None).unwrap();
         assert_eq!(tokens, length_first);
     }
 
@@ -356,31 +371,48 @@ mod tests {
         let image = Layout::batch_first(&[2, 7, 2, 7, 96]);
         let (image, dims) = image.transposed(&[0, 1, 3, 2, 4, 5]);
         assert_eq!(dims, [0, 1, 3, 2, 4, 5]);
-        let windows = image.reshaped(&[4 * BATCH, 49, 96], true, 1).unwrap();
+        let windows = image.reshaped(&[4 * BATCH, 49, 96], true, None).unwrap();
         assert_eq!(windows.row(), [4, 49, 96]);
-        assert_eq!(windows.reshaped(&[BATCH, 4, 49, 96], true, 1).unwrap().row(), [4, 49, 96]);
-        assert_eq!(windows.reshaped(&[-1, 49, 96], true, 1).unwrap(), windows);
+        assert_eq!(windows.reshaped(&[BATCH, 4, 49, 96], true, None).unwrap().row(), [4, 49, 96]);
+        assert_eq!(windows.reshaped(&[-1, 49, 96], true, None).unwrap(), windows);
     }
 
     #[test]
     fn a_batch_that_the_graph_fixed_is_found_where_it_is() {
         let tokens = Layout::batch_first(&[50, 64]);
-        assert_eq!(tokens.reshaped(&[1, 50, 4, 16], true, 1).unwrap().row(), [50, 4, 16]);
-        assert_eq!(tokens.reshaped(&[8, 3200], true, 8).unwrap(), Layout::batch_first(&[3200]));
-        assert_eq!(tokens.reshaped(&[0, -1], true, 1).unwrap(), Layout::batch_first(&[3200]));
-        assert_eq!(tokens.reshaped(&[-1, 3200], true, 1).unwrap(), Layout::batch_first(&[3200]));
+        assert_eq!(tokens.reshaped(&[1, 50, 4, 16], true, Some(1)).unwrap().row(), [50, 4, 16]);
+        assert_eq!(
+            tokens.reshaped(&[8, 3200], true, Some(8)).unwrap(),
+            Layout::batch_first(&[3200])
+        );
+        assert_eq!(tokens.reshaped(&[0, -1], true, None).unwrap(), Layout::batch_first(&[3200]));
+        assert_eq!(tokens.reshaped(&[-1, 3200], true, None).unwrap(), Layout::batch_first(&[3200]));
         let (length_first, _) = tokens.transposed(&[1, 0, 2]);
-        assert_eq!(length_first.reshaped(&[50, 1, 4, 16], true, 1).unwrap().row(), [50, 4, 16]);
+        assert_eq!(
+            length_first.reshaped(&[50, 1, 4, 16], true, Some(1)).unwrap().row(),
+            [50, 4, 16]
+        );
+    }
+
+    #[test]
+    fn a_batch_of_one_that_was_multiplied_away_is_found() {
+        let (tokens, _) = Layout::batch_first(&[50, 64]).transposed(&[1, 0, 2]);
+        let heads = tokens.reshaped(&[50, 4, 16], true, Some(1)).unwrap();
+        assert_eq!(heads.to_string(), "[50, 4 * batch, 16]");
+        let joined = tokens.reshaped(&[50, 64], true, Some(1)).unwrap();
+        assert_eq!(joined.to_string(), "[50 * batch, 64]");
+        let windows = Layout::batch_first(&[2, 2, 7, 7, 24]).reshaped(&[4, 49, 24], true, Some(1));
+        assert_eq!(windows.unwrap().to_string(), "[4 * batch, 49, 24]");
     }
 
     #[test]
     fn reshapes_that_cut_through_the_batch_are_refused() {
         let tokens = Layout::batch_first(&[50, 64]);
-        assert_eq!(tokens.reshaped(&[50, 64], true, 1), None);
-        assert_eq!(tokens.reshaped(&[50, BATCH, 64], true, 1), None);
-        assert_eq!(tokens.reshaped(&[BATCH, 7, -1], true, 1), None);
-        assert_eq!(tokens.reshaped(&[BATCH, BATCH], true, 1), None);
-        assert_eq!(tokens.reshaped(&[i64::MAX, i64::MAX], true, 1), None);
+        assert_eq!(tokens.reshaped(&[50, 64], true, None), None);
+        assert_eq!(tokens.reshaped(&[50, BATCH, 64], true, None), None);
+        assert_eq!(tokens.reshaped(&[BATCH, 7, -1], true, None), None);
+        assert_eq!(tokens.reshaped(&[BATCH, BATCH], true, None), None);
+        assert_eq!(tokens.reshaped(&[i64::MAX, i64::MAX], true, None), None);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod pool;
 mod prelu;
 mod program;
 mod reduce;
+mod resample;
 mod shape;
 mod strided;
 mod unary;
@@ -35,6 +36,7 @@ use candle_core::{Device, Tensor};
 use crate::digest::sha256;
 
 use layout::Layout;
+pub use lower::operator_table;
 pub use program::Program;
 
 /// A differentiable classifier of images.

@@ -36,8 +36,8 @@ pub(crate) struct Context<'a> {
     pub(crate) node: &'a Node,
     pub(crate) operands: &'a [Operand<'a>],
     pub(crate) opset: i64,
-    /// The batch that the graph's constants were written for.
-    pub(crate) fixed_batch: i64,
+    /// The batch that the graph was written for, if it was fixed.
+    pub(crate) fixed_batch: Option<i64>,
     pub(crate) device: &'a Device,
 }
 

@@ -11,7 +11,6 @@ use crate::model::matmul::MatMul;
 
 /// ONNX Conv, opsets 1 to 21, two dimensions.
 pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"])?;
     let (_, image) = context.images(0)?;
     let (dims, values) = context.floats(1)?;
     let groups = context.node.int("group", 1)?;
@@ -58,7 +57,6 @@ pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Gemm, opsets 7 to 21, with a constant second operand.
 pub(super) fn gemm(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["alpha", "beta", "transA", "transB"])?;
     if context.node.int("transA", 0)? != 0 {
         return Err(context.error("attribute \"transA\" is set on the batch".into()));
     }
@@ -71,7 +69,6 @@ pub(super) fn gemm(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX MatMul, opsets 1 to 21.
 pub(super) fn mat_mul(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     if let (Operand::Activation(_), Operand::Constant(constant)) =
         (context.operand(0), context.operand(1))
         && constant.dims.len() == 2

@@ -11,7 +11,6 @@ use crate::model::unary::Unary;
 
 /// ONNX BatchNormalization at inference, opsets 7 to 21.
 pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["epsilon", "momentum", "spatial", "training_mode"])?;
     if context.node.int("training_mode", 0)? != 0 || context.node.int("spatial", 1)? != 1 {
         return Err(context.error("only inference over channels is supported".into()));
     }
@@ -53,7 +52,6 @@ pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Erro
 
 /// ONNX Relu, opsets 1 to 21.
 pub(super) fn relu(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     let layout = context.activation(0)?;
     match layout.row().first() {
         Some(&channels) => step(ChannelAffine::relu(channels), layout.clone()),
@@ -63,7 +61,6 @@ pub(super) fn relu(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Clip, opsets 6 to 21.
 pub(super) fn clip(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["max", "min"])?;
     let bound = |index: usize, name: &str, default: f32| -> Result<f32, Error> {
         match context.optional_floats(index)? {
             None => context.node.float(name, default),
@@ -82,7 +79,6 @@ pub(super) fn unary<const N: usize>(
     attributes: [(&str, f32); N],
     function: impl Fn([f32; N]) -> Unary,
 ) -> Result<Lowered, Error> {
-    context.node.only(&attributes.map(|(name, _)| name))?;
     let mut values = [0.0; N];
     for (value, (name, default)) in values.iter_mut().zip(attributes) {
         *value = context.node.float(name, default)?;
@@ -92,7 +88,6 @@ pub(super) fn unary<const N: usize>(
 
 /// ONNX Gelu, opset 20 and 21.
 pub(super) fn gelu(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["approximate"])?;
     let function = match context.node.text("approximate")?.unwrap_or("none") {
         "none" => Unary::Gelu,
         "tanh" => Unary::GeluTanh,
@@ -107,7 +102,6 @@ pub(super) fn gelu(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX PRelu, opsets 9 to 21: `max(x, 0) + slope min(x, 0)`.
 pub(super) fn p_relu(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     let layout = context.activation(0)?;
     let (dims, values) = context.floats(1)?;
     let row = layout
@@ -122,7 +116,6 @@ pub(super) fn p_relu(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Pow, opsets 7 to 21.
 pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     if let (Operand::Activation(layout), Operand::Constant(constant)) =
         (context.operand(0), context.operand(1))
         && constant.values.len() == 1
@@ -147,7 +140,6 @@ pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Add, Sub, Mul, Div, Max and Min, opsets 7 to 21, with NumPy's broadcasting inside a row.
 pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     if context.operands.len() == 1 {
         return Ok(Lowered::Same);
     }

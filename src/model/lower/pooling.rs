@@ -4,32 +4,15 @@ use super::context::{Context, Lowered};
 use crate::model::Error;
 use crate::model::conv::Window;
 use crate::model::pool::{GlobalAveragePool, Kind, Pool};
+use crate::model::reduce::Reduction;
 
 /// ONNX MaxPool, opsets 1 to 21, two dimensions, without indices.
 pub(super) fn max_pool(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[
-        "auto_pad",
-        "ceil_mode",
-        "dilations",
-        "kernel_shape",
-        "pads",
-        "storage_order",
-        "strides",
-    ])?;
     pool(context, Kind::Max)
 }
 
 /// ONNX AveragePool, opsets 1 to 21, two dimensions.
 pub(super) fn average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[
-        "auto_pad",
-        "ceil_mode",
-        "count_include_pad",
-        "dilations",
-        "kernel_shape",
-        "pads",
-        "strides",
-    ])?;
     let count_padding = context.node.int("count_include_pad", 0)? != 0;
     pool(context, Kind::Average { count_padding })
 }
@@ -57,16 +40,18 @@ fn pooled(
     }
 }
 
-/// ONNX GlobalAveragePool, opsets 1 to 21, two dimensions.
+/// ONNX GlobalAveragePool, opsets 1 to 21.
 pub(super) fn global_average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
-    let (_, [channels, _, _]) = context.images(0)?;
+    let layout = context.activation(0)?;
+    let Some((_, [channels, _, _])) = layout.images() else {
+        let axes: Vec<usize> = (2..layout.rank()).collect();
+        return super::reduce::over(context, Reduction::Mean, axes, true);
+    };
     context.on_images(GlobalAveragePool { keep: true }, [channels, 1, 1])
 }
 
 /// ONNX GlobalMaxPool, opsets 1 to 21, two dimensions.
 pub(super) fn global_max_pool(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     let (_, image) = context.images(0)?;
     let window = Window {
         kernel: [image[1], image[2]],

@@ -11,7 +11,6 @@ use crate::model::shape::Reshape;
 
 /// ONNX ReduceMean and the like, opsets 1 to 21, over any axes but the batch.
 pub(super) fn reduce(context: &Context<'_>, kind: Reduction) -> Result<Lowered, Error> {
-    context.node.only(&["axes", "keepdims", "noop_with_empty_axes"])?;
     let layout = context.activation(0)?;
     let keep = context.node.int("keepdims", 1)? != 0;
     let mut axes = match context.moved_integers("axes", 1)? {
@@ -25,6 +24,20 @@ pub(super) fn reduce(context: &Context<'_>, kind: Reduction) -> Result<Lowered, 
     };
     axes.sort_unstable();
     axes.dedup();
+    over(context, kind, axes, keep)
+}
+
+/// Over these axes, in order.
+pub(super) fn over(
+    context: &Context<'_>,
+    kind: Reduction,
+    axes: Vec<usize>,
+    keep: bool,
+) -> Result<Lowered, Error> {
+    let layout = context.activation(0)?;
+    if let Some(axis) = axes.iter().find(|&&axis| layout.is_batch(axis)) {
+        return Err(context.error(format!("axis {axis} of {layout} is the batch")));
+    }
     if kind == Reduction::Mean && axes == [2, 3] && layout.images().is_some_and(|(n, _)| n == 1) {
         // The exporters' global average pooling.
         let mut pooled = layout.resized(&[(2, 1), (3, 1)]);
@@ -66,7 +79,6 @@ pub(super) fn reduce(context: &Context<'_>, kind: Reduction) -> Result<Lowered, 
 
 /// ONNX Softmax and LogSoftmax, opsets 1 to 21, along any axis but the batch.
 pub(super) fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error> {
-    context.node.only(&["axis"])?;
     let layout = context.activation(0)?;
     let default = if context.opset >= 13 { -1 } else { 1 };
     let axis = context.axis(context.node.int("axis", default)?)?;
@@ -84,7 +96,6 @@ pub(super) fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error
 
 /// ONNX LayerNormalization, opset 17 to 21.
 pub(super) fn layer_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axis", "epsilon", "stash_type"])?;
     let layout = context.activation(0)?;
     let axis = context.axis(context.node.int("axis", -1)?)?;
     let Some(len) = layout.trailing(axis) else {
@@ -102,14 +113,12 @@ pub(super) fn layer_normalization(context: &Context<'_>) -> Result<Lowered, Erro
 
 /// ONNX InstanceNormalization, opsets 6 to 21: every channel of every image by itself.
 pub(super) fn instance_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["epsilon"])?;
     let (channels, plane) = channels(context)?;
     grouped(context, "InstanceNormalization", channels, channels, plane)
 }
 
 /// ONNX GroupNormalization, opset 18 to 21.
 pub(super) fn group_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["epsilon", "num_groups", "stash_type"])?;
     let (channels, plane) = channels(context)?;
     let groups = context.node.int("num_groups", 0)?;
     let groups = usize::try_from(groups)

@@ -8,10 +8,6 @@ use crate::model::operator::Operator;
 use crate::model::shape::{Concat, Gather, Pad, Reshape, Transpose, View};
 use crate::model::strided::row_major;
 
-pub(super) fn constant(context: &Context<'_>) -> Result<Lowered, Error> {
-    Ok(Lowered::Constant(context.node.constant()?))
-}
-
 /// ONNX Dropout at inference, opsets 7 to 21.
 pub(super) fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {
     let training = match context.operand(2) {
@@ -21,17 +17,11 @@ pub(super) fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {
     if training {
         return Err(context.error("it is in training mode".into()));
     }
-    same(context, &["ratio", "seed"])
-}
-
-pub(super) fn same(context: &Context<'_>, attributes: &[&str]) -> Result<Lowered, Error> {
-    context.node.only(attributes)?;
     Ok(Lowered::Same)
 }
 
 /// ONNX Cast of floats to floats, opsets 6 to 21: everything is computed in 32 bits.
 pub(super) fn cast(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["saturate", "to"])?;
     match context.node.int("to", 0)? {
         // FLOAT, FLOAT16, DOUBLE, BFLOAT16
         1 | 10 | 11 | 16 => Ok(Lowered::Same),
@@ -41,7 +31,6 @@ pub(super) fn cast(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Shape, opsets 1 to 21.
 pub(super) fn shape(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["end", "start"])?;
     let dims = context.activation(0)?.to_dims();
     let rank = dims.len() as i64;
     let bound = |name: &str, default: i64| -> Result<usize, Error> {
@@ -56,7 +45,6 @@ pub(super) fn shape(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Size, opsets 1 to 21.
 pub(super) fn size(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     let dims = context.activation(0)?.to_dims();
     let size = dims.iter().try_fold(1i64, |size, &dim| size.checked_mul(dim));
     let size = size.ok_or_else(|| context.error("its result overflows".into()))?;
@@ -65,7 +53,6 @@ pub(super) fn size(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Concat, opsets 4 to 21, not along the batch.
 pub(super) fn concat(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axis"])?;
     let first = context.operands.iter().find_map(|operand| match operand {
         Operand::Activation(layout) => Some(*layout),
         _ => None,
@@ -120,7 +107,6 @@ pub(super) fn concat(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Flatten, opsets 1 to 21.
 pub(super) fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axis"])?;
     let layout = context.activation(0)?;
     let given = context.node.int("axis", 1)?;
     let rank = layout.rank() as i64;
@@ -139,14 +125,12 @@ pub(super) fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Reshape, opsets 5 to 21.
 pub(super) fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["allowzero"])?;
     let wanted = context.integers(1)?;
     reshaped(context, wanted, context.node.int("allowzero", 0)? == 0)
 }
 
 /// ONNX Squeeze, opsets 1 to 21.
 pub(super) fn squeeze(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axes"])?;
     let layout = context.activation(0)?;
     let single = |axis: usize| layout.size(axis) == 1 && !layout.is_batch(axis);
     let axes = match context.moved_integers("axes", 1)? {
@@ -164,7 +148,6 @@ pub(super) fn squeeze(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Unsqueeze, opsets 1 to 21.
 pub(super) fn unsqueeze(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axes"])?;
     let layout = context.activation(0)?;
     let Some(axes) = context.moved_integers("axes", 1)? else {
         return Err(context.error("axes are absent".into()));
@@ -206,7 +189,6 @@ fn reshaped(context: &Context<'_>, wanted: &[i64], zero_copies: bool) -> Result<
 
 /// ONNX Transpose, opsets 1 to 21.
 pub(super) fn transpose(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["perm"])?;
     let layout = context.activation(0)?;
     let rank = layout.rank();
     let permutation = match context.node.ints("perm")? {
@@ -224,7 +206,6 @@ pub(super) fn transpose(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Slice, opsets 1 to 21, not along the batch.
 pub(super) fn slice(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axes", "ends", "starts"])?;
     let layout = context.activation(0)?;
     let given = |name: &str, index: usize| -> Result<&[i64], Error> {
         let absent = || context.error(format!("{name} are absent"));
@@ -292,7 +273,6 @@ fn view(layout: &Layout, name: &'static str, cuts: &[(usize, Cut)]) -> (View, La
 
 /// ONNX Split, opsets 2 to 21, not along the batch.
 pub(super) fn split(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axis", "num_outputs", "split"])?;
     let layout = context.activation(0)?;
     let axis = context.axis(context.node.int("axis", 0)?)?;
     let (size, count) = (layout.size(axis), context.node.outputs.len());
@@ -320,7 +300,6 @@ pub(super) fn split(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Gather with constant indices, opsets 1 to 21.
 pub(super) fn gather(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["axis"])?;
     let layout = context.activation(0)?;
     let axis = context.any_axis(context.node.int("axis", 0)?, layout.rank())?;
     let (index_dims, raw) = match context.operand(1) {
@@ -362,7 +341,6 @@ pub(super) fn gather(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Expand, opsets 8 to 21.
 pub(super) fn expand(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
     let layout = context.activation(0)?;
     let wanted = context.integers(1)?;
     let refuse =
@@ -373,7 +351,10 @@ pub(super) fn expand(context: &Context<'_>) -> Result<Lowered, Error> {
     for (i, &dim) in wanted.iter().enumerate() {
         let axis = skip + i;
         if padded.is_batch(axis) {
-            if dim != 1 && dim != context.fixed_batch && batches(dim) != Some(padded.size(axis)) {
+            if dim != 1
+                && Some(dim) != context.fixed_batch
+                && batches(dim) != Some(padded.size(axis))
+            {
                 return Err(refuse());
             }
             continue;
@@ -397,7 +378,6 @@ pub(super) fn expand(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Pad, opsets 2 to 21.
 pub(super) fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["mode", "pads", "value"])?;
     let layout = context.activation(0)?;
     let Some(pads) = context.moved_integers("pads", 1)? else {
         return Err(context.error("pads are absent".into()));
