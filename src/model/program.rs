@@ -49,9 +49,13 @@ enum Value {
 // === impl Program ===
 
 impl Program {
-    /// Compiles an ONNX file for `device`.
+    /// Compiles an ONNX file, which keeps all of its data in itself, for `device`.
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
-        let graph = Graph::decode(bytes)?;
+        Self::assemble(Graph::decode(bytes, None)?, device)
+    }
+
+    /// Compiles a graph for `device`.
+    pub(super) fn assemble(graph: Graph, device: &Device) -> Result<Self, Error> {
         let input_shape = graph.input_shape.clone();
         // Every constant can be computed from once, and shapes and pads are small.
         let stored: usize = graph.constants.values().map(|constant| constant.values.len()).sum();

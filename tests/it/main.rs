@@ -6,6 +6,7 @@
 mod calibrate_roundtrip;
 mod config_files;
 mod engine;
+mod external_data;
 mod failure_modes;
 mod gradients;
 mod hostile_models;
