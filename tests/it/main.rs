@@ -9,6 +9,7 @@ mod engine;
 mod external_data;
 mod failure_modes;
 mod gradients;
+mod hostile_files;
 mod hostile_models;
 mod layering;
 mod metrics_contract;
