@@ -15,6 +15,8 @@ mod pointwise;
 mod pool;
 mod program;
 mod shape;
+mod sweep;
+mod winograd;
 
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
