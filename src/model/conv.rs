@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::correlate::{Activation, Affine, Correlation, Geometry, Load, Phase, Plain, Tap};
+use super::depthwise::Depthwise;
 use super::kernel;
+use super::matrix::Matrix;
 use super::operator::{ChannelAffine, Operator, relu_gate};
 use super::winograd::{Sizes, Winograd};
 
@@ -44,7 +46,10 @@ pub(crate) struct Conv {
 /// How one direction is computed on the CPU.
 #[derive(Debug)]
 enum Plan {
+    Depthwise(Depthwise),
     Direct(Correlation),
+    /// Images of one pixel: rows of channels.
+    Matrix(Matrix),
     Winograd(Winograd),
 }
 
@@ -71,7 +76,20 @@ impl Plan {
         out: &mut [f32],
     ) {
         match self {
+            Self::Depthwise(plan) => plan.run(input, load, bias, activation, out),
             Self::Direct(plan) => plan.run(input, load, bias, activation, out),
+            Self::Matrix(matrix) if L::PLAIN => matrix.apply(input, bias, activation, out),
+            Self::Matrix(matrix) => {
+                let channels = matrix.rows();
+                let mut loaded = vec![0.0; input.len()];
+                for (row, to) in input.chunks_exact(channels).zip(loaded.chunks_exact_mut(channels))
+                {
+                    for channel in 0..channels {
+                        load.row(channel, &row[channel..=channel], &mut to[channel..=channel]);
+                    }
+                }
+                matrix.apply(&loaded, bias, activation, out);
+            }
             Self::Winograd(plan) => plan.run(input, load, bias, activation, out),
         }
     }
@@ -157,11 +175,32 @@ impl Conv {
         sizes.suit().then_some(sizes)
     }
 
+    /// One channel in and one out for every group.
+    fn is_depthwise(&self) -> bool {
+        self.groups == self.in_shape[0] && self.groups == self.out_shape[0] && self.groups > 1
+    }
+
+    /// Images of one pixel before and after a 1x1 kernel.
+    fn is_matrix(&self) -> bool {
+        let pixels = [self.in_shape[1], self.in_shape[2], self.out_shape[1], self.out_shape[2]];
+        self.groups == 1 && self.window.kernel == [1, 1] && pixels == [1; 4]
+    }
+
     fn forward_plan(&self) -> Result<&Plan> {
         if let Some(ready) = self.forward.get() {
             return Ok(ready);
         }
         let values = self.weight_values()?;
+        let sizes = ([self.in_shape[1], self.in_shape[2]], [self.out_shape[1], self.out_shape[2]]);
+        if self.is_depthwise() {
+            let built = Depthwise::forward(&self.window, sizes.0, sizes.1, &values);
+            return Ok(self.forward.get_or_init(|| Plan::Depthwise(built)));
+        }
+        if self.is_matrix() {
+            let (ins, outs) = (self.in_shape[0], self.out_shape[0]);
+            let built = Matrix::new(ins, outs, |channel, out| values[out * ins + channel]);
+            return Ok(self.forward.get_or_init(|| Plan::Matrix(built)));
+        }
         if let Some(sizes) = self.winograd(Direction::Forward) {
             let ins = sizes.in_channels;
             let built = Winograd::new(sizes, &|out, channel, [ky, kx]| {
@@ -199,6 +238,16 @@ impl Conv {
             return Ok(ready);
         }
         let values = self.weight_values()?;
+        let sizes = ([self.in_shape[1], self.in_shape[2]], [self.out_shape[1], self.out_shape[2]]);
+        if self.is_depthwise() {
+            let built = Depthwise::backward(&self.window, sizes.0, sizes.1, &values);
+            return Ok(self.backward.get_or_init(|| Plan::Depthwise(built)));
+        }
+        if self.is_matrix() {
+            let (ins, outs) = (self.in_shape[0], self.out_shape[0]);
+            let built = Matrix::new(outs, ins, |out, channel| values[out * ins + channel]);
+            return Ok(self.backward.get_or_init(|| Plan::Matrix(built)));
+        }
         if let Some(sizes) = self.winograd(Direction::Backward) {
             let outs = sizes.out_channels;
             let built = Winograd::new(sizes, &|out, channel, [ky, kx]| {

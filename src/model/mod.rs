@@ -5,11 +5,13 @@
 
 mod conv;
 mod correlate;
+mod depthwise;
 mod fold;
 mod graph;
 mod kernel;
 mod linear;
 mod lower;
+mod matrix;
 mod operator;
 mod pointwise;
 mod pool;

@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::correlate::{Activation, Load, copy};
+use super::matrix::product;
 
 /// A fixed 3x3 correlation of images of one size, weights transformed and packed.
 #[derive(Debug)]
@@ -165,7 +166,8 @@ impl<L: Load> WithSimd for Pass<'_, L> {
         let padded = plan.weights.len() / (ELEMENTS * ins);
         let tiles = self.count * plan.tiles[1];
         // An odd number of cache lines: rows of a power of two would meet in a few cache sets.
-        let pitch = (tiles.div_ceil(LINE) | 1) * LINE;
+        // The last vector of a row of tiles reaches past it, but never into the next channel.
+        let pitch = ((tiles + LINE - 1).div_ceil(LINE) | 1) * LINE;
         let Scratch { values, sums, .. } = &mut *self.scratch;
         grow(values, ELEMENTS * (ins * pitch + LINE) + SLACK);
         grow(sums, ELEMENTS * (padded * pitch + LINE) + SLACK);
@@ -343,38 +345,6 @@ fn edges<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 4] {
 fn folds<S: Simd>(simd: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 2] {
     let (sum, difference) = (simd.add_f32s(b, c), simd.sub_f32s(b, c));
     [simd.add_f32s(a, sum), simd.sub_f32s(difference, d)]
-}
-
-#[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
-/// `VECTORS` vectors of tiles for `BLOCK` output channels; returns the tiles.
-#[inline(always)]
-fn product<S: Simd, const BLOCK: usize, const VECTORS: usize>(
-    simd: S,
-    values: &[f32],
-    weights: &[f32],
-    pitch: usize,
-    out: &mut [f32],
-) -> usize {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; BLOCK];
-    let (weights, _) = weights.as_chunks::<BLOCK>();
-    for (values, weights) in values.chunks(pitch).zip(weights) {
-        // No panic in this loop: with one, the sums would live in memory instead of registers.
-        let (values, _) = S::as_simd_f32s(values);
-        let Some(values) = values.first_chunk::<VECTORS>() else { break };
-        for o in 0..BLOCK {
-            let weight = simd.splat_f32s(weights[o]);
-            for i in 0..VECTORS {
-                sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
-            }
-        }
-    }
-    for o in 0..BLOCK {
-        let (out, _) = S::as_mut_simd_f32s(&mut out[o * pitch..][..VECTORS * S::F32_LANES]);
-        for i in 0..VECTORS {
-            out[i] = sums[o][i];
-        }
-    }
-    VECTORS * S::F32_LANES
 }
 
 #[inline(always)]

@@ -42,7 +42,7 @@ fn convolutions_equal_plain_loops() {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (seed >> 16) as usize % end
     };
-    for case in 0..600 {
+    for case in 0..240 {
         // Every third a 3x3 kernel with many channels (Winograd), every third one group a channel.
         let wide = case % 3 == 0;
         let groups = if case % 3 == 1 { 1 + next(20) } else { 1 };
@@ -64,11 +64,11 @@ fn convolutions_equal_plain_loops() {
             },
         };
         let (ins, outs) = match (wide, groups) {
-            (true, _) => (40 + next(90), 40 + next(90)),
+            (true, _) => (40 + next(40), 40 + next(40)),
             (_, 1) => (1 + next(5), 1 + next(30)),
             _ => (1, 1),
         };
-        let (height, width, batch) = (1 + next(20), 1 + next(40), 1 + next(3));
+        let (height, width, batch) = (1 + next(12), 1 + next(36), 1 + next(3));
         let [ky, kx] = window.kernel;
         let mut draw = |count: usize| -> Vec<f32> {
             (0..count).map(|_| next(17) as f32 / 8.0 - 1.0).collect()
@@ -112,7 +112,7 @@ fn convolutions_equal_plain_loops() {
         let dy = Tensor::from_vec(dy, out_shape, &Device::Cpu).unwrap();
         let y = Tensor::from_vec(y, out_shape, &Device::Cpu).unwrap();
         let dx = Tensor::from_vec(dx, in_shape, &Device::Cpu).unwrap();
-        // Sums of up to 1161 products of magnitude 1/3, each rounded.
+        // Sums of up to 720 products of magnitude 1/3, each rounded.
         let difference = largest_difference(&conv.forward_cpu(&x).unwrap(), &y);
         assert!(difference < 2e-4, "case {case}: {difference} with {:?}", conv.window);
         let difference = largest_difference(&conv.backward_cpu(&dy).unwrap(), &dx);
