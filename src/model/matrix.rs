@@ -134,7 +134,7 @@ impl WithSimd for Apply<'_> {
     }
 }
 
-#[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
+#[expect(clippy::manual_memcpy, reason = "index loops unroll into registers")]
 /// `VECTORS` vectors of columns for `BLOCK` rows of `weights`, `[term][row]`; returns the columns.
 ///
 /// The rows of `values`, one a term, and of `out` are `pitch` apart.
