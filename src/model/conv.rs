@@ -1,15 +1,18 @@
 //! Convolution (ONNX `Conv`), with bias, activation and a preceding per-channel affine fused in.
 //!
-//! On the CPU both directions run on [`Correlation`]; elsewhere candle's own convolutions are
+//! On the CPU both directions run on [`Correlation`] or [`Winograd`]; elsewhere candle's own convolutions are
 //! composed, which takes equal strides and dilations along both axes.
 
 use std::sync::OnceLock;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::correlate::{Activation, Affine, Correlation, Geometry, Phase, Plain, Tap};
+use super::correlate::{Activation, Affine, Correlation, Geometry, Load, Phase, Plain, Tap};
+use super::depthwise::Depthwise;
 use super::kernel;
-use super::operator::{ChannelAffine, Operator, relu_gate};
+use super::matrix::Matrix;
+use super::operator::{ChannelAffine, Operator, Saves, relu_gate};
+use super::winograd::{Sizes, Winograd};
 
 /// Attributes of a two-dimensional sliding window.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +39,18 @@ pub(crate) struct Conv {
     /// Applied to the input, not to the padding.
     before: Option<ChannelAffine>,
     activation: Activation,
-    forward: OnceLock<Correlation>,
-    backward: OnceLock<Correlation>,
+    forward: OnceLock<Plan>,
+    backward: OnceLock<Plan>,
+}
+
+/// How one direction is computed on the CPU.
+#[derive(Debug)]
+enum Plan {
+    Depthwise(Depthwise),
+    Direct(Correlation),
+    /// Images of one pixel: rows of channels.
+    Matrix(Matrix),
+    Winograd(Winograd),
 }
 
 // === impl Window ===
@@ -48,6 +61,37 @@ impl Window {
         let padded = size + self.pad_begin[axis] + self.pad_end[axis];
         let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
         Some(padded.checked_sub(reach)? / self.stride[axis] + 1)
+    }
+}
+
+// === impl Plan ===
+
+impl Plan {
+    fn run<L: Load>(
+        &self,
+        input: &[f32],
+        load: L,
+        bias: Option<&[f32]>,
+        activation: Activation,
+        out: &mut [f32],
+    ) {
+        match self {
+            Self::Depthwise(plan) => plan.run(input, load, bias, activation, out),
+            Self::Direct(plan) => plan.run(input, load, bias, activation, out),
+            Self::Matrix(matrix) if L::PLAIN => matrix.apply(input, bias, activation, out),
+            Self::Matrix(matrix) => {
+                let channels = matrix.rows();
+                let mut loaded = vec![0.0; input.len()];
+                for (row, to) in input.chunks_exact(channels).zip(loaded.chunks_exact_mut(channels))
+                {
+                    for channel in 0..channels {
+                        load.row(channel, &row[channel..=channel], &mut to[channel..=channel]);
+                    }
+                }
+                matrix.apply(&loaded, bias, activation, out);
+            }
+            Self::Winograd(plan) => plan.run(input, load, bias, activation, out),
+        }
     }
 }
 
@@ -105,11 +149,65 @@ impl Conv {
         self.weight.flatten_all()?.to_vec1()
     }
 
-    fn forward_correlation(&self) -> Result<&Correlation> {
+    /// The sizes of a direction that Winograd's algorithm is for.
+    fn winograd(&self, direction: Direction) -> Option<Sizes> {
+        let w = &self.window;
+        if self.groups != 1 || w.kernel != [3, 3] || w.stride != [1, 1] || w.dilation != [1, 1] {
+            return None;
+        }
+        let ([ins, in_size @ ..], [outs, out_size @ ..]) = (self.in_shape, self.out_shape);
+        let sizes = match direction {
+            Direction::Forward => Sizes {
+                in_channels: ins,
+                out_channels: outs,
+                in_size,
+                out_size,
+                origin: w.pad_begin,
+            },
+            Direction::Backward => Sizes {
+                in_channels: outs,
+                out_channels: ins,
+                in_size: out_size,
+                out_size: in_size,
+                origin: [2usize.checked_sub(w.pad_begin[0])?, 2usize.checked_sub(w.pad_begin[1])?],
+            },
+        };
+        sizes.suit().then_some(sizes)
+    }
+
+    /// One channel in and one out for every group.
+    fn is_depthwise(&self) -> bool {
+        self.groups == self.in_shape[0] && self.groups == self.out_shape[0] && self.groups > 1
+    }
+
+    /// Images of one pixel before and after a 1x1 kernel.
+    fn is_matrix(&self) -> bool {
+        let pixels = [self.in_shape[1], self.in_shape[2], self.out_shape[1], self.out_shape[2]];
+        self.groups == 1 && self.window.kernel == [1, 1] && pixels == [1; 4]
+    }
+
+    fn forward_plan(&self) -> Result<&Plan> {
         if let Some(ready) = self.forward.get() {
             return Ok(ready);
         }
         let values = self.weight_values()?;
+        let sizes = ([self.in_shape[1], self.in_shape[2]], [self.out_shape[1], self.out_shape[2]]);
+        if self.is_depthwise() {
+            let built = Depthwise::forward(&self.window, sizes.0, sizes.1, &values);
+            return Ok(self.forward.get_or_init(|| Plan::Depthwise(built)));
+        }
+        if self.is_matrix() {
+            let (ins, outs) = (self.in_shape[0], self.out_shape[0]);
+            let built = Matrix::new(ins, outs, |channel, out| values[out * ins + channel]);
+            return Ok(self.forward.get_or_init(|| Plan::Matrix(built)));
+        }
+        if let Some(sizes) = self.winograd(Direction::Forward) {
+            let ins = sizes.in_channels;
+            let built = Winograd::new(sizes, &|out, channel, [ky, kx]| {
+                values[((out * ins + channel) * 3 + ky) * 3 + kx]
+            });
+            return Ok(self.forward.get_or_init(|| Plan::Winograd(built)));
+        }
         let w = &self.window;
         let (outs, ins) = (self.out_shape[0] / self.groups, self.in_shape[0] / self.groups);
         let geometry = Geometry {
@@ -132,14 +230,31 @@ impl Conv {
         let built = Correlation::new(geometry, vec![phase], &|group, out, channel, [ky, kx]| {
             values[(((group * outs + out) * ins + channel) * w.kernel[0] + ky) * w.kernel[1] + kx]
         });
-        Ok(self.forward.get_or_init(|| built))
+        Ok(self.forward.get_or_init(|| Plan::Direct(built)))
     }
 
-    fn backward_correlation(&self) -> Result<&Correlation> {
+    fn backward_plan(&self) -> Result<&Plan> {
         if let Some(ready) = self.backward.get() {
             return Ok(ready);
         }
         let values = self.weight_values()?;
+        let sizes = ([self.in_shape[1], self.in_shape[2]], [self.out_shape[1], self.out_shape[2]]);
+        if self.is_depthwise() {
+            let built = Depthwise::backward(&self.window, sizes.0, sizes.1, &values);
+            return Ok(self.backward.get_or_init(|| Plan::Depthwise(built)));
+        }
+        if self.is_matrix() {
+            let (ins, outs) = (self.in_shape[0], self.out_shape[0]);
+            let built = Matrix::new(outs, ins, |out, channel| values[out * ins + channel]);
+            return Ok(self.backward.get_or_init(|| Plan::Matrix(built)));
+        }
+        if let Some(sizes) = self.winograd(Direction::Backward) {
+            let outs = sizes.out_channels;
+            let built = Winograd::new(sizes, &|out, channel, [ky, kx]| {
+                values[((channel * outs + out) * 3 + 2 - ky) * 3 + 2 - kx]
+            });
+            return Ok(self.backward.get_or_init(|| Plan::Winograd(built)));
+        }
         let w = &self.window;
         let (outs, ins) = (self.out_shape[0] / self.groups, self.in_shape[0] / self.groups);
         // Along one axis: input index i = q * stride + phase - pad reads output
@@ -205,31 +320,31 @@ impl Conv {
         let built = Correlation::new(geometry, phases, &|group, out, channel, [ky, kx]| {
             values[(((group * outs + channel) * ins + out) * w.kernel[0] + ky) * w.kernel[1] + kx]
         });
-        Ok(self.backward.get_or_init(|| built))
+        Ok(self.backward.get_or_init(|| Plan::Direct(built)))
     }
 
     fn forward_cpu(&self, x: &Tensor) -> Result<Tensor> {
-        let correlation = self.forward_correlation()?;
+        let plan = self.forward_plan()?;
         let bias = self.bias.as_deref();
         let shape = (x.dim(0)?, self.out_shape[0], self.out_shape[1], self.out_shape[2]);
         kernel::apply("conv", x, shape, |x, out| match &self.before {
-            None => correlation.run(x, Plain, bias, self.activation, out),
+            None => plan.run(x, Plain, bias, self.activation, out),
             Some(before) => {
                 let load = Affine {
                     scale: &before.scale,
                     shift: &before.shift,
                     activation: before.activation,
                 };
-                correlation.run(x, load, bias, self.activation, out);
+                plan.run(x, load, bias, self.activation, out);
             }
         })
     }
 
     fn backward_cpu(&self, cotangent: &Tensor) -> Result<Tensor> {
-        let correlation = self.backward_correlation()?;
+        let plan = self.backward_plan()?;
         let shape = (cotangent.dim(0)?, self.in_shape[0], self.in_shape[1], self.in_shape[2]);
         kernel::apply("conv gradient", cotangent, shape, |y, out| {
-            correlation.run(y, Plain, None, Activation::Identity, out);
+            plan.run(y, Plain, None, Activation::Identity, out);
         })
     }
 
@@ -327,6 +442,11 @@ impl Operator for Conv {
         }
     }
 
+    fn saves(&self) -> Saves {
+        let output = self.activation == Activation::Relu;
+        Saves { inputs: self.before.is_some(), output }
+    }
+
     fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {
         if self.activation != Activation::Identity {
             return None;
@@ -358,6 +478,12 @@ impl Operator for Conv {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Direction {
+    Backward,
+    Forward,
+}
+
 struct AxisPhase {
     first: usize,
     count: usize,
@@ -371,41 +497,4 @@ fn taps([rows, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What runs on an accelerator, checked here where there is none.
-    #[test]
-    fn composed_convolutions_equal_the_cpu_ones() {
-        let values = |shape: &[usize], step: usize| {
-            let count: usize = shape.iter().product();
-            let values: Vec<f32> =
-                (0..count).map(|i| (i * step % 23) as f32 / 11.0 - 1.0).collect();
-            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-        };
-        let cases = [
-            (1, [1, 1], [1, 1], [0, 0], [0, 0], [1, 1]),
-            (1, [3, 3], [1, 1], [1, 1], [1, 1], [1, 1]),
-            (2, [3, 3], [2, 2], [1, 1], [1, 1], [1, 1]),
-            (2, [5, 3], [2, 2], [0, 2], [2, 1], [1, 1]),
-            (1, [3, 3], [1, 1], [2, 2], [2, 2], [2, 2]),
-        ];
-        for (groups, kernel, stride, pad_begin, pad_end, dilation) in cases {
-            let window = Window { kernel, stride, dilation, pad_begin, pad_end };
-            let weight = values(&[6, 4 / groups, kernel[0], kernel[1]], 7);
-            let bias = Some(vec![0.5, -0.5, 0.25, 0.0, 1.0, -1.0]);
-            let conv = Conv::new(window.clone(), groups, [4, 9, 8], weight, bias).unwrap();
-            let x = values(&[3, 4, 9, 8], 5);
-            let (a, b) = (conv.forward_cpu(&x).unwrap(), conv.forward_composed(&x).unwrap());
-            assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
-            let dy = values(a.dims(), 3);
-            let (a, b) = (conv.backward_cpu(&dy).unwrap(), conv.backward_composed(&dy).unwrap());
-            assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
-        }
-    }
-
-    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-        assert_eq!(a.dims(), b.dims());
-        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
-    }
-}
+mod tests;

@@ -17,7 +17,9 @@
 
 use std::cell::RefCell;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Arch;
+
+use super::sweep::Sweep;
 
 /// What happens to a sum before it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,15 +31,15 @@ pub(crate) enum Activation {
 /// A fixed correlation of images of one size, weights packed.
 #[derive(Debug)]
 pub(crate) struct Correlation {
-    geometry: Geometry,
-    passes: Vec<Pass>,
+    pub(super) geometry: Geometry,
+    pub(super) passes: Vec<Pass>,
     /// Size of one padded plane (one channel, one phase, one image).
     plane_rows: usize,
-    pitch: usize,
+    pub(super) pitch: usize,
     /// Values that reads may go past the last plane.
     slack: usize,
     /// Images that share one pass; small planes are joined so that vectors stay full.
-    images_per_pass: usize,
+    pub(super) images_per_pass: usize,
 }
 
 /// Sizes that the caller knows.
@@ -75,20 +77,20 @@ pub(crate) struct Tap {
 }
 
 #[derive(Debug)]
-struct Pass {
-    phase: Phase,
+pub(super) struct Pass {
+    pub(super) phase: Phase,
     /// `[group][block][channel][tap][block width]`.
-    weights: Vec<f32>,
+    pub(super) weights: Vec<f32>,
     /// Phase index, row and column that each tap starts at.
-    starts: Vec<(usize, usize, usize)>,
-    blocks: Vec<Block>,
+    pub(super) starts: Vec<(usize, usize, usize)>,
+    pub(super) blocks: Vec<Block>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Block {
-    width: usize,
-    first: usize,
-    channels: usize,
+pub(super) struct Block {
+    pub(super) width: usize,
+    pub(super) first: usize,
+    pub(super) channels: usize,
 }
 
 // === impl Correlation ===
@@ -97,10 +99,13 @@ impl Correlation {
     /// `weight(group, out, in, ky, kx)` with channels counted within the group.
     pub(crate) fn new(
         geometry: Geometry,
-        phases: Vec<Phase>,
+        mut phases: Vec<Phase>,
         weight: &dyn Fn(usize, usize, usize, [usize; 2]) -> f32,
     ) -> Self {
         let stride = geometry.in_stride;
+        for phase in &mut phases {
+            phase.drop_taps_outside(&geometry);
+        }
         let reach = |axis: usize| {
             let furthest = phases
                 .iter()
@@ -165,7 +170,11 @@ impl Correlation {
             .collect();
         let images_per_pass = POSITIONS_PER_PASS.div_ceil(plane_rows * pitch);
         let slack = (reach[0] - plane_rows) * pitch + reach[1] - pitch + MAX_VECTORS;
-        Self { geometry, passes, plane_rows, pitch, slack, images_per_pass }
+        let mut plan = Self { geometry, passes, plane_rows, pitch, slack, images_per_pass };
+        if plan.reads_in_place() {
+            plan.images_per_pass = 1;
+        }
+        plan
     }
 
     /// Values of one image of the input.
@@ -197,84 +206,94 @@ impl Correlation {
             // Outputs that no tap reaches: the gradient where the kernel skipped the input.
             out.fill(0.0);
         }
-        let pairs = input
-            .chunks(self.in_len() * self.images_per_pass)
-            .zip(out.chunks_mut(self.out_len() * self.images_per_pass));
-        SCRATCH.with_borrow_mut(|scratch| {
-            for (input, out) in pairs {
-                let images = input.len() / self.in_len();
-                for group in 0..self.geometry.groups {
-                    self.fill(input, images, group, &load, scratch);
-                    for pass in self.passes.iter().filter(|pass| !pass.is_empty()) {
-                        Arch::new().dispatch(Run {
-                            correlation: self,
-                            pass,
-                            group,
-                            images,
-                            planes: scratch,
-                            bias,
-                            activation,
-                            out,
-                        });
-                    }
-                }
-            }
+        SCRATCH.with_borrow_mut(|planes| {
+            let sweep = Sweep { plan: self, input, load, bias, activation, out, planes };
+            Arch::new().dispatch(sweep);
         });
     }
 
-    fn plane(&self) -> usize {
+    /// Whether the input's own planes are what [`Correlation::fill`] would copy: 1x1 kernels.
+    /// Small planes are copied nonetheless, to be joined.
+    pub(super) fn reads_in_place(&self) -> bool {
+        let Geometry { in_size, out_size, in_stride, out_stride, origin, .. } = self.geometry;
+        in_size == out_size
+            && in_stride == [1, 1]
+            && out_stride == [1, 1]
+            && origin == [0, 0]
+            && self.pitch == in_size[1]
+            && self.passes.iter().all(|pass| pass.starts == [(0, 0, 0)])
+            && self.plane() >= LEAST_IN_PLACE
+    }
+
+    pub(super) fn plane(&self) -> usize {
         self.plane_rows * self.pitch
     }
 
     /// Copies one group's channels into zero-padded planes `[channel][phase][image][row][pitch]`.
-    fn fill<L: Load>(
+    #[inline(always)]
+    pub(super) fn fill<L: Load>(
         &self,
         input: &[f32],
         images: usize,
         group: usize,
         load: &L,
-        scratch: &mut Vec<f32>,
+        planes: &mut Vec<f32>,
     ) {
         let Geometry { in_size: [height, width], in_stride: [sy, sx], origin, .. } = self.geometry;
         let channels = self.geometry.in_channels / self.geometry.groups;
         let phases = sy * sx;
         let plane = self.plane();
-        scratch.clear();
-        scratch.resize(channels * phases * images * plane + self.slack, 0.0);
+        let filled = channels * phases * images * plane;
+        if planes.len() < filled + self.slack {
+            planes.resize(filled + self.slack, 0.0);
+        }
+        planes[filled..][..self.slack].fill(0.0);
+        let read: Vec<bool> = (0..phases)
+            .map(|phase| {
+                self.passes.iter().any(|pass| pass.starts.iter().any(|&(own, ..)| own == phase))
+            })
+            .collect();
+        let skip = origin[1].max(0) as usize;
+        let drop = (-origin[1]).max(0) as usize;
+        // One row of the input behind its zeros, before it is split into phases.
+        let mut padded = vec![0.0; if sx == 1 { 0 } else { (self.pitch * sx).max(skip + width) }];
         for channel in 0..channels {
             let absolute = group * channels + channel;
             for image in 0..images {
                 let source = &input
                     [(image * self.geometry.in_channels + absolute) * height * width..]
                     [..height * width];
-                for phase in 0..phases {
-                    let (a, b) = (phase / sx, phase % sx);
-                    let target = &mut scratch
-                        [((channel * phases + phase) * images + image) * plane..][..plane];
-                    for (i, row) in target.chunks_exact_mut(self.pitch).enumerate() {
+                for a in 0..sy {
+                    let plane_of =
+                        |b: usize| ((channel * phases + a * sx + b) * images + image) * plane;
+                    // Phases that are not read as well: their first zeros end the plane before.
+                    for b in 0..sx {
+                        planes[plane_of(b)..][..plane].fill(0.0);
+                    }
+                    if !read[a * sx..][..sx].contains(&true) {
+                        continue;
+                    }
+                    for i in 0..self.plane_rows {
                         let Some(y) = (i * sy + a).checked_add_signed(-origin[0]) else {
                             continue;
                         };
-                        if y >= height {
+                        if y >= height || drop >= width {
                             break;
                         }
-                        let source = &source[y * width..][..width];
+                        let from = &source[y * width..][drop..width];
                         if sx == 1 {
-                            let skip = origin[1].max(0) as usize;
-                            let drop = (-origin[1]).max(0) as usize;
-                            if skip < row.len() && drop < width {
-                                load.row(absolute, &source[drop..], &mut row[skip..]);
+                            let to = &mut planes[plane_of(0) + i * self.pitch..][..self.pitch];
+                            if skip < to.len() {
+                                load.row(absolute, from, &mut to[skip..]);
                             }
                             continue;
                         }
-                        for (j, value) in row.iter_mut().enumerate() {
-                            let Some(x) = (j * sx + b).checked_add_signed(-origin[1]) else {
-                                continue;
-                            };
-                            if x >= width {
-                                break;
+                        load.row(absolute, from, &mut padded[skip..]);
+                        for b in 0..sx {
+                            if read[a * sx + b] {
+                                let to = &mut planes[plane_of(b) + i * self.pitch..][..self.pitch];
+                                every(sx, &padded[b..], to);
                             }
-                            load.row(absolute, &source[x..=x], std::slice::from_mut(value));
                         }
                     }
                 }
@@ -283,16 +302,56 @@ impl Correlation {
     }
 }
 
+/// Every `step`th value, as many as `to` takes.
+#[inline(always)]
+fn every(step: usize, from: &[f32], to: &mut [f32]) {
+    if step == 2 {
+        // A constant step becomes shuffles; the last value may have no partner.
+        for (to, pair) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+            *to = pair[0];
+        }
+        if let (Some(to), [last]) = (to.get_mut(from.len() / 2), from.as_chunks::<2>().1) {
+            *to = *last;
+        }
+        return;
+    }
+    for (to, from) in to.iter_mut().zip(from.iter().step_by(step)) {
+        *to = *from;
+    }
+}
+
+// === impl Phase ===
+
+impl Phase {
+    /// Taps that read zeros for every output, as most do on images of few pixels; where all do,
+    /// they stay, so that outputs have their bias.
+    fn drop_taps_outside(&mut self, geometry: &Geometry) {
+        let count = self.count;
+        let inside = |axis: usize, at: usize| {
+            let size = geometry.in_size[axis] as isize;
+            (0..count[axis])
+                .map(|i| (i * geometry.in_stride[axis] + at) as isize - geometry.origin[axis])
+                .any(|position| (0..size).contains(&position))
+        };
+        if self.taps.iter().any(|tap| inside(0, tap.at[0]) && inside(1, tap.at[1])) {
+            self.taps.retain(|tap| inside(0, tap.at[0]) && inside(1, tap.at[1]));
+        }
+    }
+}
+
 // === impl Pass ===
 
 impl Pass {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.phase.taps.is_empty() || self.phase.count.contains(&0)
     }
 }
 
 /// How input values enter the planes; copies as many values as both slices have.
 pub(crate) trait Load {
+    /// Whether values enter as they are.
+    const PLAIN: bool = false;
+
     fn row(&self, channel: usize, from: &[f32], to: &mut [f32]);
 }
 
@@ -300,9 +359,24 @@ pub(crate) trait Load {
 pub(crate) struct Plain;
 
 impl Load for Plain {
+    const PLAIN: bool = true;
+
+    #[inline(always)]
     fn row(&self, _channel: usize, from: &[f32], to: &mut [f32]) {
         let n = from.len().min(to.len());
-        to[..n].copy_from_slice(&from[..n]);
+        copy(&from[..n], &mut to[..n]);
+    }
+}
+
+/// Lengths known while compiling need no call.
+#[inline(always)]
+pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
+    match from.len() {
+        32 => to.copy_from_slice(&from[..32]),
+        16 => to.copy_from_slice(&from[..16]),
+        8 => to.copy_from_slice(&from[..8]),
+        4 => to.copy_from_slice(&from[..4]),
+        _ => to.copy_from_slice(from),
     }
 }
 
@@ -314,6 +388,7 @@ pub(crate) struct Affine<'a> {
 }
 
 impl Load for Affine<'_> {
+    #[inline(always)]
     fn row(&self, channel: usize, from: &[f32], to: &mut [f32]) {
         let (scale, shift) = (self.scale[channel], self.shift[channel]);
         match self.activation {
@@ -329,170 +404,6 @@ impl Load for Affine<'_> {
             }
         }
     }
-}
-
-struct Run<'a> {
-    correlation: &'a Correlation,
-    pass: &'a Pass,
-    group: usize,
-    images: usize,
-    planes: &'a [f32],
-    bias: Option<&'a [f32]>,
-    activation: Activation,
-    out: &'a mut [f32],
-}
-
-impl WithSimd for Run<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let c = self.correlation;
-        let geometry = &c.geometry;
-        let channels = geometry.in_channels / geometry.groups;
-        let outs = geometry.out_channels / geometry.groups;
-        let phases = geometry.in_stride[0] * geometry.in_stride[1];
-        let plane_of_images = self.images * c.plane();
-        let offsets: Vec<usize> = (0..channels)
-            .flat_map(|channel| {
-                self.pass.starts.iter().map(move |&(phase, row, column)| {
-                    (channel * phases + phase) * plane_of_images + row * c.pitch + column
-                })
-            })
-            .collect();
-        let [rows, columns] = self.pass.phase.count;
-        let positions = (self.images - 1) * c.plane() + (rows - 1) * c.pitch + columns;
-        let per_block = offsets.len();
-        let group_weights = per_block * self.pass.blocks.iter().map(|b| b.width).sum::<usize>();
-        let mut weights = &self.pass.weights[self.group * group_weights..];
-        for block in &self.pass.blocks {
-            let (own, rest) = weights.split_at(per_block * block.width);
-            weights = rest;
-            let first = self.group * outs + block.first;
-            let bias = self.bias.map(|bias| &bias[first..first + block.channels]);
-            let mut position = 0;
-            while position < positions {
-                let vectors = (positions - position).div_ceil(S::F32_LANES);
-                let mut tile = [0.0; TILE];
-                let planes = &self.planes[position..];
-                let done = match (block.width, vectors) {
-                    (12, 1) => tile_sum::<S, 12, 1>(simd, planes, &offsets, own, bias, &mut tile),
-                    (12, _) => tile_sum::<S, 12, 2>(simd, planes, &offsets, own, bias, &mut tile),
-                    (8, 1) => tile_sum::<S, 8, 1>(simd, planes, &offsets, own, bias, &mut tile),
-                    (8, 2) => tile_sum::<S, 8, 2>(simd, planes, &offsets, own, bias, &mut tile),
-                    (8, _) => tile_sum::<S, 8, 3>(simd, planes, &offsets, own, bias, &mut tile),
-                    (4, 1) => tile_sum::<S, 4, 1>(simd, planes, &offsets, own, bias, &mut tile),
-                    (4, 2) => tile_sum::<S, 4, 2>(simd, planes, &offsets, own, bias, &mut tile),
-                    (4, 3) => tile_sum::<S, 4, 3>(simd, planes, &offsets, own, bias, &mut tile),
-                    (4, _) => tile_sum::<S, 4, 5>(simd, planes, &offsets, own, bias, &mut tile),
-                    (_, 1) => tile_sum::<S, 1, 1>(simd, planes, &offsets, own, bias, &mut tile),
-                    (_, 2 | 3) => tile_sum::<S, 1, 2>(simd, planes, &offsets, own, bias, &mut tile),
-                    (_, _) => tile_sum::<S, 1, 4>(simd, planes, &offsets, own, bias, &mut tile),
-                };
-                self.store(block, first, position, done.min(positions - position), done, &tile);
-                position += done;
-            }
-        }
-    }
-}
-
-impl Run<'_> {
-    /// Copies the positions `[start, start + len)` that are outputs from a tile of `pitch` values
-    /// a channel.
-    #[inline(always)]
-    fn store(
-        &mut self,
-        block: &Block,
-        first: usize,
-        start: usize,
-        len: usize,
-        pitch: usize,
-        tile: &[f32; TILE],
-    ) {
-        let c = self.correlation;
-        let [rows, columns] = self.pass.phase.count;
-        let [out_height, out_width] = c.geometry.out_size;
-        let [sy, sx] = c.geometry.out_stride;
-        let [y0, x0] = self.pass.phase.first;
-        let end = start + len;
-        let mut position = start;
-        while position < end {
-            let (image, within) = (position / c.plane(), position % c.plane());
-            let (row, column) = (within / c.pitch, within % c.pitch);
-            let next = position - column + c.pitch;
-            if row < rows && column < columns {
-                let count = (columns - column).min(end - position);
-                for channel in 0..block.channels {
-                    let from = &tile[channel * pitch + position - start..][..count];
-                    let at = ((image * c.geometry.out_channels + first + channel) * out_height
-                        + y0
-                        + row * sy)
-                        * out_width
-                        + x0
-                        + column * sx;
-                    match (sx, self.activation) {
-                        (1, Activation::Identity) => {
-                            self.out[at..at + count].copy_from_slice(from);
-                        }
-                        (1, Activation::Relu) => {
-                            for (to, from) in self.out[at..at + count].iter_mut().zip(from) {
-                                *to = from.max(0.0);
-                            }
-                        }
-                        (_, activation) => {
-                            for (to, from) in self.out[at..].iter_mut().step_by(sx).zip(from) {
-                                *to = match activation {
-                                    Activation::Identity => *from,
-                                    Activation::Relu => from.max(0.0),
-                                };
-                            }
-                        }
-                    }
-                }
-            }
-            position = next;
-        }
-    }
-}
-
-#[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
-/// `VECTORS` vectors of positions for `BLOCK` output channels; returns the positions per channel.
-#[inline(always)]
-fn tile_sum<S: Simd, const BLOCK: usize, const VECTORS: usize>(
-    simd: S,
-    planes: &[f32],
-    offsets: &[usize],
-    weights: &[f32],
-    bias: Option<&[f32]>,
-    tile: &mut [f32; TILE],
-) -> usize {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; BLOCK];
-    if let Some(bias) = bias {
-        for o in 0..BLOCK {
-            // Rows that fill a block up have no bias.
-            sums[o] = [simd.splat_f32s(bias.get(o).copied().unwrap_or(0.0)); VECTORS];
-        }
-    }
-    let (weights, _) = weights.as_chunks::<BLOCK>();
-    for (offset, weights) in offsets.iter().zip(weights) {
-        // No panic in this loop: with one, the sums would live in memory instead of registers.
-        let Some(values) = planes.get(*offset..*offset + VECTORS * S::F32_LANES) else { break };
-        let (values, _) = S::as_simd_f32s(values);
-        let Some(values) = values.first_chunk::<VECTORS>() else { break };
-        for o in 0..BLOCK {
-            let weight = simd.splat_f32s(weights[o]);
-            for i in 0..VECTORS {
-                sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
-            }
-        }
-    }
-    let (vectors, _) = S::as_mut_simd_f32s(tile);
-    for o in 0..BLOCK {
-        for i in 0..VECTORS {
-            vectors[o * VECTORS + i] = sums[o][i];
-        }
-    }
-    VECTORS * S::F32_LANES
 }
 
 /// Splits output channels into blocks of the width that pads least; wider wins a tie.
@@ -518,11 +429,11 @@ const fn cost(width: usize) -> usize {
     }
 }
 
-/// Largest tile: 8 channels x 3 vectors x 16 lanes, 12 x 2 x 16, 4 x 5 x 16.
-const TILE: usize = 384;
-
 /// Vectors may be read past the last position: 5 vectors of 16 lanes.
 const MAX_VECTORS: usize = 80;
+
+/// From so many positions on a plane is read where it is: a tile of five vectors fits in.
+const LEAST_IN_PLACE: usize = 128;
 
 /// Planes are joined until they have about this many positions.
 const POSITIONS_PER_PASS: usize = 256;

@@ -1,12 +1,15 @@
 //! Fully connected layers: ONNX `Gemm` and `MatMul` with constant weights.
 
-use candle_core::{Result, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{Device, Result, Tensor};
 
 use super::correlate::Activation;
 use super::kernel;
+use super::matrix::Matrix;
 use super::operator::{ChannelAffine, Operator, Saves, relu, relu_gate};
 
-/// `activation(x W + b)` for every run of the last dimension.
+/// `activation(x W + b)` for rows `x`, the last dimension of the input.
 #[derive(Debug)]
 pub(crate) struct Linear {
     /// `[in, out]`
@@ -14,22 +17,64 @@ pub(crate) struct Linear {
     /// `[out]`
     bias: Option<Tensor>,
     activation: Activation,
+    /// `weight` and `bias` where the program runs on the CPU, packed on first use.
+    packed: OnceLock<(Matrix, Option<Vec<f32>>)>,
+    /// `weight` transposed.
+    transposed: OnceLock<Matrix>,
 }
 
 impl Linear {
     /// `weight` is `[in, out]`, `bias` `[out]`.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, activation: Activation::Identity }
+        Self::with_activation(weight, bias, Activation::Identity)
     }
 
-    /// `x W` for `[..., in]`, as one product of two matrices.
-    fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let (mut shape, (inner, outer)) = (x.dims().to_vec(), weight.dims2()?);
-        if let Some(last) = shape.last_mut() {
-            *last = outer;
-        }
-        x.reshape(((), inner))?.matmul(weight)?.reshape(shape)
+    fn with_activation(weight: Tensor, bias: Option<Tensor>, activation: Activation) -> Self {
+        let (packed, transposed) = (OnceLock::new(), OnceLock::new());
+        Self { weight, bias, activation, packed, transposed }
     }
+
+    fn packed(&self) -> Result<&(Matrix, Option<Vec<f32>>)> {
+        if let Some(ready) = self.packed.get() {
+            return Ok(ready);
+        }
+        let (ins, outs) = self.weight.dims2()?;
+        let values: Vec<f32> = self.weight.flatten_all()?.to_vec1()?;
+        let bias = self.bias.as_ref().map(|bias| bias.flatten_all()?.to_vec1()).transpose()?;
+        let built = Matrix::new(ins, outs, |row, column| values[row * outs + column]);
+        Ok(self.packed.get_or_init(|| (built, bias)))
+    }
+
+    fn transposed(&self) -> Result<&Matrix> {
+        if let Some(ready) = self.transposed.get() {
+            return Ok(ready);
+        }
+        let (ins, outs) = self.weight.dims2()?;
+        let values: Vec<f32> = self.weight.flatten_all()?.to_vec1()?;
+        let built = Matrix::new(outs, ins, |row, column| values[column * outs + row]);
+        Ok(self.transposed.get_or_init(|| built))
+    }
+
+    fn forward_composed(&self, x: &Tensor, shape: Vec<usize>) -> Result<Tensor> {
+        let mut y = x.reshape(((), self.weight.dim(0)?))?.matmul(&self.weight)?;
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        let y = y.reshape(shape)?;
+        match self.activation {
+            Activation::Identity => Ok(y),
+            Activation::Relu => relu(&y),
+        }
+    }
+}
+
+/// `shape` with another last dimension.
+fn with_last(shape: &[usize], last: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let Some(dim) = shape.last_mut() {
+        *dim = last;
+    }
+    shape
 }
 
 impl Operator for Linear {
@@ -38,24 +83,15 @@ impl Operator for Linear {
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let y = Self::product(&inputs[0], &self.weight)?;
-        // Below this bound everything is cut: no branch in the loop.
-        let least = match self.activation {
-            Activation::Identity => f32::NEG_INFINITY,
-            Activation::Relu => 0.0,
-        };
-        match &self.bias {
-            None if self.activation == Activation::Identity => Ok(y),
-            None => relu(&y),
-            Some(bias) => kernel::zip(self.name(), &y, bias, y.shape(), |y, bias, out| {
-                let rows = y.chunks_exact(bias.len()).zip(out.chunks_exact_mut(bias.len()));
-                for (y, out) in rows {
-                    for ((out, y), bias) in out.iter_mut().zip(y).zip(bias) {
-                        *out = (y + bias).max(least);
-                    }
-                }
-            }),
+        let x = &inputs[0];
+        let shape = with_last(x.dims(), self.weight.dim(1)?);
+        if !matches!(x.device(), Device::Cpu) {
+            return self.forward_composed(x, shape);
         }
+        let (matrix, bias) = self.packed()?;
+        kernel::apply(self.name(), x, shape, |x, out| {
+            matrix.apply(x, bias.as_deref(), self.activation, out);
+        })
     }
 
     fn vjp(
@@ -68,7 +104,20 @@ impl Operator for Linear {
             Activation::Identity => cotangent.clone(),
             Activation::Relu => relu_gate(output, cotangent)?,
         };
-        Ok(vec![Some(Self::product(&cotangent, &self.weight.t()?)?)])
+        let shape = with_last(cotangent.dims(), self.weight.dim(0)?);
+        let gradient = match cotangent.device() {
+            Device::Cpu => {
+                let matrix = self.transposed()?;
+                kernel::apply(self.name(), &cotangent, shape, |dy, out| {
+                    matrix.apply(dy, None, Activation::Identity, out);
+                })?
+            }
+            _ => {
+                let rows = cotangent.reshape(((), self.weight.dim(1)?))?;
+                rows.matmul(&self.weight.t()?)?.reshape(shape)?
+            }
+        };
+        Ok(vec![Some(gradient)])
     }
 
     fn saves(&self) -> Saves {
@@ -92,6 +141,6 @@ impl Operator for Linear {
             return None;
         }
         let (weight, bias) = (self.weight.clone(), self.bias.clone());
-        Some(Box::new(Self { weight, bias, activation: next.activation }))
+        Some(Box::new(Self::with_activation(weight, bias, next.activation)))
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 
 use super::conv::Window;
 use super::kernel;
-use super::operator::Operator;
+use super::operator::{Operator, Saves};
 
 /// ONNX `MaxPool` and `AveragePool` over images of one size.
 #[derive(Debug)]
@@ -121,9 +121,6 @@ impl Pool {
 
     fn forward_plane(&self, plane: &[f32], out: &mut [f32]) {
         let [out_height, out_width] = self.out_size;
-        if self.tiles() {
-            return self.forward_tiles(plane, out);
-        }
         for y in 0..out_height {
             for x in 0..out_width {
                 out[y * out_width + x] = match self.kind {
@@ -142,31 +139,49 @@ impl Pool {
         }
     }
 
-    /// Without padding every window is whole: one pass per kernel element over whole rows.
-    fn forward_tiles(&self, plane: &[f32], out: &mut [f32]) {
-        let [_, stride] = self.window.stride;
+    /// Without padding every window is whole: down the columns, then along the rows, then every
+    /// `stride`th of what is left, each a loop over neighbours that the compiler makes vectors of.
+    fn forward_tiles(&self, plane: &[f32], out: &mut [f32], row: &mut Vec<f32>) {
+        let [kernel_height, kernel_width] = self.window.kernel;
+        let [stride_down, stride] = self.window.stride;
         let width = self.in_size[1];
-        let area = (self.window.kernel[0] * self.window.kernel[1]) as f32;
+        let share = match self.kind {
+            Kind::Average { .. } => 1.0 / (kernel_height * kernel_width) as f32,
+            Kind::Max => 1.0,
+        };
+        let join = |to: &mut [f32], from: &[f32]| match self.kind {
+            Kind::Average { .. } => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
+            // Unlike `f32::max` one instruction; NaN stays where it comes first.
+            Kind::Max => {
+                to.iter_mut()
+                    .zip(from)
+                    .for_each(|(to, &from)| *to = if from > *to { from } else { *to });
+            }
+        };
+        row.resize(2 * width, 0.0);
+        let (column, along) = row.split_at_mut(width);
         for (y, out) in out.chunks_exact_mut(self.out_size[1]).enumerate() {
-            let start = if self.kind == Kind::Max { f32::NEG_INFINITY } else { 0.0 };
-            out.fill(start);
-            for ky in 0..self.window.kernel[0] {
-                let row = &plane[(y * self.window.stride[0] + ky) * width..][..width];
-                for kx in 0..self.window.kernel[1] {
-                    let values = row[kx..].iter().step_by(stride);
-                    match self.kind {
-                        Kind::Max => {
-                            for (out, value) in out.iter_mut().zip(values) {
-                                *out = out.max(*value);
-                            }
-                        }
-                        Kind::Average { .. } => {
-                            for (out, value) in out.iter_mut().zip(values) {
-                                *out += value / area;
-                            }
-                        }
-                    }
+            let rows = &plane[y * stride_down * width..];
+            column.copy_from_slice(&rows[..width]);
+            for row in rows.chunks_exact(width).take(kernel_height).skip(1) {
+                join(column, row);
+            }
+            along.copy_from_slice(column);
+            for kx in 1..kernel_width {
+                join(along, &column[kx..]);
+            }
+            if stride == 2 {
+                let pairs = along.as_chunks::<2>();
+                for (out, pair) in out.iter_mut().zip(pairs.0) {
+                    *out = pair[0] * share;
                 }
+                if let (Some(out), [last]) = (out.get_mut(pairs.0.len()), pairs.1) {
+                    *out = last * share;
+                }
+                continue;
+            }
+            for (out, value) in out.iter_mut().zip(along.iter().step_by(stride)) {
+                *out = value * share;
             }
         }
     }
@@ -229,11 +244,19 @@ impl Operator for Pool {
         let [out_height, out_width] = self.out_size;
         let shape = (batch, channels, out_height, out_width);
         kernel::map(self.name(), &inputs[0], shape, |x, out| {
+            let (tiles, mut row) = (self.tiles(), Vec::new());
             let outs = out.chunks_exact_mut(out_height * out_width);
             for (plane, out) in x.chunks_exact(height * width).zip(outs) {
-                self.forward_plane(plane, out);
+                match tiles {
+                    true => self.forward_tiles(plane, out, &mut row),
+                    false => self.forward_plane(plane, out),
+                }
             }
         })
+    }
+
+    fn saves(&self) -> Saves {
+        Saves { inputs: true, output: false }
     }
 
     fn vjp(
@@ -269,6 +292,10 @@ impl Operator for GlobalAveragePool {
                 *out = plane_values.iter().sum::<f32>() / plane as f32;
             }
         })
+    }
+
+    fn saves(&self) -> Saves {
+        Saves { inputs: true, output: false }
     }
 
     fn vjp(

@@ -1,0 +1,200 @@
+//! Products of rows with a packed constant matrix.
+
+use std::cell::RefCell;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::correlate::Activation;
+
+/// A constant matrix, packed for products with few or many rows.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    rows: usize,
+    columns: usize,
+    /// `[block of columns][row][column]`.
+    packed: Vec<f32>,
+}
+
+// === impl Matrix ===
+
+impl Matrix {
+    /// `value(row, column)`.
+    pub(crate) fn new(rows: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
+        let mut packed = vec![0.0; columns.div_ceil(BLOCK) * rows * BLOCK];
+        for (block, packed) in packed.chunks_exact_mut((rows * BLOCK).max(1)).enumerate() {
+            for (row, packed) in packed.chunks_exact_mut(BLOCK).enumerate() {
+                let columns = block * BLOCK..columns.min((block + 1) * BLOCK);
+                for (packed, column) in packed.iter_mut().zip(columns) {
+                    *packed = value(row, column);
+                }
+            }
+        }
+        Self { rows, columns, packed }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// `out = activation(x M + bias)` for any number of rows `x`.
+    pub(crate) fn apply(
+        &self,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        activation: Activation,
+        out: &mut [f32],
+    ) {
+        SCRATCH.with_borrow_mut(|turned| {
+            Arch::new().dispatch(Apply { matrix: self, x, bias, activation, out, turned });
+        });
+    }
+}
+
+struct Apply<'a> {
+    matrix: &'a Matrix,
+    x: &'a [f32],
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+    out: &'a mut [f32],
+    /// `[block of 8 rows of x][column of x][row]`.
+    turned: &'a mut Vec<f32>,
+}
+
+impl WithSimd for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { matrix, x, bias, activation, out, turned } = self;
+        let Matrix { rows: inner, columns, .. } = *matrix;
+        let least = match activation {
+            Activation::Identity => f32::NEG_INFINITY,
+            Activation::Relu => 0.0,
+        };
+        let count = out.len() / columns;
+        // Rows by eight, by four and one by one: a vector of weights serves as many sums.
+        let heights = |row: usize| match count - row {
+            8.. => 8,
+            4.. => 4,
+            _ => 1,
+        };
+        turned.resize(x.len(), 0.0);
+        let mut row = 0;
+        while row < count {
+            let height = heights(row);
+            let turned = &mut turned[row * inner..][..height * inner];
+            let x = &x[row * inner..][..height * inner];
+            if height == 1 {
+                turned.copy_from_slice(x);
+            } else {
+                for (i, x) in x.chunks_exact(inner.max(1)).enumerate() {
+                    for (to, from) in turned[i..].iter_mut().step_by(height).zip(x) {
+                        *to = *from;
+                    }
+                }
+            }
+            row += height;
+        }
+        let mut tile = [0.0; 8 * BLOCK];
+        for (block, weights) in matrix.packed.chunks_exact((inner * BLOCK).max(1)).enumerate() {
+            let first = block * BLOCK;
+            let width = BLOCK.min(columns - first);
+            let bias = bias.map(|bias| &bias[first..first + width]);
+            let mut row = 0;
+            while row < count {
+                let height = heights(row);
+                let x = &turned[row * inner..][..height * inner];
+                for at in (0..BLOCK).step_by(3 * S::F32_LANES) {
+                    let (weights, tile) = (&weights[at.min(weights.len())..], &mut tile[at..]);
+                    match height {
+                        8 => product::<S, 8, 3>(simd, weights, x, BLOCK, tile),
+                        4 => product::<S, 4, 3>(simd, weights, x, BLOCK, tile),
+                        _ => product::<S, 1, 3>(simd, weights, x, BLOCK, tile),
+                    };
+                }
+                for (i, sums) in tile.chunks_exact(BLOCK).take(height).enumerate() {
+                    let out = &mut out[(row + i) * columns + first..][..width];
+                    match bias {
+                        None => {
+                            for (out, sum) in out.iter_mut().zip(sums) {
+                                *out = if *sum < least { least } else { *sum };
+                            }
+                        }
+                        Some(bias) => {
+                            for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                                let sum = sum + bias;
+                                *out = if sum < least { least } else { sum };
+                            }
+                        }
+                    }
+                }
+                row += height;
+            }
+        }
+    }
+}
+
+#[expect(clippy::manual_memcpy, reason = "index loops unroll into registers")]
+/// `VECTORS` vectors of columns for `BLOCK` rows of `weights`, `[term][row]`; returns the columns.
+///
+/// The rows of `values`, one a term, and of `out` are `pitch` apart.
+#[inline(always)]
+pub(super) fn product<S: Simd, const BLOCK: usize, const VECTORS: usize>(
+    simd: S,
+    values: &[f32],
+    weights: &[f32],
+    pitch: usize,
+    out: &mut [f32],
+) -> usize {
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; BLOCK];
+    let (weights, _) = weights.as_chunks::<BLOCK>();
+    for (values, weights) in values.chunks(pitch).zip(weights) {
+        // No panic in this loop: with one, the sums would live in memory instead of registers.
+        let (values, _) = S::as_simd_f32s(values);
+        let Some(values) = values.first_chunk::<VECTORS>() else { break };
+        for o in 0..BLOCK {
+            let weight = simd.splat_f32s(weights[o]);
+            for i in 0..VECTORS {
+                sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
+            }
+        }
+    }
+    for o in 0..BLOCK {
+        let (out, _) = S::as_mut_simd_f32s(&mut out[o * pitch..][..VECTORS * S::F32_LANES]);
+        for i in 0..VECTORS {
+            out[i] = sums[o][i];
+        }
+    }
+    VECTORS * S::F32_LANES
+}
+
+/// Columns of a block: three vectors of 16 lanes.
+const BLOCK: usize = 48;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_equal_plain_sums() {
+        for (count, inner, columns) in
+            [(1, 1, 1), (3, 7, 5), (8, 16, 48), (13, 33, 49), (21, 5, 100)]
+        {
+            let value = |i: usize, j: usize| ((i * 7 + j * 3) % 11) as f32 - 5.0;
+            let matrix = Matrix::new(inner, columns, value);
+            let x: Vec<f32> = (0..count * inner).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
+            let bias: Vec<f32> = (0..columns).map(|j| j as f32 / 2.0 - 3.0).collect();
+            let mut out = vec![f32::NAN; count * columns];
+            matrix.apply(&x, Some(&bias), Activation::Relu, &mut out);
+            for (at, got) in out.iter().enumerate() {
+                let (row, column) = (at / columns, at % columns);
+                let sum: f32 = (0..inner).map(|i| x[row * inner + i] * value(i, column)).sum();
+                assert_eq!(*got, (sum + bias[column]).max(0.0), "{count} {inner} {columns}");
+            }
+        }
+    }
+}

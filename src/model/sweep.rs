@@ -1,0 +1,323 @@
+//! Running a [`Correlation`]: which sums are held in registers, in what order, and their storage.
+
+use pulp::{Simd, WithSimd};
+
+use super::correlate::{Activation, Block, Correlation, Load, Pass};
+
+/// One run of a plan over a batch.
+pub(crate) struct Sweep<'a, L> {
+    pub(crate) plan: &'a Correlation,
+    pub(crate) input: &'a [f32],
+    pub(crate) load: L,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) activation: Activation,
+    pub(crate) out: &'a mut [f32],
+    /// Scratch.
+    pub(crate) planes: &'a mut Vec<f32>,
+}
+
+/// What of a pass depends on the number of images.
+struct Prepared {
+    /// Where each term of a sum starts in the planes.
+    offsets: Vec<usize>,
+    segments: Vec<Segment>,
+    positions: usize,
+}
+
+/// Positions that are outputs of one row, or of one image where nothing lies between its rows.
+struct Segment {
+    start: usize,
+    len: usize,
+    /// Where the first goes for channel 0.
+    at: usize,
+}
+
+/// Where sums of one pass, group and block go.
+struct Target<'a> {
+    out: &'a mut [f32],
+    /// From one channel to the next.
+    pitch: usize,
+    /// From one position to the next.
+    step: usize,
+    first: usize,
+    channels: usize,
+    least: f32,
+}
+
+// === impl Sweep ===
+
+impl<L: Load> WithSimd for Sweep<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { plan, input, load, bias, activation, out, planes } = self;
+        let in_place = L::PLAIN && plan.reads_in_place();
+        let (in_len, out_len) = (plan.in_len(), plan.out_len());
+        let plane_out: usize = plan.geometry.out_size.iter().product();
+        let ins = plan.geometry.in_channels / plan.geometry.groups;
+        let outs = plan.geometry.out_channels / plan.geometry.groups;
+        let least = match activation {
+            Activation::Identity => f32::NEG_INFINITY,
+            Activation::Relu => 0.0,
+        };
+        let mut prepared: Vec<Prepared> = Vec::new();
+        let mut prepared_for = 0;
+        let pairs = input
+            .chunks(in_len * plan.images_per_pass)
+            .zip(out.chunks_mut(out_len * plan.images_per_pass));
+        for (input, out) in pairs {
+            let images = input.len() / in_len;
+            if images != prepared_for {
+                prepared = plan.passes.iter().map(|pass| plan.prepare(pass, images)).collect();
+                prepared_for = images;
+            }
+            for group in 0..plan.geometry.groups {
+                if !in_place {
+                    plan.fill(input, images, group, &load, planes);
+                }
+                let planes = match in_place {
+                    true => &input[group * ins * plane_out..],
+                    false => planes.as_slice(),
+                };
+                for (pass, prepared) in plan.passes.iter().zip(&prepared) {
+                    if pass.is_empty() {
+                        continue;
+                    }
+                    let per_block = prepared.offsets.len();
+                    let widths: usize = pass.blocks.iter().map(|block| block.width).sum();
+                    let weights = &pass.weights[group * per_block * widths..];
+                    // Panels of positions stay in the L2 cache while all blocks read them.
+                    for from in (0..prepared.positions).step_by(PANEL) {
+                        let panel = from..(from + PANEL).min(prepared.positions);
+                        let mut weights = weights;
+                        for block in &pass.blocks {
+                            let (own, rest) = weights.split_at(per_block * block.width);
+                            weights = rest;
+                            let first = group * outs + block.first;
+                            let bias = bias.map(|bias| &bias[first..first + block.channels]);
+                            let mut target = Target {
+                                out: &mut *out,
+                                pitch: plane_out,
+                                step: plan.geometry.out_stride[1],
+                                first,
+                                channels: block.channels,
+                                least,
+                            };
+                            let terms =
+                                Terms { planes, offsets: &prepared.offsets, weights: own, bias };
+                            sweep_block(
+                                simd,
+                                block,
+                                terms,
+                                prepared,
+                                panel.clone(),
+                                in_place,
+                                &mut target,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+// === impl Correlation ===
+
+impl Correlation {
+    fn prepare(&self, pass: &Pass, images: usize) -> Prepared {
+        let geometry = &self.geometry;
+        let channels = geometry.in_channels / geometry.groups;
+        let phases = geometry.in_stride[0] * geometry.in_stride[1];
+        let plane_of_images = images * self.plane();
+        let offsets = (0..channels)
+            .flat_map(|channel| {
+                pass.starts.iter().map(move |&(phase, row, column)| {
+                    (channel * phases + phase) * plane_of_images + row * self.pitch + column
+                })
+            })
+            .collect();
+        let [rows, columns] = pass.phase.count;
+        let [out_height, out_width] = geometry.out_size;
+        let [sy, sx] = geometry.out_stride;
+        let [y0, x0] = pass.phase.first;
+        let mut segments = Vec::new();
+        for image in 0..images {
+            let image_at = image * geometry.out_channels * out_height * out_width;
+            if [sy, sx] == [1, 1] && columns == self.pitch && columns == out_width {
+                let (start, len) = (image * self.plane(), rows * columns);
+                segments.push(Segment { start, len, at: image_at + y0 * out_width });
+                continue;
+            }
+            segments.extend((0..rows).map(|row| Segment {
+                start: image * self.plane() + row * self.pitch,
+                len: columns,
+                at: image_at + (y0 + row * sy) * out_width + x0,
+            }));
+        }
+        let positions = segments.last().map_or(0, |last| last.start + last.len);
+        Prepared { offsets, segments, positions }
+    }
+}
+
+/// A sum's operands.
+#[derive(Clone, Copy)]
+struct Terms<'a> {
+    planes: &'a [f32],
+    offsets: &'a [usize],
+    weights: &'a [f32],
+    bias: Option<&'a [f32]>,
+}
+
+/// One block of channels at the positions of one panel.
+#[inline(always)]
+fn sweep_block<S: Simd>(
+    simd: S,
+    block: &Block,
+    terms: Terms<'_>,
+    prepared: &Prepared,
+    panel: std::ops::Range<usize>,
+    in_place: bool,
+    target: &mut Target<'_>,
+) {
+    let mut segments = &prepared.segments[..];
+    let skipped = segments.partition_point(|segment| segment.start + segment.len <= panel.start);
+    segments = &segments[skipped..];
+    let mut tile = [0.0; TILE + LINE];
+    let mut position = panel.start;
+    while position < panel.end {
+        let vectors = match (block.width, (panel.end - position).div_ceil(S::F32_LANES)) {
+            (12, left) => left.min(2),
+            (8, left) => {
+                if left == 4 {
+                    2
+                } else {
+                    left.min(3)
+                }
+            }
+            (4, left) => {
+                if left == 4 {
+                    3
+                } else {
+                    left.min(5)
+                }
+            }
+            (_, left) => match left {
+                1 => 1,
+                2 | 3 => 2,
+                _ => 4,
+            },
+        };
+        let done = vectors * S::F32_LANES;
+        // Nothing may be read past planes in place: the last tile repeats positions instead.
+        let start = if in_place { position.min(prepared.positions - done) } else { position };
+        let terms = Terms { planes: &terms.planes[start..], ..terms };
+        match (block.width, vectors) {
+            (12, 1) => tile_sum::<S, 12, 1>(simd, terms, &mut tile),
+            (12, _) => tile_sum::<S, 12, 2>(simd, terms, &mut tile),
+            (8, 1) => tile_sum::<S, 8, 1>(simd, terms, &mut tile),
+            (8, 2) => tile_sum::<S, 8, 2>(simd, terms, &mut tile),
+            (8, _) => tile_sum::<S, 8, 3>(simd, terms, &mut tile),
+            (4, 1) => tile_sum::<S, 4, 1>(simd, terms, &mut tile),
+            (4, 2) => tile_sum::<S, 4, 2>(simd, terms, &mut tile),
+            (4, 3) => tile_sum::<S, 4, 3>(simd, terms, &mut tile),
+            (4, _) => tile_sum::<S, 4, 5>(simd, terms, &mut tile),
+            (_, 1) => tile_sum::<S, 1, 1>(simd, terms, &mut tile),
+            (_, 2) => tile_sum::<S, 1, 2>(simd, terms, &mut tile),
+            (_, _) => tile_sum::<S, 1, 4>(simd, terms, &mut tile),
+        }
+        let end = (start + done).min(panel.end);
+        while let Some(segment) = segments.first() {
+            if segment.start >= end {
+                break;
+            }
+            let (low, high) = (segment.start.max(start), (segment.start + segment.len).min(end));
+            target.store(
+                simd,
+                &tile[low - start..],
+                done,
+                segment.at + (low - segment.start) * target.step,
+                high - low,
+            );
+            if segment.start + segment.len > end {
+                break;
+            }
+            segments = &segments[1..];
+        }
+        position = end;
+    }
+}
+
+impl Target<'_> {
+    /// `len` positions of every channel, whose values are `tile_pitch` apart.
+    #[inline(always)]
+    fn store<S: Simd>(&mut self, simd: S, tile: &[f32], tile_pitch: usize, at: usize, len: usize) {
+        let least = simd.splat_f32s(self.least);
+        for channel in 0..self.channels {
+            let from = &tile[channel * tile_pitch..];
+            let to = &mut self.out[(self.first + channel) * self.pitch + at..];
+            if self.step != 1 {
+                for (to, from) in to.iter_mut().step_by(self.step).zip(&from[..len]) {
+                    *to = from.max(self.least);
+                }
+                continue;
+            }
+            let (whole, rest) = S::as_mut_simd_f32s(&mut to[..len]);
+            let (from, _) = S::as_simd_f32s(from);
+            let mut from = from.iter();
+            for (to, from) in whole.iter_mut().zip(&mut from) {
+                *to = simd.max_f32s(least, *from);
+            }
+            if let (false, Some(from)) = (rest.is_empty(), from.next()) {
+                simd.partial_store_f32s(rest, simd.max_f32s(least, *from));
+            }
+        }
+    }
+}
+
+#[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
+/// `VECTORS` vectors of positions for `BLOCK` output channels.
+#[inline(always)]
+fn tile_sum<S: Simd, const BLOCK: usize, const VECTORS: usize>(
+    simd: S,
+    terms: Terms<'_>,
+    tile: &mut [f32; TILE + LINE],
+) {
+    let Terms { planes, offsets, weights, bias } = terms;
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; BLOCK];
+    if let Some(bias) = bias {
+        for o in 0..BLOCK {
+            // Rows that fill a block up have no bias.
+            sums[o] = [simd.splat_f32s(bias.get(o).copied().unwrap_or(0.0)); VECTORS];
+        }
+    }
+    let (weights, _) = weights.as_chunks::<BLOCK>();
+    for (offset, weights) in offsets.iter().zip(weights) {
+        // No panic in this loop: with one, the sums would live in memory instead of registers.
+        let Some(values) = planes.get(*offset..*offset + VECTORS * S::F32_LANES) else { break };
+        let (values, _) = S::as_simd_f32s(values);
+        let Some(values) = values.first_chunk::<VECTORS>() else { break };
+        for o in 0..BLOCK {
+            let weight = simd.splat_f32s(weights[o]);
+            for i in 0..VECTORS {
+                sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
+            }
+        }
+    }
+    let (vectors, _) = S::as_mut_simd_f32s(tile);
+    for o in 0..BLOCK {
+        for i in 0..VECTORS {
+            vectors[o * VECTORS + i] = sums[o][i];
+        }
+    }
+}
+
+/// Positions that all blocks of channels take in turn; a multiple of every tile's.
+const PANEL: usize = 480;
+
+/// Largest tile: 8 channels x 3 vectors x 16 lanes, 12 x 2 x 16, 4 x 5 x 16.
+const TILE: usize = 384;
+
+/// The most lanes a vector has.
+const LINE: usize = 16;
