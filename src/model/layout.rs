@@ -124,6 +124,11 @@ impl Layout {
         layout
     }
 
+    /// With more axes behind.
+    pub(crate) fn extended(&self, by: &[usize]) -> Self {
+        Self { axes: [self.axes.as_slice(), by].concat(), batch: self.batch }
+    }
+
     /// Without an axis that the batch is not part of.
     pub(crate) fn without(&self, axis: usize) -> Self {
         self.replaced(axis, &[])

@@ -7,6 +7,7 @@ mod binary;
 mod compile;
 mod conv;
 mod correlate;
+mod einsum;
 mod fold;
 mod fuse;
 mod graph;

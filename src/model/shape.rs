@@ -190,7 +190,7 @@ fn resize(x: &Tensor, dim: usize, before: isize, after: isize, value: f32) -> Re
 
 impl Transpose {
     /// `x` with its dimensions in this order, copied in runs where the last one stays.
-    fn permuted(x: &Tensor, order: &[usize]) -> Result<Tensor> {
+    pub(crate) fn permuted(x: &Tensor, order: &[usize]) -> Result<Tensor> {
         let dims: Vec<usize> = order.iter().map(|&dim| x.dims()[dim]).collect();
         let from = row_major(x.dims());
         let strides: Vec<isize> = order.iter().map(|&dim| from[dim]).collect();

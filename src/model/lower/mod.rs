@@ -4,6 +4,7 @@
 //! the documentation is written from it.
 
 mod context;
+mod einsum;
 mod linear;
 mod pointwise;
 mod pooling;
@@ -104,6 +105,13 @@ pub(crate) const REGISTRY: &[Entry] = &[
         pointwise::arithmetic(context, Arithmetic::Div)
     }),
     entry("Dropout", 9, &["ratio", "seed"], "training", shape::dropout),
+    entry(
+        "Einsum",
+        12,
+        &["equation"],
+        "other than two operands; ellipses, repeated letters, a summed batch",
+        einsum::einsum,
+    ),
     entry("Elu", 9, &["alpha"], "", |context| {
         pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::Elu { alpha })
     }),
