@@ -6,9 +6,24 @@
 //! cargo bench --bench main -- engine MODEL.onnx --batch 32 --iterations 20 --threads 1
 //! cargo bench --bench main -- engine MODEL.onnx --batch 50 --iterations 20 --gradient
 //! ```
+//!
+//! And two checks of the engine that are too large for `cargo test`, with exit status 1 if one fails:
+//!
+//! ```text
+//! cargo bench --bench main -- agree DIR      # models of tests/exports/make.py
+//! cargo bench --bench main -- backend DIR    # ONNX's own tests, from tests/backend/make.py
+//! ```
+
+#[path = "../tests/exports/agree.rs"]
+mod agree;
+#[path = "../tests/backend/report.rs"]
+mod report;
+#[path = "../tests/backend/runner.rs"]
+mod runner;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -29,6 +44,24 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Area {
+    /// Exported models against the logits and gradients of the framework they come from.
+    Agree {
+        folder: PathBuf,
+        /// Only names that hold one of these.
+        #[arg(long, num_args = 1..)]
+        only: Vec<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// ONNX's backend tests: values and gradients of single operators and small graphs.
+    Backend {
+        folder: PathBuf,
+        /// Only cases whose names hold one of these.
+        #[arg(long, num_args = 1..)]
+        only: Vec<String>,
+        #[arg(long)]
+        json: bool,
+    },
     /// One model's forward pass, or forward and gradient to the input.
     Engine {
         model: PathBuf,
@@ -43,11 +76,27 @@ enum Area {
     },
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let Area::Engine { model, batch, iterations, gradient, threads } = Arguments::parse().area;
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let passed = match Arguments::parse().area {
+        Area::Agree { folder, only, json } => agree::run(&folder, &only, json)?,
+        Area::Backend { folder, only, json } => report::run(&folder, &only, json)?,
+        Area::Engine { model, batch, iterations, gradient, threads } => {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+            time(&model, batch, iterations, gradient)?;
+            true
+        }
+    };
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn time(
+    model: &Path,
+    batch: usize,
+    iterations: usize,
+    gradient: bool,
+) -> Result<(), Box<dyn Error>> {
     let device = Device::Cpu;
-    let model = Model::load(&model, &[0.0], &[1.0], &device)?;
+    let model = Model::load(model, &[0.0], &[1.0], &device)?;
     let [channels, height, width] = model.domain().shape;
     let values: Vec<f32> =
         (0..batch * model.domain().len()).map(|i| (i % 251) as f32 / 250.0).collect();

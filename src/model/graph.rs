@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use candle_core::DType;
 use candle_onnx::onnx::{
     self, AttributeProto, GraphProto, ModelProto, TensorProto, attribute_proto::AttributeType,
     tensor_proto::DataType, tensor_shape_proto::dimension::Value as Dimension,
@@ -17,12 +18,29 @@ pub(crate) struct Graph {
     /// In the order of evaluation.
     pub(crate) nodes: Vec<Node>,
     pub(crate) constants: HashMap<String, Constant>,
-    pub(crate) input: String,
-    /// Without the batch.
-    pub(crate) input_shape: Vec<usize>,
+    /// Those that no initializer fills.
+    pub(crate) inputs: Vec<Input>,
     pub(crate) output: String,
     /// Version of the default operator set.
     pub(crate) opset: i64,
+}
+
+/// What the graph declares of an input.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub(crate) name: String,
+    /// `None` for a tensor without a shape, or for what is no tensor.
+    pub(crate) dims: Option<Vec<Dim>>,
+    /// ONNX's number for the element type.
+    element: i32,
+}
+
+/// One dimension of an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Dim {
+    Fixed(i64),
+    /// Its name; empty where it has none.
+    Open(String),
 }
 
 /// One operator of the graph.
@@ -32,13 +50,15 @@ pub(crate) struct Node {
     pub(crate) op: String,
     /// Empty names stand for optional inputs that are absent.
     pub(crate) inputs: Vec<String>,
-    pub(crate) output: String,
+    /// At least one; empty names stand for outputs that nobody reads.
+    pub(crate) outputs: Vec<String>,
     attributes: HashMap<String, Attribute>,
 }
 
 #[derive(Debug)]
 enum Attribute {
     Float(f32),
+    Floats(Vec<f32>),
     Int(i64),
     Ints(Vec<i64>),
     Tensor(Constant),
@@ -89,20 +109,19 @@ impl Graph {
                 .map_err(|reason| Error::Constant { name: tensor.name.clone(), reason })?;
             constants.insert(tensor.name.clone(), decoded);
         }
-        let inputs: Vec<_> =
-            graph.input.iter().filter(|input| !constants.contains_key(&input.name)).collect();
-        let [input] = inputs.as_slice() else {
-            let names = inputs.iter().map(|input| input.name.clone()).collect();
-            return Err(Error::Inputs { names });
-        };
-        let input_shape = input_shape(input)?;
+        let inputs: Vec<Input> = graph
+            .input
+            .iter()
+            .filter(|input| !constants.contains_key(&input.name))
+            .map(Input::read)
+            .collect();
         let [output] = graph.output.as_slice() else {
             let names = graph.output.iter().map(|output| output.name.clone()).collect();
             return Err(Error::Outputs { names });
         };
-        let (input, output) = (input.name.clone(), output.name.clone());
+        let output = output.name.clone();
         let mut defined: HashSet<String> = constants.keys().cloned().collect();
-        defined.insert(input.clone());
+        defined.extend(inputs.iter().map(|input| input.name.clone()));
         defined.insert(String::new());
         let mut nodes = Vec::with_capacity(graph.node.len());
         for (index, proto) in graph.node.iter().enumerate() {
@@ -122,7 +141,18 @@ impl Graph {
         if !defined.contains(&output) {
             return Err(Error::Outputs { names: vec![output] });
         }
-        Ok(Self { nodes, constants, input, input_shape, output, opset })
+        Ok(Self { nodes, constants, inputs, output, opset })
+    }
+}
+
+impl Graph {
+    /// Whether the input is an image with its channels last: few values in the last dimension, many
+    /// in the first, and a transposition that moves the last to the front.
+    pub(crate) fn channels_last(&self, row: &[usize]) -> bool {
+        let to_front = |node: &Node| {
+            node.op == "Transpose" && matches!(node.ints("perm"), Ok(Some([0, 3, 1, 2])))
+        };
+        matches!(row, &[height, _, 1..=4] if height > 4) && self.nodes.iter().any(to_front)
     }
 }
 
@@ -131,42 +161,86 @@ pub(crate) fn row_values(shape: &[usize]) -> Option<usize> {
     shape
         .iter()
         .try_fold(1usize, |product, &dim| product.checked_mul(dim))
-        .filter(|count| !shape.is_empty() && (1..=MAX_ROW_VALUES).contains(count))
+        .filter(|count| (1..=MAX_ROW_VALUES).contains(count))
 }
 
-fn input_shape(input: &onnx::ValueInfoProto) -> Result<Vec<usize>, Error> {
-    let wrong = |got: String| Error::InputType { name: input.name.clone(), got };
-    let tensor = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
-        Some(TypeValue::TensorType(tensor)) => tensor,
-        _ => return Err(wrong("not a tensor".into())),
-    };
-    if tensor.elem_type != DataType::Float as i32 {
-        return Err(wrong(format!("element type {}", type_name(tensor.elem_type))));
+// === impl Input ===
+
+impl Input {
+    fn read(input: &onnx::ValueInfoProto) -> Self {
+        let (element, dims) = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
+            Some(TypeValue::TensorType(tensor)) => (tensor.elem_type, tensor.shape.as_ref()),
+            _ => (0, None),
+        };
+        let dims = dims.map(|shape| {
+            let read = |dim: &onnx::tensor_shape_proto::Dimension| match &dim.value {
+                Some(Dimension::DimValue(value)) => Dim::Fixed(*value),
+                Some(Dimension::DimParam(name)) => Dim::Open(name.clone()),
+                None => Dim::Open(String::new()),
+            };
+            shape.dim.iter().map(read).collect()
+        });
+        Self { name: input.name.clone(), dims, element }
     }
-    let Some(shape) = &tensor.shape else {
-        return Err(wrong("a tensor without a shape".into()));
-    };
-    let text: Vec<String> = shape
-        .dim
-        .iter()
-        .map(|dim| match &dim.value {
-            Some(Dimension::DimValue(value)) => value.to_string(),
-            Some(Dimension::DimParam(name)) => name.clone(),
-            None => "?".into(),
-        })
-        .collect();
-    let fixed: Option<Vec<usize>> = shape
-        .dim
-        .iter()
-        .skip(1)
-        .map(|dim| match dim.value {
-            Some(Dimension::DimValue(value)) if value > 0 => usize::try_from(value).ok(),
+
+    pub(crate) fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Whether its values are read as `f32`.
+    fn is_float(&self) -> bool {
+        FLOATS.iter().any(|&float| self.element == float as i32)
+    }
+
+    /// The sizes behind the first dimension, or all of them.
+    pub(crate) fn row(&self, batch_first: bool) -> Result<Vec<usize>, Error> {
+        if !self.is_float() {
+            return Err(self.wrong());
+        }
+        let dims = self.dims.as_deref().unwrap_or_default();
+        let fixed: Option<Vec<usize>> = dims
+            .iter()
+            .skip(usize::from(batch_first))
+            .map(|dim| match dim {
+                Dim::Fixed(size) if *size > 0 => usize::try_from(*size).ok(),
+                _ => None,
+            })
+            .collect();
+        match fixed {
+            Some(row) if row_values(&row).is_some() && !(batch_first && row.is_empty()) => Ok(row),
+            _ => Err(self.wrong()),
+        }
+    }
+
+    /// The batch that the graph was written for, if it was fixed.
+    pub(crate) fn fixed_batch(&self) -> Option<i64> {
+        match self.dims.as_deref() {
+            Some([Dim::Fixed(size), ..]) => Some(*size),
             _ => None,
-        })
-        .collect();
-    match fixed {
-        Some(fixed) if row_values(&fixed).is_some() => Ok(fixed),
-        _ => Err(wrong(format!("shape [{}]", text.join(", ")))),
+        }
+    }
+
+    /// An error that says what it is.
+    pub(crate) fn wrong(&self) -> Error {
+        let kind = type_name(self.element);
+        let got = match &self.dims {
+            None => format!("{kind} without a shape"),
+            Some(dims) => {
+                let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
+                format!("{kind} of shape [{}]", dims.join(", "))
+            }
+        };
+        Error::InputType { name: self.name.clone(), got }
+    }
+}
+
+impl std::fmt::Display for Dim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(f, "{size}"),
+            Self::Open(name) if name.is_empty() => f.write_str("?"),
+            Self::Open(name) => f.write_str(name),
+        }
     }
 }
 
@@ -192,17 +266,46 @@ impl Node {
             name,
             op: proto.op_type.clone(),
             inputs: proto.input.clone(),
-            output: proto.output.first().cloned().unwrap_or_default(),
+            outputs: proto.output.clone(),
             attributes,
         };
-        if node.output.is_empty() {
+        if node.outputs.iter().all(String::is_empty) {
             return Err(node.error("it has no output".into()));
         }
-        // Dropout's mask and the like: a second output that somebody names is somebody's input.
-        if proto.output.iter().skip(1).any(|name| !name.is_empty()) && node.op != "Dropout" {
-            return Err(node.error("more than one output".into()));
-        }
         Ok(node)
+    }
+
+    /// An operator without attributes in place of this one.
+    pub(crate) fn replaced_by(&self, op: &str, input: &str) -> Self {
+        Self {
+            name: self.name.clone(),
+            op: op.into(),
+            inputs: vec![input.into()],
+            outputs: self.outputs.clone(),
+            attributes: HashMap::new(),
+        }
+    }
+
+    /// A function of many as functions of two, each on the result of the one before.
+    pub(crate) fn in_pairs(&self) -> Option<Vec<Self>> {
+        let [first, second, rest @ ..] = self.inputs.as_slice() else {
+            return None;
+        };
+        if !matches!(self.op.as_str(), "Max" | "Min" | "Sum") || rest.is_empty() {
+            return None;
+        }
+        let between = |index: usize| format!("{} after {index}", self.outputs[0]);
+        let pairs = std::iter::once((first.clone(), second))
+            .chain(rest.iter().enumerate().map(|(index, next)| (between(index), next)));
+        let last = rest.len();
+        let node = |(index, (left, right)): (usize, (String, &String))| Self {
+            name: self.name.clone(),
+            op: self.op.clone(),
+            inputs: vec![left, right.clone()],
+            outputs: vec![if index == last { self.outputs[0].clone() } else { between(index) }],
+            attributes: HashMap::new(),
+        };
+        Some(pairs.enumerate().map(node).collect())
     }
 
     /// An error that names this node.
@@ -261,10 +364,17 @@ impl Node {
     /// The value of a `Constant` node.
     pub(crate) fn constant(&self) -> Result<Constant, Error> {
         let scalar = |values| Constant { dims: vec![], values };
+        if self.attributes.len() != 1 {
+            let got = self.attributes.len();
+            return Err(self.error(format!("{got} attributes, expected one")));
+        }
         match self.attributes.iter().next() {
-            Some((_, Attribute::Tensor(constant))) => Ok(constant.clone()),
+            Some((name, Attribute::Tensor(constant))) if name == "value" => Ok(constant.clone()),
             Some((name, Attribute::Float(value))) if name == "value_float" => {
                 Ok(scalar(Values::F32(vec![*value])))
+            }
+            Some((name, Attribute::Floats(values))) if name == "value_floats" => {
+                Ok(Constant { dims: vec![values.len()], values: Values::F32(values.clone()) })
             }
             Some((name, Attribute::Int(value))) if name == "value_int" => {
                 Ok(scalar(Values::I64(vec![*value])))
@@ -287,6 +397,7 @@ impl Attribute {
     fn decode(proto: &AttributeProto) -> Result<Self, String> {
         Ok(match AttributeType::try_from(proto.r#type) {
             Ok(AttributeType::Float) => Self::Float(proto.f),
+            Ok(AttributeType::Floats) => Self::Floats(proto.floats.clone()),
             Ok(AttributeType::Int) => Self::Int(proto.i),
             Ok(AttributeType::Ints) => Self::Ints(proto.ints.clone()),
             Ok(AttributeType::String) => Self::Text(String::from_utf8_lossy(&proto.s).into_owned()),
@@ -350,6 +461,15 @@ impl Constant {
         Ok(Self { dims, values })
     }
 
+    pub(crate) fn from_tensor(tensor: &candle_core::Tensor) -> Result<Self, Error> {
+        let flat = tensor.flatten_all()?;
+        let values = match tensor.dtype().is_float() {
+            true => Values::F32(flat.to_dtype(DType::F32)?.to_vec1()?),
+            false => Values::I64(flat.to_dtype(DType::I64)?.to_vec1()?),
+        };
+        Ok(Self { dims: tensor.dims().to_vec(), values })
+    }
+
     pub(crate) fn floats(&self) -> Option<&[f32]> {
         match &self.values {
             Values::F32(values) => Some(values),
@@ -393,8 +513,12 @@ fn type_name(data_type: i32) -> String {
     }
 }
 
+/// What an input may hold.
+const FLOATS: [DataType; 4] =
+    [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
+
 /// Operator sets whose definitions the lowerings follow.
-const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
+pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
 
 /// A gigabyte of `f32`.
 const MAX_VALUES: usize = 1 << 28;

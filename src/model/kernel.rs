@@ -5,7 +5,9 @@
 
 use pulp::Arch;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail,
+};
 
 /// `run` writes every value of a result of `shape` from the values of `x`.
 pub(crate) fn map<F>(
@@ -51,6 +53,24 @@ where
     on_cpu(x, |x| x.contiguous()?.apply_op2_no_bwd(&y, &op))
 }
 
+/// `run` writes every value of a result of `shape` from the values of `x`, `y` and `z`.
+pub(crate) fn zip3<F>(
+    name: &'static str,
+    x: &Tensor,
+    y: &Tensor,
+    z: &Tensor,
+    shape: impl Into<Shape>,
+    run: F,
+) -> Result<Tensor>
+where
+    F: Fn(&[f32], &[f32], &[f32], &mut [f32]),
+{
+    let op = Zip3 { name, shape: shape.into(), run };
+    let y = y.to_device(&Device::Cpu)?.contiguous()?;
+    let z = z.to_device(&Device::Cpu)?.contiguous()?;
+    on_cpu(x, |x| x.contiguous()?.apply_op3_no_bwd(&y, &z, &op))
+}
+
 fn on_cpu(x: &Tensor, run: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => run(x),
@@ -65,6 +85,12 @@ struct Map<F> {
 }
 
 struct Zip<F> {
+    name: &'static str,
+    shape: Shape,
+    run: F,
+}
+
+struct Zip3<F> {
     name: &'static str,
     shape: Shape,
     run: F,
@@ -98,6 +124,28 @@ impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Zip<F> {
         let mut out = vec![0.0; self.shape.elem_count()];
         let (x, y) = (values(self.name, s1, l1)?, values(self.name, s2, l2)?);
         Arch::new().dispatch(|| (self.run)(x, y, &mut out));
+        Ok((CpuStorage::F32(out), self.shape.clone()))
+    }
+}
+
+impl<F: Fn(&[f32], &[f32], &[f32], &mut [f32])> CustomOp3 for Zip3<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut out = vec![0.0; self.shape.elem_count()];
+        let (x, y) = (values(self.name, s1, l1)?, values(self.name, s2, l2)?);
+        let z = values(self.name, s3, l3)?;
+        Arch::new().dispatch(|| (self.run)(x, y, z, &mut out));
         Ok((CpuStorage::F32(out), self.shape.clone()))
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use super::correlate::Activation;
 use super::kernel;
 use super::matrix::Matrix;
-use super::operator::{ChannelAffine, Operator, relu, relu_gate};
+use super::operator::{ChannelAffine, Operator, Saves, relu, relu_gate};
 
 /// `activation(x W + b)` for rows `x`, the last dimension of the input.
 #[derive(Debug)]
@@ -118,6 +118,22 @@ impl Operator for Linear {
             }
         };
         Ok(vec![Some(gradient)])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves { inputs: false, output: self.activation == Activation::Relu }
+    }
+
+    fn absorb_bias(&self, bias: &[f32]) -> Option<Box<dyn Operator>> {
+        if self.activation != Activation::Identity || bias.len() != self.weight.dims()[1] {
+            return None;
+        }
+        let more = Tensor::new(bias, self.weight.device()).ok()?;
+        let bias = match &self.bias {
+            None => more,
+            Some(own) => (own + more).ok()?,
+        };
+        Some(Box::new(Self::new(self.weight.clone(), Some(bias))))
     }
 
     fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {

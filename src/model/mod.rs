@@ -3,21 +3,34 @@
 //! [`Model`] is that program with what the firewall knows of its input; [`Classifier`] is all that
 //! the perturbations, the inspection and the detection ask of it.
 
+mod binary;
+mod compile;
 mod conv;
 mod correlate;
 mod depthwise;
+mod einsum;
 mod fold;
+mod fuse;
 mod graph;
 mod kernel;
+mod layout;
 mod linear;
 mod lower;
+mod math;
+mod matmul;
 mod matrix;
+mod norm;
 mod operator;
-mod pointwise;
+mod patterns;
 mod pool;
+mod prelu;
 mod program;
+mod reduce;
+mod resample;
 mod shape;
+mod strided;
 mod sweep;
+mod unary;
 mod winograd;
 
 use std::ops::{Range, RangeInclusive};
@@ -27,6 +40,8 @@ use candle_core::{Device, Tensor};
 
 use crate::digest::sha256;
 
+use layout::Layout;
+pub use lower::operator_table;
 pub use program::Program;
 
 /// A differentiable classifier of images.
@@ -76,9 +91,6 @@ pub struct InputDomain {
     /// Largest value a channel can take.
     pub upper: Vec<f32>,
 }
-
-/// A shape without its batch, as people read it.
-struct Row<'a>(&'a [usize]);
 
 /// Why a model cannot be loaded or evaluated.
 #[derive(Debug, thiserror::Error)]
@@ -193,13 +205,14 @@ impl Model {
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let program = Program::compile(bytes, device)?;
         let shape = <[usize; 3]>::try_from(program.input_shape()).map_err(|_| {
-            let got = format!("FLOAT of shape {}", Row(program.input_shape()));
+            let got = format!("FLOAT of shape {}", Layout::batch_first(program.input_shape()));
             Error::InputType { name: program.input_name().into(), got }
         })?;
         let labels = match program.output_shape() {
             &[labels] if labels >= 2 => labels,
             shape => {
-                let got = format!("{:?} of shape {}", program.output_name(), Row(shape));
+                let got =
+                    format!("{:?} of shape {}", program.output_name(), Layout::batch_first(shape));
                 return Err(Error::Output { got });
             }
         };
@@ -250,16 +263,6 @@ impl Classifier for Model {
         cotangent: &Cotangent<'_>,
     ) -> Result<(Tensor, Tensor), Error> {
         self.program.vjp(batch, cotangent)
-    }
-}
-
-// === impl Row ===
-
-impl std::fmt::Display for Row<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[batch")?;
-        self.0.iter().try_for_each(|dim| write!(f, ", {dim}"))?;
-        f.write_str("]")
     }
 }
 

@@ -27,9 +27,42 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
         bail!("{} has no gradient", self.name())
     }
 
+    /// What [`Operator::vjp`] reads; the rest is given to it empty.
+    fn saves(&self) -> Saves {
+        Saves { inputs: true, output: true }
+    }
+
     /// This operator as a per-channel affine, if it is one.
     fn as_channel_affine(&self) -> Option<ChannelAffine> {
         None
+    }
+
+    /// `previous` followed by this operator as one.
+    fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
+        previous.absorb_after(&self.as_channel_affine()?)
+    }
+
+    /// `x + bias` for every row of the last dimension, after this operator.
+    fn absorb_bias(&self, bias: &[f32]) -> Option<Box<dyn Operator>> {
+        let _ = bias;
+        None
+    }
+
+    /// This operator followed by a transposition.
+    fn absorb_order(&self, order: &[usize]) -> Option<Box<dyn Operator>> {
+        let _ = order;
+        None
+    }
+
+    /// This operator followed by a reshape of its row.
+    fn absorb_reshape(&self, row: &[usize]) -> Option<Box<dyn Operator>> {
+        let _ = row;
+        None
+    }
+
+    /// Whether the output is the input.
+    fn is_identity(&self) -> bool {
+        false
     }
 
     /// This operator followed by `next` as one.
@@ -43,6 +76,13 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
         let _ = previous;
         None
     }
+}
+
+/// What of a forward pass a reverse pass reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Saves {
+    pub(crate) inputs: bool,
+    pub(crate) output: bool,
 }
 
 /// `activation(scale[c] * x + shift[c])` for channel `c`, the dimension after the batch: batch
@@ -124,6 +164,10 @@ impl Operator for ChannelAffine {
         Ok(vec![Some(self.gradient(&inputs[0], cotangent)?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves { inputs: true, output: false }
+    }
+
     fn as_channel_affine(&self) -> Option<ChannelAffine> {
         Some(self.clone())
     }
@@ -141,6 +185,58 @@ impl Operator for ChannelAffine {
             .collect();
         Some(Box::new(Self { scale, shift, activation: next.activation }))
     }
+}
+
+/// An operator on images whose rows hold several of them, or have them in other dimensions.
+#[derive(Debug)]
+pub(crate) struct Folded {
+    /// Of `[n, C, H, W]`, one input.
+    pub(crate) operator: Box<dyn Operator>,
+    /// Of the output.
+    pub(crate) row: Vec<usize>,
+}
+
+impl Folded {
+    fn images(tensor: &Tensor) -> Result<Tensor> {
+        let dims = tensor.dims();
+        let (count, image) = dims.split_at(dims.len() - 3);
+        let shape: Vec<usize> =
+            std::iter::once(count.iter().product()).chain(image.iter().copied()).collect();
+        tensor.reshape(shape)
+    }
+}
+
+impl Operator for Folded {
+    fn name(&self) -> &'static str {
+        self.operator.name()
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let y = self.operator.forward(&[Self::images(&inputs[0])?])?;
+        y.reshape(with_rows(inputs[0].dim(0)?, &self.row))
+    }
+
+    fn vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let (x, y, dy) =
+            (Self::images(&inputs[0])?, Self::images(output)?, Self::images(cotangent)?);
+        self.operator
+            .vjp(&[x], &y, &dy)?
+            .into_iter()
+            .map(|gradient| {
+                gradient.map(|gradient| gradient.reshape(inputs[0].shape())).transpose()
+            })
+            .collect()
+    }
+}
+
+/// `[n, ...row]`
+pub(crate) fn with_rows(n: usize, row: &[usize]) -> Vec<usize> {
+    std::iter::once(n).chain(row.iter().copied()).collect()
 }
 
 /// `cotangent` where `output`, a ReLU's, is above zero.

@@ -1,16 +1,16 @@
-//! A graph as an ordered list of steps over candle tensors, and its evaluation.
+//! An ordered list of steps over candle tensors, and its evaluation.
 
 use std::collections::HashMap;
-use std::rc::Rc;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::fold::{fold, folds};
-use super::graph::{Constant, Graph, row_values};
-use super::lower::{Context, Lowered, Operand, lower};
-use super::operator::{Operator, add};
-use super::{Cotangent, Error, Row};
+use super::compile::{Compiled, Compiler};
+use super::fuse;
+use super::graph::{Constant, Graph, Input};
+use super::layout::Layout;
+use super::operator::{Operator, add, with_rows};
+use super::{Cotangent, Error, patterns};
 
 /// A compiled model.
 ///
@@ -22,147 +22,137 @@ pub struct Program {
     output_name: String,
     steps: Vec<Step>,
     slots: usize,
+    /// Which slots a reverse pass needs.
+    saved: Vec<bool>,
     output: usize,
-    input_shape: Vec<usize>,
-    output_shape: Vec<usize>,
+    /// Inputs are the first slots.
+    inputs: usize,
+    /// Shape of every slot without the batch.
+    rows: Vec<Vec<usize>>,
+    channels_last: bool,
     rows_per_part: usize,
     device: Device,
 }
 
 #[derive(Debug)]
-struct Step {
-    name: String,
-    operator: Box<dyn Operator>,
-    inputs: Vec<usize>,
-    output: usize,
+pub(crate) struct Step {
+    pub(crate) name: String,
+    pub(crate) operator: Box<dyn Operator>,
+    pub(crate) inputs: Vec<usize>,
+    pub(crate) output: usize,
     /// Slots that no later step reads.
-    last_uses: Vec<usize>,
-}
-
-/// Where a name of the graph is while compiling.
-#[derive(Clone)]
-enum Value {
-    Constant(Rc<Constant>),
-    Slot(usize),
+    pub(crate) last_uses: Vec<usize>,
 }
 
 // === impl Program ===
 
 impl Program {
-    /// Compiles an ONNX file for `device`.
+    /// Compiles an ONNX file of one input, the batch in front, for `device`.
+    ///
+    /// An image whose graph wants its channels last is given with them first all the same.
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
-        let graph = Graph::decode(bytes)?;
-        let input_shape = graph.input_shape.clone();
-        // Every constant can be computed from once, and shapes and pads are small.
-        let stored: usize = graph.constants.values().map(|constant| constant.values.len()).sum();
-        let mut foldable = stored + FOLDED_VALUES;
-        let mut values: HashMap<String, Value> = graph
-            .constants
-            .into_iter()
-            .map(|(name, constant)| (name, Value::Constant(Rc::new(constant))))
-            .collect();
-        values.insert(graph.input.clone(), Value::Slot(0));
-        let mut shapes = vec![graph.input_shape];
-        let mut steps: Vec<Step> = Vec::new();
-        for node in &graph.nodes {
-            if folds(&node.op)
-                && let Some(inputs) = constants(&node.inputs, &values)
-            {
-                let folded = fold(node, &inputs, foldable)?;
-                foldable -= folded.values.len();
-                values.insert(node.output.clone(), Value::Constant(Rc::new(folded)));
-                continue;
-            }
-            let undefined = |name: &&String| !name.is_empty() && !values.contains_key(*name);
-            if let Some(name) = node.inputs.iter().find(undefined) {
-                return Err(node.error(format!("input {name:?} is an output that is not computed")));
-            }
-            let operands: Vec<Operand<'_>> = node
-                .inputs
-                .iter()
-                .map(|name| match values.get(name) {
-                    None => Operand::Absent,
-                    Some(Value::Constant(constant)) => Operand::Constant(constant),
-                    Some(Value::Slot(slot)) => Operand::Activation(&shapes[*slot]),
-                })
-                .collect();
-            let context = Context { node, operands: &operands, opset: graph.opset, device };
-            let value = match lower(&context)? {
-                Lowered::Constant(constant) => Value::Constant(Rc::new(constant)),
-                Lowered::Same => match node.inputs.first().and_then(|name| values.get(name)) {
-                    Some(value) => value.clone(),
-                    None => return Err(node.error("its input is absent".into())),
-                },
-                Lowered::Step(operator, shape) => {
-                    if row_values(&shape).is_none() {
-                        return Err(node.error(format!(
-                            "its output {} has no values, or too many",
-                            Row(&shape)
-                        )));
-                    }
-                    let inputs = node
-                        .inputs
-                        .iter()
-                        .filter_map(|name| match values.get(name) {
-                            Some(Value::Slot(slot)) => Some(*slot),
-                            _ => None,
-                        })
-                        .collect();
-                    let output = shapes.len();
-                    shapes.push(shape);
-                    steps.push(Step {
-                        name: node.name.clone(),
-                        operator,
-                        inputs,
-                        output,
-                        last_uses: Vec::new(),
-                    });
-                    Value::Slot(output)
-                }
-            };
-            values.insert(node.output.clone(), value);
-        }
-        let Some(Value::Slot(mut output)) = values.get(&graph.output).cloned() else {
-            return Err(Error::Outputs { names: vec![graph.output] });
+        let mut graph = Graph::decode(bytes)?;
+        let [input] = graph.inputs.as_slice() else {
+            let names = graph.inputs.iter().map(|input| input.name.clone()).collect();
+            return Err(Error::Inputs { names });
         };
+        let (name, row) = (input.name.clone(), input.row(true)?);
+        let channels_last = graph.channels_last(&row);
+        patterns::rewrite(&mut graph);
+        let mut compiler = Compiler::new(&mut graph, device);
+        match *row.as_slice() {
+            [height, width, channels] if channels_last => {
+                compiler.channels_last_input(&name, [height, width, channels]);
+            }
+            _ => compiler.input(&name, Layout::batch_first(&row)),
+        }
+        let mut compiled = compiler.lower(&graph)?;
         // Margins are taken of logits; the softmax that turned them into probabilities, which
         // keeps their order, is left away.
-        if let Some(last) = steps.last()
+        if let Some(last) = compiled.steps.last()
             && matches!(last.operator.name(), "LogSoftmax" | "Softmax")
-            && last.output == output
+            && last.output == compiled.output
         {
-            output = last.inputs[0];
-            steps.pop();
+            compiled.output = last.inputs[0];
+            compiled.steps.pop();
         }
-        let largest = shapes.iter().map(|shape| shape.iter().product::<usize>()).max().unwrap_or(1);
-        let mut program = Self {
-            input_name: graph.input,
-            output_name: graph.output,
-            steps,
-            slots: shapes.len(),
-            output,
-            input_shape,
-            output_shape: shapes[output].clone(),
-            rows_per_part: (PART_VALUES / largest.max(1)).clamp(1, MAX_PART_ROWS),
-            device: device.clone(),
-        };
-        program.drop_unused();
-        program.fuse();
-        program.plan_liveness();
-        Ok(program)
+        Ok(Self::new(graph, compiled, 1, channels_last, device))
     }
 
-    /// Of one row.
+    /// Compiles a graph that knows of no batch: a row of the program is one evaluation of it.
+    ///
+    /// Inputs in `constants` are those tensors, the others vary; their tensors are `[n, ...shape]`
+    /// for the shape that the graph declares.
+    pub fn compile_rows(
+        bytes: &[u8],
+        constants: &HashMap<String, Tensor>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        let mut graph = Graph::decode(bytes)?;
+        let mut compiler = Compiler::new(&mut graph, device);
+        let mut inputs = 0;
+        for input in &graph.inputs {
+            match constants.get(&input.name) {
+                Some(tensor) => compiler.constant(&input.name, Constant::from_tensor(tensor)?),
+                None => {
+                    compiler.input(&input.name, Layout::row_only(&input.row(false)?));
+                    inputs += 1;
+                }
+            }
+        }
+        let compiled = compiler.lower(&graph)?;
+        Ok(Self::new(graph, compiled, inputs, false, device))
+    }
+
+    fn new(
+        graph: Graph,
+        compiled: Compiled,
+        inputs: usize,
+        channels_last: bool,
+        device: &Device,
+    ) -> Self {
+        let Compiled { mut steps, layouts, mut output } = compiled;
+        let slots = layouts.len();
+        fuse::drop_unused(&mut steps, slots, output);
+        let mut steps = fuse::fuse(steps, slots, output);
+        fuse::drop_identities(&mut steps, slots, &mut output);
+        fuse::drop_unused(&mut steps, slots, output);
+        // What stood between steps may be gone.
+        let mut steps = fuse::fuse(steps, slots, output);
+        fuse::plan_liveness(&mut steps, slots, output);
+        let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();
+        let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
+        Self {
+            input_name: graph.inputs.first().map(Input::name).unwrap_or_default(),
+            output_name: graph.output,
+            saved: fuse::plan_saved(&steps, slots, output),
+            steps,
+            slots,
+            output,
+            inputs,
+            rows,
+            channels_last,
+            rows_per_part: (PART_VALUES / largest.max(1)).clamp(1, MAX_PART_ROWS),
+            device: device.clone(),
+        }
+    }
+
+    /// Of one row of the first input.
     pub fn input_shape(&self) -> &[usize] {
-        &self.input_shape
+        self.rows.first().map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the graph takes images with their channels last; the program has them first.
+    pub fn channels_last(&self) -> bool {
+        self.channels_last
     }
 
     /// Of one row.
     pub fn output_shape(&self) -> &[usize] {
-        &self.output_shape
+        &self.rows[self.output]
     }
 
-    /// Name of the graph's input.
+    /// Name of the graph's first input.
     pub fn input_name(&self) -> &str {
         &self.input_name
     }
@@ -186,13 +176,11 @@ impl Program {
     pub fn forward(&self, batch: &Tensor) -> Result<Tensor, Error> {
         let parts = self.parts(batch.dim(0)?);
         if parts.len() == 1 {
-            return self.run(batch, false)?.pop_output(self.output);
+            return self.evaluate(std::slice::from_ref(batch));
         }
         let logits = parts
             .into_par_iter()
-            .map(|(start, len)| {
-                self.run(&batch.narrow(0, start, len)?, false)?.pop_output(self.output)
-            })
+            .map(|(start, len)| self.evaluate(&[batch.narrow(0, start, len)?]))
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Tensor::cat(&logits, 0)?)
     }
@@ -208,16 +196,41 @@ impl Program {
             .into_par_iter()
             .map(|(start, len)| {
                 let part = batch.narrow(0, start, len)?;
-                let slots = self.run(&part, true)?;
-                let logits = slots.get(self.output)?.clone();
-                let cotangent = cotangent(start..start + len, &logits)?;
-                let gradient = self.reverse(&slots, cotangent, &part)?;
-                Ok((logits, gradient))
+                let wanted = |logits: &Tensor| cotangent(start..start + len, logits);
+                let (logits, mut gradients) =
+                    self.evaluate_vjp(std::slice::from_ref(&part), &wanted)?;
+                Ok((logits, gradients.swap_remove(0)))
             })
             .collect::<Result<Vec<_>, Error>>()?
             .into_iter()
             .unzip();
         Ok((Tensor::cat(&logits, 0)?, Tensor::cat(&gradients, 0)?))
+    }
+
+    /// The output for inputs `[n, ...shape]` in the graph's order, on this thread.
+    pub fn evaluate(&self, inputs: &[Tensor]) -> Result<Tensor, Error> {
+        self.run(inputs, |_| true)?.pop_output(self.output)
+    }
+
+    /// The output, and the gradient of `sum(output * cotangent(output))` to every input.
+    pub fn evaluate_vjp(
+        &self,
+        inputs: &[Tensor],
+        cotangent: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<(Tensor, Vec<Tensor>), Error> {
+        let mut slots = self.run(inputs, |slot| !self.saved[slot])?;
+        let output = slots.get(self.output)?.clone();
+        let gradients = self.reverse(&mut slots, cotangent(&output)?)?;
+        let gradients = gradients
+            .into_iter()
+            .zip(inputs)
+            .map(|(gradient, input)| match gradient {
+                Some(gradient) => Ok(gradient.reshape(input.shape())?),
+                // An output that does not depend on this input.
+                None => Ok(input.zeros_like()?),
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        Ok((output, gradients))
     }
 
     fn parts(&self, rows: usize) -> Vec<(usize, usize)> {
@@ -231,32 +244,44 @@ impl Program {
         (0..rows).step_by(size).map(|start| (start, size.min(rows - start))).collect()
     }
 
-    fn run(&self, batch: &Tensor, keep: bool) -> Result<Slots, Error> {
-        let mut slots = Slots(vec![None; self.slots]);
-        slots.0[0] = Some(batch.contiguous()?);
+    fn run(&self, inputs: &[Tensor], freed: impl Fn(usize) -> bool) -> Result<Slots, Error> {
+        let mut slots = Slots::new(self.slots, &self.device)?;
+        for (slot, (input, shape)) in inputs.iter().zip(&self.rows).enumerate() {
+            if input.rank() == 0 || input.dims()[1..] != *shape {
+                let (got, expected) = (input.dims(), shape);
+                return Err(candle_core::Error::Msg(format!(
+                    "input {slot} is {got:?}, expected rows of {expected:?}"
+                ))
+                .into());
+            }
+            slots.tensors[slot] = Some(input.contiguous()?);
+        }
         for step in &self.steps {
-            let inputs = slots.inputs(step)?;
-            let output = step.operator.forward(&inputs)?;
-            slots.0[step.output] = Some(output);
-            if !keep {
-                for &slot in &step.last_uses {
-                    slots.0[slot] = None;
-                }
+            let output = step.operator.forward(&slots.inputs(step)).map_err(|e| step.failed(&e))?;
+            slots.tensors[step.output] = Some(output);
+            for &slot in step.last_uses.iter().filter(|&&slot| freed(slot)) {
+                slots.tensors[slot] = None;
             }
         }
         Ok(slots)
     }
 
-    fn reverse(&self, slots: &Slots, cotangent: Tensor, input: &Tensor) -> Result<Tensor, Error> {
+    /// Gradients to the inputs; empties the slots on its way back.
+    fn reverse(&self, slots: &mut Slots, cotangent: Tensor) -> Result<Vec<Option<Tensor>>, Error> {
         let mut gradients: Vec<Option<Tensor>> = vec![None; self.slots];
         gradients[self.output] = Some(cotangent);
         for step in self.steps.iter().rev() {
+            let output = slots.tensors[step.output].take();
             let Some(cotangent) = gradients[step.output].take() else {
                 continue;
             };
-            let inputs = slots.inputs(step)?;
-            let output = slots.get(step.output)?;
-            let own = step.operator.vjp(&inputs, output, &cotangent.contiguous()?)?;
+            let inputs = slots.inputs(step);
+            let output = output.unwrap_or_else(|| slots.empty.clone());
+            // A gradient may come back with dimensions of one added or left away.
+            let shape = with_rows(cotangent.dim(0)?, &self.rows[step.output]);
+            let cotangent = cotangent.reshape(shape)?.contiguous()?;
+            let own =
+                step.operator.vjp(&inputs, &output, &cotangent).map_err(|e| step.failed(&e))?;
             for (&slot, gradient) in step.inputs.iter().zip(own) {
                 let Some(gradient) = gradient else { continue };
                 gradients[slot] = Some(match gradients[slot].take() {
@@ -265,142 +290,45 @@ impl Program {
                 });
             }
         }
-        match gradients[0].take() {
-            Some(gradient) => Ok(gradient),
-            // A model whose logits do not depend on its input.
-            None => Ok(input.zeros_like()?),
-        }
-    }
-
-    /// Steps whose output nobody needs.
-    fn drop_unused(&mut self) {
-        let mut needed = vec![false; self.slots];
-        needed[self.output] = true;
-        for step in self.steps.iter().rev() {
-            if needed[step.output] {
-                step.inputs.iter().for_each(|&slot| needed[slot] = true);
-            }
-        }
-        self.steps.retain(|step| needed[step.output]);
-    }
-
-    /// Joins per-channel affines and activations with the step before, or else after them.
-    fn fuse(&mut self) {
-        while (0..self.steps.len())
-            .any(|index| self.fuse_into_producer(index) || self.fuse_into_consumer(index))
-        {}
-    }
-
-    fn fuse_into_producer(&mut self, index: usize) -> bool {
-        let step = &self.steps[index];
-        let (Some(affine), &[slot]) = (step.operator.as_channel_affine(), step.inputs.as_slice())
-        else {
-            return false;
-        };
-        let output = step.output;
-        let Some(producer) = self.steps[..index].iter().position(|step| step.output == slot) else {
-            return false;
-        };
-        if self.readers(slot) != 1 || self.output == slot {
-            return false;
-        }
-        let Some(fused) = self.steps[producer].operator.absorb_after(&affine) else {
-            return false;
-        };
-        let producer = &mut self.steps[producer];
-        producer.operator = fused;
-        producer.output = output;
-        self.steps.remove(index);
-        true
-    }
-
-    fn fuse_into_consumer(&mut self, index: usize) -> bool {
-        let step = &self.steps[index];
-        let (Some(affine), &[slot]) = (step.operator.as_channel_affine(), step.inputs.as_slice())
-        else {
-            return false;
-        };
-        let output = step.output;
-        if self.readers(output) != 1 || self.output == output {
-            return false;
-        }
-        let later = self.steps[index + 1..].iter().position(|step| step.inputs == [output]);
-        let Some(consumer) = later.map(|offset| index + 1 + offset) else {
-            return false;
-        };
-        // A neighbour that this affine can still be joined with comes first.
-        if let Some(next) = self.steps[consumer].operator.as_channel_affine()
-            && self.steps[index].operator.absorb_after(&next).is_some()
-        {
-            return false;
-        }
-        let Some(fused) = self.steps[consumer].operator.absorb_before(&affine) else {
-            return false;
-        };
-        let consumer = &mut self.steps[consumer];
-        consumer.operator = fused;
-        consumer.inputs = vec![slot];
-        self.steps.remove(index);
-        true
-    }
-
-    fn readers(&self, slot: usize) -> usize {
-        self.steps.iter().flat_map(|step| &step.inputs).filter(|&&input| input == slot).count()
-    }
-
-    fn plan_liveness(&mut self) {
-        let mut seen = vec![false; self.slots];
-        seen[self.output] = true;
-        for step in self.steps.iter_mut().rev() {
-            for &slot in &step.inputs {
-                if !std::mem::replace(&mut seen[slot], true) {
-                    step.last_uses.push(slot);
-                }
-            }
-        }
+        gradients.truncate(self.inputs);
+        Ok(gradients)
     }
 }
 
-/// The inputs, `None` where one is absent, if all that are there are constants.
-fn constants<'a>(
-    names: &'a [String],
-    values: &'a HashMap<String, Value>,
-) -> Option<Vec<Option<&'a Constant>>> {
-    names
-        .iter()
-        .map(|name| match values.get(name) {
-            _ if name.is_empty() => Some(None),
-            Some(Value::Constant(constant)) => Some(Some(&**constant)),
-            _ => None,
-        })
-        .collect()
+impl Step {
+    fn failed(&self, error: &candle_core::Error) -> Error {
+        let (node, op) = (self.name.clone(), self.operator.name().into());
+        Error::Node { node, op, reason: error.to_string() }
+    }
 }
 
 /// The values of one part.
-struct Slots(Vec<Option<Tensor>>);
+struct Slots {
+    tensors: Vec<Option<Tensor>>,
+    /// In place of what was not kept.
+    empty: Tensor,
+}
 
 impl Slots {
+    fn new(count: usize, device: &Device) -> Result<Self, Error> {
+        let empty = Tensor::zeros(0, candle_core::DType::F32, device)?;
+        Ok(Self { tensors: vec![None; count], empty })
+    }
+
     fn get(&self, slot: usize) -> Result<&Tensor, Error> {
-        match &self.0[slot] {
+        match &self.tensors[slot] {
             Some(tensor) => Ok(tensor),
             None => Err(candle_core::Error::Msg(format!("slot {slot} is empty")).into()),
         }
     }
 
-    fn inputs(&self, step: &Step) -> Result<Vec<Tensor>, Error> {
-        step.inputs
-            .iter()
-            .map(|&slot| Ok(self.get(slot)?.clone()))
-            .collect::<Result<_, Error>>()
-            .map_err(|_| Error::Node {
-                node: step.name.clone(),
-                op: step.operator.name().into(),
-                reason: "an input was freed too early".into(),
-            })
+    fn inputs(&self, step: &Step) -> Vec<Tensor> {
+        let input = |&slot: &usize| self.tensors[slot].as_ref().unwrap_or(&self.empty).clone();
+        step.inputs.iter().map(input).collect()
     }
 
     fn pop_output(mut self, output: usize) -> Result<Tensor, Error> {
-        match self.0[output].take() {
+        match self.tensors[output].take() {
             Some(tensor) => Ok(tensor),
             None => Err(candle_core::Error::Msg("the output was not computed".into()).into()),
         }
@@ -415,6 +343,3 @@ const MAX_PART_ROWS: usize = 16;
 
 /// Rows that an accelerator takes at once.
 const DEVICE_PART_ROWS: usize = 256;
-
-/// Values that nodes on constants may compute beyond what the file stores.
-const FOLDED_VALUES: usize = 1 << 20;

@@ -151,6 +151,24 @@ def exact_zeros(x):                          # relu's kink itself, in a third of
     return torch.where(x.abs() < .7, torch.zeros_like(x), x)
 
 
+def on_kinks(*kinks):                        # a third of the places exactly there, the rest away from them
+    def transform(x):
+        x = x * 12 - 6
+        for kink in kinks:
+            x = torch.where((x - kink).abs() < 12 / 9 / len(kinks), torch.full_like(x, kink), x)
+        return x
+    return transform
+
+
+def positive(x):
+    return x * 3 + .2
+
+
+def distinct(x):                             # no two values of a row within 0.01: no ties for maxima
+    flat = x.flatten(1)
+    return (flat.argsort(1).argsort(1) * (4 / flat.shape[1]) - 2).reshape(x.shape)
+
+
 IMAGE = (2, 5, 8)
 CASES = {
     # name: (module, input shape without the batch, input transform)
@@ -211,6 +229,61 @@ CASES = {
     "multiply-gate": (lambda: Gate(), IMAGE, None),
     "softmax": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(30, 7), nn.Softmax(1)), (2, 3, 5), signed),
     "log-softmax": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(30, 7), nn.LogSoftmax(1)), (2, 3, 5), signed),
+    "abs": (lambda: Lambda(torch.abs), IMAGE, signed),
+    "abs-ties": (lambda: Lambda(torch.abs), IMAGE, exact_zeros),
+    "attention": (lambda: nn.Sequential(nn.Conv2d(2, 12, 2, 2), Tokens(), Block(12, 3), Lambda(lambda x: x.mean(1)), nn.Linear(12, 5)), (2, 6, 8), signed),
+    "attention-class-token": (lambda: nn.Sequential(nn.Conv2d(2, 12, 2, 2), Tokens(), ClassToken(12), Block(12, 2), Lambda(lambda x: x[:, 0]), nn.Linear(12, 5)), (2, 6, 8), signed),
+    "celu": (after(nn.CELU(.7)), IMAGE, signed),
+    "channel-shuffle": (after(nn.Conv2d(3, 6, 1), Lambda(lambda x: x.reshape(-1, 2, 3, 5, 8).transpose(1, 2).reshape(-1, 6, 5, 8)), nn.Conv2d(6, 4, 1, groups=2)), IMAGE, None),
+    "conv-transpose": (lambda: nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=1), IMAGE, None),
+    "elu": (after(nn.ELU(.8)), IMAGE, signed),
+    "elu-ties": (lambda: nn.ELU(.8), IMAGE, exact_zeros),
+    "erf-exp-log-sqrt-reciprocal": (lambda: Lambda(lambda x: torch.erf(x - 1) + torch.exp(-x) + torch.log(x) * torch.sqrt(x) + 1 / x), IMAGE, positive),
+    "gelu": (after(nn.GELU()), IMAGE, signed),
+    "gelu-node": (after(nn.GELU()), IMAGE, signed),
+    "gelu-tanh": (after(nn.GELU("tanh")), IMAGE, signed),
+    "gelu-tanh-node": (after(nn.GELU("tanh")), IMAGE, signed),
+    "group-norm": (after(nn.Conv2d(3, 6, 1), nn.GroupNorm(3, 6)), IMAGE, signed),
+    "hard-sigmoid": (after(Lambda(lambda x: x * 4), nn.Hardsigmoid()), IMAGE, signed),
+    "hard-sigmoid-ties": (lambda: nn.Hardsigmoid(), IMAGE, on_kinks(-3., 3.)),
+    "hard-swish": (after(Lambda(lambda x: x * 4), nn.Hardswish()), IMAGE, signed),
+    "hard-swish-ties": (lambda: nn.Hardswish(), IMAGE, on_kinks(-3., 3.)),
+    "instance-norm": (after(nn.InstanceNorm2d(3, affine=True)), IMAGE, signed),
+    "layer-norm": (after(Lambda(lambda x: x.permute(0, 2, 3, 1)), nn.LayerNorm(3, eps=1e-3), Lambda(lambda x: x.permute(0, 3, 1, 2))), IMAGE, signed),
+    "layer-norm-row": (after(nn.LayerNorm([3, 5, 8])), IMAGE, signed),
+    "layer-norm-composed": (lambda: nn.Sequential(Tokens(), Lambda(layer_norm), nn.Linear(6, 4)), (6, 3, 4), signed),
+    "log-sum-exp": (after(Lambda(lambda x: x.logsumexp((2, 3)))), IMAGE, signed),
+    "maximum-minimum": (lambda: Lambda(lambda x: torch.maximum(x, x.flip(1)) * torch.minimum(x, .32 - x)), IMAGE, distinct),
+    "maximum-minimum-ties": (lambda: Lambda(lambda x: torch.maximum(x, torch.zeros(())) + 2 * torch.minimum(x, -x)), IMAGE, exact_zeros),
+    "mish": (after(nn.Mish()), IMAGE, signed),
+    "mish-node": (after(nn.Mish()), IMAGE, signed),
+    "normalise-l2": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(30, 7), Lambda(lambda x: F.normalize(x))), (2, 3, 5), signed),
+    "pad-reflect": (after(nn.ReflectionPad2d((2, 1, 1, 3))), IMAGE, signed),
+    "pad-replicate": (after(nn.ReplicationPad2d((2, 1, 1, 3))), IMAGE, signed),
+    "pixel-shuffle": (lambda: nn.Sequential(nn.Conv2d(2, 8, 1), nn.PixelShuffle(2)), IMAGE, signed),
+    "pow-2-3": (lambda: Lambda(lambda x: x.pow(2) + x.pow(3)), IMAGE, signed),
+    "pow-fraction": (lambda: Lambda(lambda x: x.pow(1.7) - x.pow(-.5)), IMAGE, positive),
+    "prelu": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3, 1, 1), PReLU(3)), IMAGE, signed),
+    "prelu-ties": (lambda: PReLU(2), IMAGE, exact_zeros),
+    "reduce-max": (lambda: Lambda(lambda x: torch.cat([x.amax((2, 3)), x.amin((2, 3))], 1)), IMAGE, distinct),
+    "reduce-max-ties": (lambda: Lambda(lambda x: x.amax((2, 3))), IMAGE, constant_regions),
+    "reduce-sum-channels": (lambda: Lambda(lambda x: x.sum(1) + x.square().sum(1)), IMAGE, signed),
+    "resize-bilinear": (after(nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, signed),
+    "resize-bilinear-align-corners": (after(nn.Upsample(size=(7, 12), mode="bilinear", align_corners=True)), IMAGE, signed),
+    "resize-bilinear-shrink": (lambda: nn.Upsample(size=(3, 5), mode="bilinear"), IMAGE, signed),
+    "resize-bicubic": (lambda: nn.Upsample(scale_factor=2, mode="bicubic"), IMAGE, signed),
+    "resize-nearest": (after(nn.Upsample(scale_factor=(2, 3))), IMAGE, signed),
+    "selu": (after(nn.SELU()), IMAGE, signed),
+    "selu-ties": (lambda: nn.SELU(), IMAGE, exact_zeros),
+    "shared-slice-concat": (lambda: Lambda(lambda x: torch.cat([x[:, :, ::2, 1:], x[:, :, 1::2, :-1]], 2)), (2, 6, 8), None),
+    "silu": (after(nn.SiLU()), IMAGE, signed),
+    "softmax-channels": (after(nn.Softmax(1), nn.Conv2d(3, 2, 1)), IMAGE, signed),
+    "softplus": (after(nn.Softplus()), IMAGE, signed),
+    "softsign": (after(nn.Softsign()), IMAGE, signed),
+    "split": (after(nn.Conv2d(3, 6, 1), Lambda(lambda x: (lambda a, b, c: a * torch.sigmoid(c) + b)(*x.split(2, 1)))), IMAGE, signed),
+    "tanh": (after(nn.Tanh()), IMAGE, signed),
+    "where": (lambda: Lambda(lambda x: torch.where(x > .12, x * x, 2 * x)), IMAGE, distinct),
+    "windows": (lambda: nn.Sequential(nn.Conv2d(2, 8, 1), Windows(2), Block(8, 2), Lambda(lambda x: x.reshape(-1, 24, 8).mean(1))), (2, 4, 6), signed),
     "net-resnet": (mini_resnet, (3, 13, 18), None),
     "net-densenet": (mini_densenet, (1, 14, 18), None),
     "net-cnn6": (mini_cnn6, (3, 16, 24), None),
@@ -249,6 +322,60 @@ class Gate(nn.Module):                       # squeeze and excitation: broadcast
         return h * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(h, 1)))
 
 
+class Tokens(nn.Module):                     # [N, C, H, W] to [N, H * W, C]
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+class ClassToken(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 13, width))
+
+    def forward(self, x):
+        return torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+
+
+class Block(nn.Module):                      # a transformer's, in the words of timm
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x):
+        n, length, width = x.shape
+        q, k, v = self.qkv(self.norms[0](x)).reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * (width // self.heads) ** -.5).softmax(-1)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(-1, length, width))
+        return x + self.mlp(self.norms[1](x))
+
+
+class Windows(nn.Module):                    # windows become rows, as in Swin
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        _, channels, height, width = x.shape
+        x = x.reshape(-1, channels, height // self.size, self.size, width // self.size, self.size)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, self.size * self.size, channels)
+
+
+class PReLU(nn.PReLU):                       # slopes of both signs, one above 1
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.weight.data = torch.linspace(-.3, 1.2, channels)
+
+
+def layer_norm(x):                           # as opset 16 and before have it
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt((centred ** 2).mean(-1, keepdim=True) + 1e-5)
+
+
+# Operators that are newer than OPSET, or composed before.
+OPSETS = {"gelu-node": 20, "gelu-tanh-node": 20, "mish-node": 18}
+
 # Exported without folding, so that the batch norm after a convolution stays.
 UNFOLDED = {"batch-norm-after-conv", "batch-norm-shared-conv", "net-alexnet", "net-resnet"}
 
@@ -257,13 +384,16 @@ def exported(module, shape, name):
     buffer = io.BytesIO()
     mode = torch.onnx.TrainingMode.PRESERVE if name in UNFOLDED else torch.onnx.TrainingMode.EVAL
     torch.onnx.export(module, torch.zeros(1, *shape), buffer, input_names=["input"], output_names=["logits"],
-                      dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, opset_version=OPSET,
-                      dynamo=False, training=mode)
+                      dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+                      opset_version=OPSETS.get(name, OPSET), dynamo=False, training=mode)
     return buffer.getvalue()
 
 
 def randomise(module, generator):            # a fresh batch norm is the identity: give it statistics
     for layer in module.modules():
+        if isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)):
+            layer.weight.data.uniform_(-1.5, 1.5, generator=generator)
+            layer.bias.data.uniform_(-.5, .5, generator=generator)
         if isinstance(layer, nn.BatchNorm2d):
             for tensor, low, high in ((layer.weight, .5, 1.5), (layer.bias, -.5, .5), (layer.running_mean, -.5, .5), (layer.running_var, .3, 2.)):
                 tensor.data.uniform_(low, high, generator=generator)
@@ -273,12 +403,12 @@ def randomise(module, generator):            # a fresh batch norm is the identit
 # ---------------------------------------------------------------- cases built node by node, for forms the exporter does not write
 
 
-def graph(nodes, constants, output_rank, shape):
+def graph(nodes, constants, output_rank, shape, opset=OPSET):
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     source = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *shape])
     target = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch"] + [None] * (output_rank - 1))
     model = helper.make_model(helper.make_graph(nodes, "golden", [source], [target], tensors),
-                              opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+                              opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
@@ -386,7 +516,25 @@ def pad_constant(rng):                       # what the newer exporter writes: p
     return graph(nodes, constants, 4, IMAGE), IMAGE, lambda x: F.pad(F.conv2d(F.pad(x, (1, 2, 0, 3)), torch.tensor(w)), (1, 2, 0, 3), value=.25)
 
 
+def group_norm_node(rng):
+    c = {"s": rng.uniform(-1.5, 1.5, 6).astype(np.float32), "b": rng.uniform(-.5, .5, 6).astype(np.float32)}
+    node = helper.make_node("GroupNormalization", ["input", "s", "b"], ["logits"], num_groups=3, epsilon=.01)
+    return graph([node], c, 4, (6, 4, 5), 21), (6, 4, 5), lambda x: F.group_norm(x, 3, *map(torch.tensor, c.values()), eps=.01)
+
+
+def resize(**attributes):                    # sizes or scales as TensorFlow's exports have them
+    scales = np.array([1, 1, 2, 2], np.float32)
+    node = helper.make_node("Resize", ["input", "", "scales"], ["logits"], **attributes)
+    return graph([node], {"scales": scales}, 4, IMAGE), IMAGE, {
+        "nearest": lambda x: F.interpolate(x, scale_factor=2),
+        "linear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    }[attributes["mode"]]
+
+
 BUILT = {
+    "group-norm-node": group_norm_node,
+    "resize-nearest-half-pixel": lambda rng: resize(mode="nearest", coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_floor"),
+    "resize-linear-half-pixel": lambda rng: resize(mode="linear", coordinate_transformation_mode="half_pixel"),
     "pad-constant": pad_constant,
     "dropout": dropout,
     "identity": identity,

@@ -16,7 +16,7 @@ pub(crate) fn golden() -> Vec<(String, PathBuf)> {
         .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), path))
         .collect();
     models.sort();
-    assert!(models.len() >= 60, "only {} golden models", models.len());
+    assert!(models.len() >= 120, "only {} golden models", models.len());
     models
 }
 
@@ -93,4 +93,17 @@ fn trained_models_agree_with_pytorch() {
         checked += 1;
     }
     assert!(checked > 0, "no references in the folder");
+}
+
+/// `DOORWARD_UPDATE=1` writes it.
+#[test]
+fn the_operator_table_is_what_the_registry_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operators.md");
+    let table = doorward::model::operator_table();
+    if std::env::var("DOORWARD_UPDATE").is_ok() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &table).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == table, "docs/operators.md is out of date: run with DOORWARD_UPDATE=1");
 }

@@ -3,6 +3,7 @@
 // Also in what the tests share, which clippy's exemption of test functions leaves out.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
+mod backend;
 mod calibrate_roundtrip;
 mod config_files;
 mod engine;

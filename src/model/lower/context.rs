@@ -2,17 +2,18 @@
 
 use candle_core::{Device, Tensor};
 
+use crate::model::Error;
 use crate::model::conv::Window;
 use crate::model::graph::{Constant, Node};
-use crate::model::operator::Operator;
-use crate::model::{Error, Row};
+use crate::model::layout::Layout;
+use crate::model::operator::{Folded, Operator};
 
 /// An input of a node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Operand<'a> {
     Absent,
-    /// Depends on the model's input; its shape without the batch.
-    Activation(&'a [usize]),
+    /// Depends on the model's input.
+    Activation(&'a Layout),
     Constant(&'a Constant),
 }
 
@@ -22,8 +23,12 @@ pub(crate) enum Lowered {
     Constant(Constant),
     /// The first input, unchanged.
     Same,
-    /// An operator on the activations among the inputs, in their order, and its output's shape.
-    Step(Box<dyn Operator>, Vec<usize>),
+    /// An operator on the activations among the inputs, in their order, and its output's layout.
+    Step(Box<dyn Operator>, Layout),
+    /// Each on the output of the one before.
+    Chain(Vec<(Box<dyn Operator>, Layout)>),
+    /// One for each output of the node.
+    Steps(Vec<(Box<dyn Operator>, Layout)>),
 }
 
 /// What a lowering sees.
@@ -31,6 +36,8 @@ pub(crate) struct Context<'a> {
     pub(crate) node: &'a Node,
     pub(crate) operands: &'a [Operand<'a>],
     pub(crate) opset: i64,
+    /// The batch that the graph was written for, if it was fixed.
+    pub(crate) fixed_batch: Option<i64>,
     pub(crate) device: &'a Device,
 }
 
@@ -41,19 +48,36 @@ impl<'a> Context<'a> {
         self.operands.get(index).copied().unwrap_or(Operand::Absent)
     }
 
-    pub(super) fn activation(&self, index: usize) -> Result<&'a [usize], Error> {
+    pub(super) fn activation(&self, index: usize) -> Result<&'a Layout, Error> {
         match self.operand(index) {
-            Operand::Activation(shape) => Ok(shape),
+            Operand::Activation(layout) => Ok(layout),
             other => {
                 Err(self.error(format!("input {index} is {}, expected an activation", kind(other))))
             }
         }
     }
 
-    pub(super) fn image(&self, index: usize) -> Result<[usize; 3], Error> {
-        let shape = self.activation(index)?;
-        <[usize; 3]>::try_from(shape).map_err(|_| {
-            self.error(format!("input {index} has shape {}, expected an image", Row(shape)))
+    /// Images, and how many a row holds.
+    pub(super) fn images(&self, index: usize) -> Result<(usize, [usize; 3]), Error> {
+        let layout = self.activation(index)?;
+        layout.images().ok_or_else(|| {
+            self.error(format!("input {index} has shape {layout}, expected [batch, C, H, W]"))
+        })
+    }
+
+    /// `operator`, of `[n, C, H, W]`, on the images of input 0, for images of another size.
+    pub(super) fn on_images(
+        &self,
+        operator: impl Operator + 'static,
+        size: [usize; 3],
+    ) -> Result<Lowered, Error> {
+        let (count, _) = self.images(0)?;
+        let sizes = [(1, size[0]), (2, size[1]), (3, size[2])];
+        let layout = self.activation(0)?.resized(&sizes);
+        let operator = Box::new(operator);
+        Ok(match count {
+            1 if layout.as_batch_first().is_some() => Lowered::Step(operator, layout),
+            _ => Lowered::Step(Box::new(Folded { operator, row: layout.row() }), layout),
         })
     }
 
@@ -156,14 +180,35 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// An axis as an index into a shape without the batch.
-    pub(super) fn axis(&self, axis: i64, shape: &[usize]) -> Result<usize, Error> {
-        let rank = shape.len() as i64 + 1;
-        let positive = if axis < 0 { axis + rank } else { axis };
-        if !(1..rank).contains(&positive) {
-            return Err(self.error(format!("axis {axis} is the batch, or outside of rank {rank}")));
+    /// An axis of input 0 that the batch is not part of.
+    pub(super) fn axis(&self, axis: i64) -> Result<usize, Error> {
+        let layout = self.activation(0)?;
+        let positive = self.any_axis(axis, layout.rank())?;
+        if layout.is_batch(positive) {
+            return Err(self.error(format!("axis {axis} of {layout} is the batch")));
         }
-        Ok(positive as usize - 1)
+        Ok(positive)
+    }
+
+    pub(super) fn any_axis(&self, axis: i64, rank: usize) -> Result<usize, Error> {
+        let positive = if axis < 0 { axis.checked_add(rank as i64) } else { Some(axis) };
+        positive
+            .and_then(|axis| usize::try_from(axis).ok())
+            .filter(|&axis| axis < rank)
+            .ok_or_else(|| self.error(format!("axis {axis} is outside of rank {rank}")))
+    }
+
+    /// What opsets have moved from an attribute to an input.
+    pub(super) fn moved_integers(
+        &self,
+        name: &str,
+        index: usize,
+    ) -> Result<Option<&'a [i64]>, Error> {
+        match (self.node.ints(name)?, self.operand(index)) {
+            (Some(values), _) => Ok(Some(values)),
+            (None, Operand::Absent) => Ok(None),
+            (None, _) => Ok(Some(self.integers(index)?)),
+        }
     }
 }
 
@@ -175,8 +220,8 @@ pub(super) fn kind(operand: Operand<'_>) -> &'static str {
     }
 }
 
-pub(super) fn step(operator: impl Operator + 'static, shape: &[usize]) -> Result<Lowered, Error> {
-    Ok(Lowered::Step(Box::new(operator), shape.to_vec()))
+pub(super) fn step(operator: impl Operator + 'static, layout: Layout) -> Result<Lowered, Error> {
+    Ok(Lowered::Step(Box::new(operator), layout))
 }
 
 /// Windows, strides, dilations and pads larger than any image need no support.

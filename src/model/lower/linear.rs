@@ -1,14 +1,17 @@
 //! Convolutions and matrix products.
 
-use super::context::{Context, Lowered, step};
+use super::context::{Context, Lowered, Operand, kind, step};
+use super::pointwise::term;
+use crate::model::Error;
+use crate::model::binary::Term;
 use crate::model::conv::Conv;
+use crate::model::layout::Layout;
 use crate::model::linear::Linear;
-use crate::model::{Error, Row};
+use crate::model::matmul::MatMul;
 
 /// ONNX Conv, opsets 1 to 21, two dimensions.
 pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"])?;
-    let image = context.image(0)?;
+    let (_, image) = context.images(0)?;
     let (dims, values) = context.floats(1)?;
     let groups = context.node.int("group", 1)?;
     let &[out_channels, in_channels, height, width] = dims else {
@@ -46,7 +49,7 @@ pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
     match Conv::new(window.clone(), groups as usize, image, weight, bias.map(<[f32]>::to_vec)) {
         Some(conv) => {
             let shape = conv.out_shape();
-            step(conv, &shape)
+            context.on_images(conv, shape)
         }
         None => Err(context.error(format!("{window:?} does not fit an image of {image:?}"))),
     }
@@ -54,7 +57,6 @@ pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Gemm, opsets 7 to 21, with a constant second operand.
 pub(super) fn gemm(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["alpha", "beta", "transA", "transB"])?;
     if context.node.int("transA", 0)? != 0 {
         return Err(context.error("attribute \"transA\" is set on the batch".into()));
     }
@@ -65,11 +67,47 @@ pub(super) fn gemm(context: &Context<'_>) -> Result<Lowered, Error> {
     linear(context, dims, values, transposed, alpha, context.optional_floats(2)?.map(|c| (c, beta)))
 }
 
-/// ONNX MatMul, opsets 1 to 21, with a constant second operand.
+/// ONNX MatMul, opsets 1 to 21.
 pub(super) fn mat_mul(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
-    let (dims, values) = context.floats(1)?;
-    linear(context, dims, values, false, 1.0, None)
+    if let (Operand::Activation(_), Operand::Constant(constant)) =
+        (context.operand(0), context.operand(1))
+        && constant.dims.len() == 2
+    {
+        let (dims, values) = context.floats(1)?;
+        return linear(context, dims, values, false, 1.0, None);
+    }
+    let (a, b) = match (context.operand(0), context.operand(1)) {
+        (Operand::Activation(a), Operand::Activation(b)) => (a.clone(), b.clone()),
+        (Operand::Activation(a), Operand::Constant(b)) => (a.clone(), a.like(&b.dims)),
+        (Operand::Constant(a), Operand::Activation(b)) => (b.like(&a.dims), b.clone()),
+        (a, b) => {
+            return Err(context.error(format!("operands are {} and {}", kind(a), kind(b))));
+        }
+    };
+    let refuse = || context.error(format!("{a} does not multiply with {b}"));
+    let rank = a.rank().max(b.rank());
+    if a.rank() < 2 || b.rank() < 2 {
+        return Err(refuse());
+    }
+    // The dimensions in front repeat as an elementwise function's; the last two are the matrices'.
+    let (a, b) = (a.padded(rank), b.padded(rank));
+    let whole = a.trailing(rank - 2).is_some() && b.trailing(rank - 2).is_some();
+    let (rows, inner) = (a.size(rank - 2), a.size(rank - 1));
+    if !whole || b.size(rank - 2) != inner {
+        return Err(refuse());
+    }
+    let in_front = |layout: &Layout| layout.resized(&[(rank - 2, 1), (rank - 1, 1)]);
+    let front = in_front(&a).broadcast(&in_front(&b)).ok_or_else(refuse)?;
+    let layout = front.resized(&[(rank - 2, rows), (rank - 1, b.size(rank - 1))]);
+    let (left, right) = (term(context, 0, &a)?, term(context, 1, &b)?);
+    let rank_of = |term: &Term| match term {
+        Term::Input(row) => row.len(),
+        Term::Constant(constant) => constant.rank() - 1,
+    };
+    if rank_of(&left) != rank_of(&right) {
+        return Err(refuse());
+    }
+    step(MatMul { left, right, row: layout.row() }, layout)
 }
 
 fn linear(
@@ -80,17 +118,18 @@ fn linear(
     alpha: f32,
     bias: Option<(&[f32], f32)>,
 ) -> Result<Lowered, Error> {
-    let shape = context.activation(0)?;
+    let layout = context.activation(0)?;
     let inner_outer = match (dims, transposed) {
         (&[outer, inner], true) | (&[inner, outer], false) => Some((inner, outer)),
         _ => None,
     };
-    let (Some((inner, outer)), &[features]) = (inner_outer, shape) else {
+    let last = layout.rank().checked_sub(1).filter(|&axis| !layout.is_batch(axis));
+    let (Some((inner, outer)), Some(last)) = (inner_outer, last) else {
         return Err(context.error(format!(
-            "operands of shape {} and {dims:?}, expected a matrix each",
-            Row(shape)
+            "operands of shape {layout} and {dims:?}, expected features in the last dimension and a matrix"
         )));
     };
+    let features = layout.size(last);
     if inner != features {
         return Err(context.error(format!("{features} features meet a weight for {inner}")));
     }
@@ -112,5 +151,5 @@ fn linear(
                 .error(format!("third operand has {} values, expected {outer}", values.len())));
         }
     };
-    step(Linear::new(weight.contiguous()?, bias), &[outer])
+    step(Linear::new(weight.contiguous()?, bias), layout.resized(&[(last, outer)]))
 }

@@ -1,56 +1,330 @@
 //! From ONNX nodes to operators: a registry by name, one function each.
 //!
-//! Every function names the attributes it reads; any other is refused. Shapes leave out the batch.
+//! Every entry names the attributes its function reads; any other is refused. The operator table of
+//! the documentation is written from it.
 
 mod context;
+mod einsum;
 mod linear;
 mod pointwise;
 mod pooling;
+mod reduce;
+mod resize;
 mod shape;
+mod table;
 
 use super::Error;
-use super::pointwise::{Arithmetic, Unary};
+use super::binary::Arithmetic;
+use super::reduce::Reduction;
+use super::unary::Unary;
 
 pub(crate) use context::{Context, Lowered, Operand};
+pub use table::operator_table;
 
-type Lowering = fn(&Context<'_>) -> Result<Lowered, Error>;
-
-/// Every supported operator, in alphabetical order.
-pub(crate) const REGISTRY: &[(&str, Lowering)] = &[
-    ("Add", |context| pointwise::arithmetic(context, Arithmetic::Add)),
-    ("AveragePool", pooling::average_pool),
-    ("BatchNormalization", pointwise::batch_normalization),
-    ("Clip", pointwise::clip),
-    ("Concat", shape::concat),
-    ("Constant", shape::constant),
-    ("Conv", linear::conv),
-    ("Div", |context| pointwise::arithmetic(context, Arithmetic::Div)),
-    ("Dropout", shape::dropout),
-    ("Flatten", shape::flatten),
-    ("Gemm", linear::gemm),
-    ("GlobalAveragePool", pooling::global_average_pool),
-    ("GlobalMaxPool", pooling::global_max_pool),
-    ("Identity", |context| shape::same(context, &[])),
-    ("LeakyRelu", pointwise::leaky_relu),
-    ("LogSoftmax", |context| pointwise::softmax(context, true)),
-    ("MatMul", linear::mat_mul),
-    ("MaxPool", pooling::max_pool),
-    ("Mul", |context| pointwise::arithmetic(context, Arithmetic::Mul)),
-    ("Pad", shape::pad),
-    ("ReduceMean", pooling::reduce_mean),
-    ("Relu", pointwise::relu),
-    ("Reshape", shape::reshape),
-    ("Sigmoid", |context| pointwise::unary(context, Unary::Sigmoid)),
-    ("Softmax", |context| pointwise::softmax(context, false)),
-    ("Sub", |context| pointwise::arithmetic(context, Arithmetic::Sub)),
-    ("Tanh", |context| pointwise::unary(context, Unary::Tanh)),
-];
+/// An operator that is supported.
+pub(crate) struct Entry {
+    pub(crate) name: &'static str,
+    /// First operator set whose definition is followed; the last is that of the graph.
+    pub(crate) since: i64,
+    /// Those that are read.
+    pub(crate) attributes: &'static [&'static str],
+    /// What its definition allows and this refuses, in words.
+    pub(crate) refused: &'static str,
+    lower: fn(&Context<'_>) -> Result<Lowered, Error>,
+}
 
 /// Lowers one node.
 pub(crate) fn lower(context: &Context<'_>) -> Result<Lowered, Error> {
     let node = context.node;
-    match REGISTRY.binary_search_by_key(&node.op.as_str(), |(name, _)| name) {
-        Ok(index) => (REGISTRY[index].1)(context),
-        Err(_) => Err(Error::Operator { node: node.name.clone(), op: node.op.clone() }),
-    }
+    let Ok(index) = REGISTRY.binary_search_by_key(&node.op.as_str(), |entry| entry.name) else {
+        return Err(Error::Operator { node: node.name.clone(), op: node.op.clone() });
+    };
+    let entry = &REGISTRY[index];
+    node.only(entry.attributes)?;
+    (entry.lower)(context)
 }
+
+const fn entry(
+    name: &'static str,
+    since: i64,
+    attributes: &'static [&'static str],
+    refused: &'static str,
+    lower: fn(&Context<'_>) -> Result<Lowered, Error>,
+) -> Entry {
+    Entry { name, since, attributes, refused, lower }
+}
+
+/// In alphabetical order.
+pub(crate) const REGISTRY: &[Entry] = &[
+    entry("Abs", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Abs)),
+    entry("Add", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Add)
+    }),
+    entry(
+        "AveragePool",
+        9,
+        &[
+            "auto_pad",
+            "ceil_mode",
+            "count_include_pad",
+            "dilations",
+            "kernel_shape",
+            "pads",
+            "strides",
+        ],
+        "other than two dimensions",
+        pooling::average_pool,
+    ),
+    entry(
+        "BatchNormalization",
+        9,
+        &["epsilon", "momentum", "spatial", "training_mode"],
+        "training; statistics that are no constants",
+        pointwise::batch_normalization,
+    ),
+    entry(
+        "Cast",
+        9,
+        &["saturate", "to"],
+        "of an activation to other than a float type",
+        shape::cast,
+    ),
+    entry("Celu", 12, &["alpha"], "", |context| {
+        pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::Celu { alpha })
+    }),
+    entry("Clip", 9, &["max", "min"], "bounds that are no constants", pointwise::clip),
+    entry("Concat", 9, &["axis"], "an axis that the batch is part of", shape::concat),
+    entry(
+        "Conv",
+        9,
+        &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
+        "other than two dimensions; weights that are no constants",
+        linear::conv,
+    ),
+    entry("Div", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Div)
+    }),
+    entry("Dropout", 9, &["ratio", "seed"], "training", shape::dropout),
+    entry(
+        "Einsum",
+        12,
+        &["equation"],
+        "other than two operands; ellipses, repeated letters, a summed batch",
+        einsum::einsum,
+    ),
+    entry("Elu", 9, &["alpha"], "", |context| {
+        pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::Elu { alpha })
+    }),
+    entry("Erf", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Erf)),
+    entry("Exp", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Exp)),
+    entry("Expand", 9, &[], "an axis that the batch is part of to another size", shape::expand),
+    entry("Flatten", 9, &["axis"], "", shape::flatten),
+    entry(
+        "Gather",
+        9,
+        &["axis"],
+        "indices that are no constants; an axis that the batch is part of",
+        shape::gather,
+    ),
+    entry("Gelu", 20, &["approximate"], "", pointwise::gelu),
+    entry(
+        "Gemm",
+        9,
+        &["alpha", "beta", "transA", "transB"],
+        "transA; a second or third operand that is no constant",
+        linear::gemm,
+    ),
+    entry("GlobalAveragePool", 9, &[], "", pooling::global_average_pool),
+    entry("GlobalMaxPool", 9, &[], "other than two dimensions", pooling::global_max_pool),
+    entry(
+        "GroupNormalization",
+        18,
+        &["epsilon", "num_groups", "stash_type"],
+        "scales and biases that are no constants",
+        reduce::group_normalization,
+    ),
+    entry("HardSigmoid", 9, &["alpha", "beta"], "", |context| {
+        pointwise::unary(context, [("alpha", 0.2), ("beta", 0.5)], |[alpha, beta]| {
+            Unary::HardSigmoid { alpha, beta }
+        })
+    }),
+    entry("HardSwish", 14, &[], "", |context| pointwise::unary(context, [], |[]| Unary::HardSwish)),
+    entry("Identity", 9, &[], "", |_| Ok(Lowered::Same)),
+    entry(
+        "InstanceNormalization",
+        9,
+        &["epsilon"],
+        "scales and biases that are no constants",
+        reduce::instance_normalization,
+    ),
+    entry(
+        "LayerNormalization",
+        17,
+        &["axis", "epsilon", "stash_type"],
+        "scales and biases that are no constants; the second and third output",
+        reduce::layer_normalization,
+    ),
+    entry("LeakyRelu", 9, &["alpha"], "", |context| {
+        pointwise::unary(context, [("alpha", 0.01)], |[slope]| Unary::LeakyRelu { slope })
+    }),
+    entry("Log", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Log)),
+    entry("LogSoftmax", 9, &["axis"], "an axis that the batch is part of", |context| {
+        reduce::softmax(context, true)
+    }),
+    entry("MatMul", 9, &[], "vectors; the batch among the last two axes", linear::mat_mul),
+    entry("Max", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Max)
+    }),
+    entry(
+        "MaxPool",
+        9,
+        &["auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "storage_order", "strides"],
+        "other than two dimensions; the second output",
+        pooling::max_pool,
+    ),
+    entry("Min", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Min)
+    }),
+    entry("Mish", 18, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Mish)),
+    entry("Mul", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Mul)
+    }),
+    entry("Neg", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Neg)),
+    entry("PRelu", 9, &[], "slopes that are no constants", pointwise::p_relu),
+    entry(
+        "Pad",
+        9,
+        &["mode", "pads", "value"],
+        "pads that are no constants; an axis that the batch is part of",
+        shape::pad,
+    ),
+    entry("Pow", 9, &[], "a constant that varies over the batch", pointwise::pow),
+    entry("Reciprocal", 9, &[], "", |context| {
+        pointwise::unary(context, [], |[]| Unary::Reciprocal)
+    }),
+    entry(
+        "ReduceL1",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::L1),
+    ),
+    entry(
+        "ReduceL2",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::L2),
+    ),
+    entry(
+        "ReduceLogSumExp",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::LogSumExp),
+    ),
+    entry(
+        "ReduceMax",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::Max),
+    ),
+    entry(
+        "ReduceMean",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::Mean),
+    ),
+    entry(
+        "ReduceMin",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::Min),
+    ),
+    entry(
+        "ReduceSum",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::Sum),
+    ),
+    entry(
+        "ReduceSumSquare",
+        9,
+        &["axes", "keepdims", "noop_with_empty_axes"],
+        "an axis that the batch is part of",
+        |context| reduce::reduce(context, Reduction::SumSquare),
+    ),
+    entry("Relu", 9, &[], "", pointwise::relu),
+    entry(
+        "Reshape",
+        9,
+        &["allowzero"],
+        "a shape that is no constant; one that cuts through the batch",
+        shape::reshape,
+    ),
+    entry(
+        "Resize",
+        10,
+        &[
+            "antialias",
+            "axes",
+            "coordinate_transformation_mode",
+            "cubic_coeff_a",
+            "exclude_outside",
+            "extrapolation_value",
+            "keep_aspect_ratio_policy",
+            "mode",
+            "nearest_mode",
+        ],
+        "antialias; tf_crop_and_resize; aspect ratio policies; an axis that the batch is part of",
+        resize::resize,
+    ),
+    entry("Selu", 9, &["alpha", "gamma"], "", |context| {
+        let attributes = [("alpha", 1.673_263_2), ("gamma", 1.050_701)];
+        pointwise::unary(context, attributes, |[alpha, gamma]| Unary::Selu { alpha, gamma })
+    }),
+    entry("Shape", 9, &["end", "start"], "", shape::shape),
+    entry("Sigmoid", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Sigmoid)),
+    entry("Size", 9, &[], "", shape::size),
+    entry(
+        "Slice",
+        9,
+        &["axes", "ends", "starts"],
+        "bounds that are no constants; an axis that the batch is part of",
+        shape::slice,
+    ),
+    entry("Softmax", 9, &["axis"], "an axis that the batch is part of", |context| {
+        reduce::softmax(context, false)
+    }),
+    entry("Softplus", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Softplus)),
+    entry("Softsign", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Softsign)),
+    entry(
+        "Split",
+        9,
+        &["axis", "num_outputs", "split"],
+        "an axis that the batch is part of",
+        shape::split,
+    ),
+    entry("Sqrt", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Sqrt)),
+    entry("Squeeze", 9, &["axes"], "an axis that the batch is part of", shape::squeeze),
+    entry("Sub", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Sub)
+    }),
+    entry("Sum", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Add)
+    }),
+    entry("Swish", 9, &[], "as a node of its own: stands for x * Sigmoid(x)", |context| {
+        pointwise::unary(context, [], |[]| Unary::Silu)
+    }),
+    entry("Tanh", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Tanh)),
+    entry("ThresholdedRelu", 10, &["alpha"], "", |context| {
+        pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::ThresholdedRelu { alpha })
+    }),
+    entry("Transpose", 9, &["perm"], "", shape::transpose),
+    entry("Unsqueeze", 9, &["axes"], "", shape::unsqueeze),
+    entry("Upsample", 9, &["mode", "scales"], "scales that are no constants", resize::resize),
+];

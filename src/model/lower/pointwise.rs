@@ -1,19 +1,29 @@
-//! Elementwise operators, batch normalisation and softmax.
+//! Elementwise operators, batch normalisation and where broadcasting is decided.
 
 use super::context::{Context, Lowered, Operand, kind, step};
+use crate::model::Error;
+use crate::model::binary::{Arithmetic, Binary, Term};
 use crate::model::correlate::Activation;
+use crate::model::layout::Layout;
 use crate::model::operator::ChannelAffine;
-use crate::model::pointwise::{Arithmetic, Binary, Side, Softmax, Unary};
-use crate::model::{Error, Row};
+use crate::model::prelu::PRelu;
+use crate::model::unary::Unary;
 
 /// ONNX BatchNormalization at inference, opsets 7 to 21.
 pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["epsilon", "momentum", "spatial", "training_mode"])?;
     if context.node.int("training_mode", 0)? != 0 || context.node.int("spatial", 1)? != 1 {
         return Err(context.error("only inference over channels is supported".into()));
     }
-    let shape = context.activation(0)?;
-    let channels = shape.first().copied().unwrap_or(0);
+    let layout = context.activation(0)?;
+    let channels = match layout.as_batch_first() {
+        Some(&[channels, ..]) => channels,
+        _ => match layout.images() {
+            Some((_, [channels, _, _])) => channels,
+            None => {
+                return Err(context.error(format!("input 0 is {layout}, expected [batch, C, ...]")));
+            }
+        },
+    };
     let mut parameters = [&[][..]; 4];
     for (index, parameter) in parameters.iter_mut().enumerate() {
         *parameter = context.floats(index + 1)?.1;
@@ -33,19 +43,24 @@ pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Erro
         .map(|(w, v)| (f64::from(*w) / (f64::from(*v) + epsilon).sqrt()) as f32)
         .collect();
     let shift = bias.iter().zip(mean.iter().zip(&scale)).map(|(b, (m, s))| b - m * s).collect();
-    step(ChannelAffine { scale, shift, activation: Activation::Identity }, shape)
+    let affine = ChannelAffine { scale, shift, activation: Activation::Identity };
+    match layout.as_batch_first() {
+        Some(_) => step(affine, layout.clone()),
+        None => context.on_images(affine, context.images(0)?.1),
+    }
 }
 
 /// ONNX Relu, opsets 1 to 21.
 pub(super) fn relu(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
-    let shape = context.activation(0)?;
-    step(ChannelAffine::relu(shape.first().copied().unwrap_or(1)), shape)
+    let layout = context.activation(0)?;
+    match layout.row().first() {
+        Some(&channels) => step(ChannelAffine::relu(channels), layout.clone()),
+        None => step(Unary::LeakyRelu { slope: 0.0 }, layout.clone()),
+    }
 }
 
 /// ONNX Clip, opsets 6 to 21.
 pub(super) fn clip(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["max", "min"])?;
     let bound = |index: usize, name: &str, default: f32| -> Result<f32, Error> {
         match context.optional_floats(index)? {
             None => context.node.float(name, default),
@@ -55,123 +70,148 @@ pub(super) fn clip(context: &Context<'_>) -> Result<Lowered, Error> {
     };
     let low = bound(1, "min", f32::NEG_INFINITY)?;
     let high = bound(2, "max", f32::INFINITY)?;
-    unary(context, Unary::Clip { low, high })
+    step(Unary::Clip { low, high }, context.activation(0)?.clone())
 }
 
-/// ONNX LeakyRelu, opsets 1 to 21.
-pub(super) fn leaky_relu(context: &Context<'_>) -> Result<Lowered, Error> {
-    context.node.only(&["alpha"])?;
-    let slope = context.node.float("alpha", 0.01)?;
-    let shape = context.activation(0)?;
-    step(Unary::LeakyRelu { slope }, shape)
-}
-
-pub(super) fn unary(context: &Context<'_>, function: Unary) -> Result<Lowered, Error> {
-    context.node.only(if context.node.op == "Clip" { &["max", "min"] } else { &[] })?;
-    step(function, context.activation(0)?)
-}
-
-/// ONNX Softmax and LogSoftmax over the last axis, opsets 1 to 21.
-pub(super) fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error> {
-    context.node.only(&["axis"])?;
-    let shape = context.activation(0)?;
-    let default = if context.opset >= 13 { -1 } else { 1 };
-    let axis = context.axis(context.node.int("axis", default)?, shape)?;
-    // Before opset 13 everything from the axis on was one distribution.
-    if axis + 1 != shape.len() {
-        return Err(context.error(format!(
-            "axis {} of {}, expected the last",
-            axis + 1,
-            Row(shape)
-        )));
-    }
-    step(Softmax { log }, shape)
-}
-
-/// ONNX Add, Sub, Mul and Div, opsets 7 to 21, with NumPy's broadcasting inside a row.
-pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Error> {
-    context.node.only(&[])?;
-    match (context.operand(0), context.operand(1)) {
-        (Operand::Activation(a), Operand::Activation(b)) => {
-            let shape = broadcast(a, b).filter(|_| a.len() == b.len()).ok_or_else(|| {
-                context.error(format!("{} does not broadcast with {}", Row(a), Row(b)))
-            })?;
-            step(Binary { function, constant: None, relu: false }, &shape)
-        }
-        (Operand::Activation(shape), Operand::Constant(_)) => {
-            with_constant(context, function, shape, Side::Right)
-        }
-        (Operand::Constant(_), Operand::Activation(shape)) => {
-            with_constant(context, function, shape, Side::Left)
-        }
-        (a, b) => Err(context.error(format!("operands are {} and {}", kind(a), kind(b)))),
-    }
-}
-
-fn with_constant(
+/// A function of one value whose attributes are floats with defaults.
+pub(super) fn unary<const N: usize>(
     context: &Context<'_>,
-    function: Arithmetic,
-    shape: &[usize],
-    side: Side,
+    attributes: [(&str, f32); N],
+    function: impl Fn([f32; N]) -> Unary,
 ) -> Result<Lowered, Error> {
-    let (dims, values) = context.floats(usize::from(side == Side::Right))?;
-    if let Some(affine) = channel_affine(function, shape, dims, values, side) {
-        return step(affine, shape);
+    let mut values = [0.0; N];
+    for (value, (name, default)) in values.iter_mut().zip(attributes) {
+        *value = context.node.float(name, default)?;
     }
-    // With the batch in front as 1, the constant broadcasts as the row does.
-    let mut full = vec![1; (shape.len() + 1).saturating_sub(dims.len())];
-    full.extend(dims);
-    let fits = full.len() == shape.len() + 1 && full[0] == 1;
-    match broadcast(shape, &full[1..]).filter(|out| fits && out == shape) {
-        Some(out) => {
-            let constant = Some((side, context.tensor(values, &full)?));
-            step(Binary { function, constant, relu: false }, &out)
+    step(function(values), context.activation(0)?.clone())
+}
+
+/// ONNX Gelu, opset 20 and 21.
+pub(super) fn gelu(context: &Context<'_>) -> Result<Lowered, Error> {
+    let function = match context.node.text("approximate")?.unwrap_or("none") {
+        "none" => Unary::Gelu,
+        "tanh" => Unary::GeluTanh,
+        other => {
+            return Err(context.error(format!(
+                "attribute \"approximate\" is {other:?}, expected \"none\" or \"tanh\""
+            )));
         }
-        None => Err(context
-            .error(format!("a constant of shape {dims:?} does not broadcast to {}", Row(shape)))),
+    };
+    step(function, context.activation(0)?.clone())
+}
+
+/// ONNX PRelu, opsets 9 to 21: `max(x, 0) + slope min(x, 0)`.
+pub(super) fn p_relu(context: &Context<'_>) -> Result<Lowered, Error> {
+    let layout = context.activation(0)?;
+    let (dims, values) = context.floats(1)?;
+    let row = layout
+        .row_of_constant(dims)
+        .filter(|_| layout.broadcast(&layout.like(dims)).as_ref() == Some(layout));
+    let Some(row) = row else {
+        return Err(context.error(format!("slopes of shape {dims:?} for {layout}")));
+    };
+    let slopes = context.tensor(values, &[&[1], row.as_slice()].concat())?;
+    step(PRelu::new(slopes, layout.row()), layout.clone())
+}
+
+/// ONNX Pow, opsets 7 to 21.
+pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
+    if let (Operand::Activation(layout), Operand::Constant(constant)) =
+        (context.operand(0), context.operand(1))
+        && constant.values.len() == 1
+        && constant.dims.len() <= layout.rank()
+    {
+        let exponent = match (constant.floats(), constant.integers()) {
+            (Some(&[exponent]), _) => exponent,
+            (_, Some(&[exponent])) => exponent as f32,
+            _ => {
+                return Err(context.error("its exponent is of a kind that is not supported".into()));
+            }
+        };
+        let function = match exponent {
+            2.0 => Unary::Square,
+            0.5 => Unary::Sqrt,
+            exponent => Unary::Power { exponent },
+        };
+        return step(function, layout.clone());
+    }
+    arithmetic(context, Arithmetic::Pow)
+}
+
+/// ONNX Add, Sub, Mul, Div, Max and Min, opsets 7 to 21, with NumPy's broadcasting inside a row.
+pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Error> {
+    if context.operands.len() == 1 {
+        return Ok(Lowered::Same);
+    }
+    let (a, b) = match (context.operand(0), context.operand(1)) {
+        (Operand::Activation(a), Operand::Activation(b)) => (a.clone(), b.clone()),
+        (Operand::Activation(a), Operand::Constant(b)) => (a.clone(), a.like(&b.dims)),
+        (Operand::Constant(a), Operand::Activation(b)) => (b.like(&a.dims), b.clone()),
+        (a, b) => return Err(context.error(format!("operands are {} and {}", kind(a), kind(b)))),
+    };
+    let layout =
+        a.broadcast(&b).ok_or_else(|| context.error(format!("{a} does not broadcast with {b}")))?;
+    let (left, right) =
+        (term(context, 0, &a.padded(layout.rank()))?, term(context, 1, &b.padded(layout.rank()))?);
+    let row = layout.row();
+    let affine = match (&left, &right) {
+        (Term::Input(own), Term::Constant(_)) if *own == row => {
+            channel_affine(function, &row, context.floats(1)?.1, &right, false)
+        }
+        (Term::Constant(_), Term::Input(own)) if *own == row => {
+            channel_affine(function, &row, context.floats(0)?.1, &left, true)
+        }
+        _ => None,
+    };
+    match affine {
+        Some(affine) => step(affine, layout),
+        None => step(Binary { function, left, right, row, relu: false }, layout),
+    }
+}
+
+/// An operand of a function whose output has the rank of `layout`.
+pub(super) fn term(context: &Context<'_>, index: usize, layout: &Layout) -> Result<Term, Error> {
+    match context.operand(index) {
+        Operand::Activation(_) => Ok(Term::Input(layout.row())),
+        _ => {
+            let (dims, values) = context.floats(index)?;
+            let row = layout.row_of_constant(dims).ok_or_else(|| {
+                context.error(format!("a constant of shape {dims:?} varies over the batch"))
+            })?;
+            Ok(Term::Constant(context.tensor(values, &[&[1], row.as_slice()].concat())?))
+        }
     }
 }
 
 /// Arithmetic with a scalar or one value per channel.
 fn channel_affine(
     function: Arithmetic,
-    shape: &[usize],
-    dims: &[usize],
+    row: &[usize],
     values: &[f32],
-    side: Side,
+    constant: &Term,
+    on_left: bool,
 ) -> Option<ChannelAffine> {
-    let channels = *shape.first()?;
-    let rank = shape.len() + 1;
-    let per_channel = dims.len() <= rank
-        && dims.iter().rev().enumerate().all(|(i, &dim)| dim == 1 || rank - 1 - i == 1);
+    let channels = *row.first()?;
+    let Term::Constant(tensor) = constant else {
+        return None;
+    };
+    // One value for every row behind the first dimension.
+    if tensor.dims().get(2..)?.iter().any(|&dim| dim != 1) {
+        return None;
+    }
     let values: Vec<f32> = match values {
         [value] => vec![*value; channels],
-        values if per_channel && values.len() == channels => values.to_vec(),
+        values if values.len() == channels => values.to_vec(),
         _ => return None,
     };
     let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
-    let (scale, shift) = match (function, side) {
+    let (scale, shift) = match (function, on_left) {
         (Arithmetic::Add, _) => (ones, values),
-        (Arithmetic::Sub, Side::Right) => (ones, values.iter().map(|v| -v).collect()),
-        (Arithmetic::Sub, Side::Left) => (vec![-1.0; channels], values),
+        (Arithmetic::Sub, false) => (ones, values.iter().map(|v| -v).collect()),
+        (Arithmetic::Sub, true) => (vec![-1.0; channels], values),
         (Arithmetic::Mul, _) => (values, zeros),
-        (Arithmetic::Div, Side::Right) => (values.iter().map(|v| 1.0 / v).collect(), zeros),
-        (Arithmetic::Div, Side::Left) => return None,
+        (Arithmetic::Div, false) => (values.iter().map(|v| 1.0 / v).collect(), zeros),
+        _ => return None,
     };
     Some(ChannelAffine { scale, shift, activation: Activation::Identity })
-}
-
-fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
-    let rank = a.len().max(b.len());
-    let at = |shape: &[usize], i: usize| {
-        (i + shape.len()).checked_sub(rank).map_or(1, |index| shape[index])
-    };
-    (0..rank)
-        .map(|i| match (at(a, i), at(b, i)) {
-            (x, y) if x == y => Some(x),
-            (1, y) => Some(y),
-            (x, 1) => Some(x),
-            _ => None,
-        })
-        .collect()
 }

@@ -1,0 +1,249 @@
+//! From a checked graph to the steps of a program: constants folded, shapes inferred, nodes lowered.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use candle_core::Device;
+
+use super::Error;
+use super::fold::{fold, folds};
+use super::graph::{Constant, Graph, Node, Values, row_values};
+use super::layout::{Layout, batches};
+use super::lower::{Context, Lowered, Operand, lower};
+use super::operator::Operator;
+use super::program::Step;
+use super::shape::Transpose;
+
+/// A graph lowered, its output not yet looked for.
+pub(crate) struct Compiler<'a> {
+    device: &'a Device,
+    opset: i64,
+    /// The batch that the graph was written for, if it was fixed.
+    fixed_batch: Option<i64>,
+    values: HashMap<String, Value>,
+    layouts: Vec<Layout>,
+    steps: Vec<Step>,
+    /// Values that nodes on constants may still compute.
+    foldable: usize,
+}
+
+/// Where a name of the graph is while compiling.
+#[derive(Clone)]
+enum Value {
+    Constant(Rc<Constant>),
+    Slot(usize),
+}
+
+/// What a program is made of.
+pub(crate) struct Compiled {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) layouts: Vec<Layout>,
+    pub(crate) output: usize,
+}
+
+// === impl Compiler ===
+
+impl<'a> Compiler<'a> {
+    pub(crate) fn new(graph: &mut Graph, device: &'a Device) -> Self {
+        let constants = std::mem::take(&mut graph.constants);
+        // Every constant can be computed from once, and shapes and pads are small.
+        let stored: usize = constants.values().map(|constant| constant.values.len()).sum();
+        let values = constants
+            .into_iter()
+            .map(|(name, constant)| (name, Value::Constant(Rc::new(constant))))
+            .collect();
+        Self {
+            device,
+            opset: graph.opset,
+            fixed_batch: graph.inputs.iter().find_map(|input| input.fixed_batch()),
+            values,
+            layouts: Vec::new(),
+            steps: Vec::new(),
+            foldable: stored + FOLDED_VALUES,
+        }
+    }
+
+    /// An input that varies; slots are given in the order of the calls.
+    pub(crate) fn input(&mut self, name: &str, layout: Layout) {
+        self.values.insert(name.into(), Value::Slot(self.layouts.len()));
+        self.layouts.push(layout);
+    }
+
+    /// An input that does not.
+    pub(crate) fn constant(&mut self, name: &str, constant: Constant) {
+        self.values.insert(name.into(), Value::Constant(Rc::new(constant)));
+    }
+
+    /// An image whose graph wants its channels last: the program's row has them first.
+    pub(crate) fn channels_last_input(
+        &mut self,
+        name: &str,
+        [height, width, channels]: [usize; 3],
+    ) {
+        let input = self.layouts.len();
+        self.layouts.push(Layout::batch_first(&[channels, height, width]));
+        let (layout, order) = self.layouts[input].transposed(&[0, 2, 3, 1]);
+        let output = self.step(name, Box::new(Transpose { order }), vec![input], layout);
+        self.values.insert(name.into(), Value::Slot(output));
+    }
+
+    /// Every node of the graph.
+    pub(crate) fn lower(mut self, graph: &Graph) -> Result<Compiled, Error> {
+        for node in &graph.nodes {
+            match node.in_pairs() {
+                Some(pairs) => pairs.iter().try_for_each(|node| self.node(node))?,
+                None => self.node(node)?,
+            }
+        }
+        match self.values.get(&graph.output) {
+            Some(&Value::Slot(output)) => {
+                Ok(Compiled { steps: self.steps, layouts: self.layouts, output })
+            }
+            _ => Err(Error::Outputs { names: vec![graph.output.clone()] }),
+        }
+    }
+
+    fn node(&mut self, node: &Node) -> Result<(), Error> {
+        if folds(&node.op)
+            && let Some(mut inputs) = self.constants(node)
+        {
+            let row = without_batch(node, &inputs);
+            if let Some((index, row)) = &row {
+                inputs[*index] = Some(row);
+            }
+            let mut budget = self.foldable;
+            for (index, folded) in fold(node, &inputs, &mut budget)?.into_iter().enumerate() {
+                self.define(node, index, Value::Constant(Rc::new(folded)));
+            }
+            self.foldable = budget;
+            return Ok(());
+        }
+        let undefined = |name: &&String| !name.is_empty() && !self.values.contains_key(*name);
+        if let Some(name) = node.inputs.iter().find(undefined) {
+            return Err(node.error(format!("input {name:?} is an output that is not computed")));
+        }
+        let operands: Vec<Operand<'_>> = node
+            .inputs
+            .iter()
+            .map(|name| match self.values.get(name) {
+                None => Operand::Absent,
+                Some(Value::Constant(constant)) => Operand::Constant(constant),
+                Some(Value::Slot(slot)) => Operand::Activation(&self.layouts[*slot]),
+            })
+            .collect();
+        let context = Context {
+            node,
+            operands: &operands,
+            opset: self.opset,
+            fixed_batch: self.fixed_batch,
+            device: self.device,
+        };
+        let lowered = lower(&context)?;
+        let inputs: Vec<usize> = node
+            .inputs
+            .iter()
+            .filter_map(|name| match self.values.get(name) {
+                Some(Value::Slot(slot)) => Some(*slot),
+                _ => None,
+            })
+            .collect();
+        match lowered {
+            Lowered::Constant(constant) => {
+                self.define(node, 0, Value::Constant(Rc::new(constant)));
+            }
+            Lowered::Same => match node.inputs.first().and_then(|name| self.values.get(name)) {
+                Some(value) => {
+                    let value = value.clone();
+                    self.define(node, 0, value);
+                }
+                None => return Err(node.error("its input is absent".into())),
+            },
+            Lowered::Step(operator, layout) => {
+                let output = self.push(node, operator, inputs, layout)?;
+                self.define(node, 0, Value::Slot(output));
+            }
+            Lowered::Chain(steps) => {
+                let mut inputs = inputs;
+                for (operator, layout) in steps {
+                    inputs = vec![self.push(node, operator, inputs, layout)?];
+                }
+                if let &[output] = inputs.as_slice() {
+                    self.define(node, 0, Value::Slot(output));
+                }
+            }
+            Lowered::Steps(steps) => {
+                for (index, (operator, layout)) in steps.into_iter().enumerate() {
+                    let output = self.push(node, operator, inputs.clone(), layout)?;
+                    self.define(node, index, Value::Slot(output));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn define(&mut self, node: &Node, index: usize, value: Value) {
+        if let Some(name) = node.outputs.get(index).filter(|name| !name.is_empty()) {
+            self.values.insert(name.clone(), value);
+        }
+    }
+
+    fn push(
+        &mut self,
+        node: &Node,
+        operator: Box<dyn Operator>,
+        inputs: Vec<usize>,
+        layout: Layout,
+    ) -> Result<usize, Error> {
+        if row_values(&layout.row()).is_none() {
+            return Err(node.error(format!("its output {layout} has no values, or too many")));
+        }
+        Ok(self.step(&node.name, operator, inputs, layout))
+    }
+
+    fn step(
+        &mut self,
+        name: &str,
+        operator: Box<dyn Operator>,
+        inputs: Vec<usize>,
+        layout: Layout,
+    ) -> usize {
+        let output = self.layouts.len();
+        self.layouts.push(layout);
+        self.steps.push(Step { name: name.into(), operator, inputs, output, last_uses: vec![] });
+        output
+    }
+
+    /// The inputs, `None` where one is absent, if all that are there are constants.
+    fn constants(&self, node: &Node) -> Option<Vec<Option<&Constant>>> {
+        node.inputs
+            .iter()
+            .map(|name| match self.values.get(name) {
+                _ if name.is_empty() => Some(None),
+                Some(Value::Constant(constant)) => Some(Some(&**constant)),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// An input with one in place of the batch: a shape that a constant is repeated to, or the end of a
+/// range over the batch. The result is the first row's, and what reads it repeats it.
+fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<(usize, Constant)> {
+    let index = match node.op.as_str() {
+        "ConstantOfShape" => 0,
+        "Expand" | "Range" => 1,
+        _ => return None,
+    };
+    let shape = (*inputs.get(index)?)?;
+    let dims = shape.integers()?;
+    if dims.iter().all(|&dim| batches(dim).is_none()) {
+        return None;
+    }
+    let ones = dims.iter().map(|&dim| if batches(dim).is_some() { 1 } else { dim }).collect();
+    Some((index, Constant { dims: shape.dims.clone(), values: Values::I64(ones) }))
+}
+
+/// Values that nodes on constants may compute beyond what the file stores.
+///
+/// The masks and position biases of a full-size Swin take some twenty million.
+const FOLDED_VALUES: usize = 1 << 25;

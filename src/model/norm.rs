@@ -1,0 +1,225 @@
+//! Softmax and normalisations over runs of values that lie side by side.
+
+use candle_core::{Result, Tensor};
+
+use super::kernel;
+use super::math;
+use super::operator::{Operator, Saves};
+
+/// ONNX `Softmax` and `LogSoftmax` along one stretch of dimensions.
+#[derive(Debug)]
+pub(crate) struct Softmax {
+    pub(crate) log: bool,
+    /// Values of one distribution.
+    pub(crate) len: usize,
+    /// Values of the dimensions behind it: 1 for the last.
+    pub(crate) inner: usize,
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) * scale + bias`, statistics over runs of `len` values:
+/// ONNX `LayerNormalization`, `InstanceNormalization` and `GroupNormalization`.
+#[derive(Debug)]
+pub(crate) struct Normalization {
+    pub(crate) name: &'static str,
+    pub(crate) len: usize,
+    pub(crate) epsilon: f32,
+    /// One for each of the values that follow each other, `repeat` of them alike; over again when
+    /// they end.
+    pub(crate) scale: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) repeat: usize,
+}
+
+// === impl Softmax ===
+
+impl Operator for Softmax {
+    fn name(&self) -> &'static str {
+        if self.log { "LogSoftmax" } else { "Softmax" }
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        kernel::map(self.name(), &inputs[0], inputs[0].shape(), |x, out| {
+            let block = self.len * self.inner;
+            for (x, out) in x.chunks_exact(block).zip(out.chunks_exact_mut(block)) {
+                match self.inner {
+                    1 => softmax(x, out, self.log),
+                    inner => {
+                        let mut column = vec![0.0; self.len];
+                        let mut result = vec![0.0; self.len];
+                        for i in 0..inner {
+                            let values = x[i..].iter().step_by(inner);
+                            column.iter_mut().zip(values).for_each(|(to, from)| *to = *from);
+                            softmax(&column, &mut result, self.log);
+                            let to = out[i..].iter_mut().step_by(inner);
+                            to.zip(&result).for_each(|(to, from)| *to = *from);
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    fn vjp(
+        &self,
+        _inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let (log, inner) = (self.log, self.inner);
+        let gradient =
+            kernel::zip(self.name(), output, cotangent, output.shape(), |y, dy, out| {
+                let block = self.len * inner;
+                let blocks = y.chunks_exact(block).zip(dy.chunks_exact(block));
+                for ((y, dy), out) in blocks.zip(out.chunks_exact_mut(block)) {
+                    for i in 0..inner {
+                        let y = y[i..].iter().step_by(inner);
+                        let dy = dy[i..].iter().step_by(inner);
+                        let out = out[i..].iter_mut().step_by(inner);
+                        if log {
+                            // dy - softmax(x) <dy, 1>
+                            let sum: f32 = dy.clone().sum();
+                            for ((out, y), dy) in out.zip(y).zip(dy) {
+                                *out = dy - math::exp(*y) * sum;
+                            }
+                        } else {
+                            // y (dy - <dy, y>)
+                            let sum: f32 = dy.clone().zip(y.clone()).map(|(dy, y)| dy * y).sum();
+                            for ((out, y), dy) in out.zip(y).zip(dy) {
+                                *out = y * (dy - sum);
+                            }
+                        }
+                    }
+                }
+            })?;
+        Ok(vec![Some(gradient)])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves { inputs: false, output: true }
+    }
+}
+
+#[inline(always)]
+fn softmax(x: &[f32], out: &mut [f32], log: bool) {
+    let largest = x.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    out.iter_mut().zip(x).for_each(|(out, x)| *out = math::exp(x - largest));
+    let sum = lanes_sum(out, |y| y);
+    if log {
+        let shift = largest + sum.ln();
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = x - shift);
+    } else {
+        let scale = 1.0 / sum;
+        out.iter_mut().for_each(|out| *out *= scale);
+    }
+}
+
+// === impl Normalization ===
+
+impl Normalization {
+    #[inline(always)]
+    fn statistics(&self, x: &[f32]) -> (f32, f32) {
+        let mean = lanes_sum(x, |x| x) / self.len as f32;
+        let variance = lanes_sum(x, |x| (x - mean) * (x - mean)) / self.len as f32;
+        (mean, 1.0 / (variance + self.epsilon).sqrt())
+    }
+
+    /// For the run of this index: the parameters' start, and how many of them it has.
+    fn parameters(&self, run: usize) -> (usize, usize) {
+        let count = self.len / self.repeat;
+        (run * count % self.scale.len(), count)
+    }
+}
+
+impl Operator for Normalization {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        kernel::map(self.name, &inputs[0], inputs[0].shape(), |x, out| {
+            let runs = x.chunks_exact(self.len).zip(out.chunks_exact_mut(self.len));
+            for (run, (x, out)) in runs.enumerate() {
+                let (mean, inverse) = self.statistics(x);
+                let (start, count) = self.parameters(run);
+                let (scale, bias) = (&self.scale[start..][..count], &self.bias[start..][..count]);
+                if self.repeat == 1 {
+                    for (((out, x), scale), bias) in out.iter_mut().zip(x).zip(scale).zip(bias) {
+                        *out = (x - mean) * inverse * scale + bias;
+                    }
+                    continue;
+                }
+                let spans = x.chunks_exact(self.repeat).zip(out.chunks_exact_mut(self.repeat));
+                for ((x, out), (scale, bias)) in spans.zip(scale.iter().zip(bias)) {
+                    let (scale, shift) = (scale * inverse, bias - mean * scale * inverse);
+                    out.iter_mut().zip(x).for_each(|(out, x)| *out = x * scale + shift);
+                }
+            }
+        })
+    }
+
+    fn vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let x = &inputs[0];
+        let gradient = kernel::zip(self.name, x, cotangent, x.shape(), |x, dy, out| {
+            let runs = x.chunks_exact(self.len).zip(dy.chunks_exact(self.len));
+            for (run, ((x, dy), out)) in runs.zip(out.chunks_exact_mut(self.len)).enumerate() {
+                let (mean, inverse) = self.statistics(x);
+                let (start, count) = self.parameters(run);
+                let scale = &self.scale[start..][..count];
+                // g = scale dy; (g - mean(g) - x_hat mean(g x_hat)) / sigma
+                let spans = dy.chunks_exact(self.repeat).zip(out.chunks_exact_mut(self.repeat));
+                if self.repeat == 1 {
+                    for ((out, dy), scale) in out.iter_mut().zip(dy).zip(scale) {
+                        *out = dy * scale;
+                    }
+                } else {
+                    for ((dy, out), scale) in spans.zip(scale) {
+                        out.iter_mut().zip(dy).for_each(|(out, dy)| *out = dy * scale);
+                    }
+                }
+                let of_sum = lanes_sum(out, |g| g) / self.len as f32;
+                let of_product =
+                    lanes_sum2(out, x, |g, x| g * (x - mean)) * inverse / self.len as f32;
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = (*out - of_sum - (x - mean) * inverse * of_product) * inverse;
+                }
+            }
+        })?;
+        Ok(vec![Some(gradient)])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves { inputs: true, output: false }
+    }
+}
+
+/// Sums in sixteen lanes: in one, every addition waits for the one before.
+#[inline(always)]
+pub(crate) fn lanes_sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += f(*value);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|&value| f(value)).sum::<f32>()
+}
+
+#[inline(always)]
+fn lanes_sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += f(*a, *b);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest_a.iter().zip(rest_b).map(|(a, b)| f(*a, *b)).sum::<f32>()
+}
+
+const LANES: usize = 16;
