@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use super::Error;
 use super::fold::{fold, folds};
@@ -122,6 +122,12 @@ impl<'a> Compiler<'a> {
         if let Some(name) = node.inputs.iter().find(undefined) {
             return Err(node.error(format!("input {name:?} is an output that is not computed")));
         }
+        if self.constants(node).is_some()
+            && let Some(constant) = self.computed(node)?
+        {
+            self.define(node, 0, Value::Constant(Rc::new(constant)));
+            return Ok(());
+        }
         let operands: Vec<Operand<'_>> = node
             .inputs
             .iter()
@@ -181,6 +187,42 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
+    /// The result of an operator that is lowered on constants alone, its first one taken for a batch:
+    /// position encodings that a graph computes by convolutions.
+    fn computed(&mut self, node: &Node) -> Result<Option<Constant>, Error> {
+        let constants = self.constants(node).unwrap_or_default();
+        let Some(&[rows, ref row @ ..]) =
+            constants.first().and_then(|first| first.as_ref()).map(|first| first.dims.as_slice())
+        else {
+            return Ok(None);
+        };
+        let layout = Layout::batch_first(row);
+        let mut operands: Vec<Operand<'_>> = constants
+            .iter()
+            .map(|constant| constant.map_or(Operand::Absent, Operand::Constant))
+            .collect();
+        operands[0] = Operand::Activation(&layout);
+        let (device, opset) = (self.device, self.opset);
+        let context = Context { node, operands: &operands, opset, fixed_batch: None, device };
+        let (Some(x), Ok(Lowered::Step(operator, out))) =
+            (constants[0].and_then(Constant::floats), lower(&context))
+        else {
+            return Ok(None);
+        };
+        let Some(values) = out.as_batch_first().and_then(row_values) else {
+            return Ok(None);
+        };
+        // Every result may be a sum over as many products as the other constants have values.
+        let others: usize = constants[1..].iter().flatten().map(|other| other.values.len()).sum();
+        let work = values.saturating_mul(rows).saturating_mul(1 + others / PRODUCTS_PER_VALUE);
+        let left = self.foldable.checked_sub(work);
+        let left = left.ok_or_else(|| node.error("it takes too much work on constants".into()))?;
+        let y = operator.forward(&[Tensor::from_slice(x, [&[rows], row].concat(), device)?])?;
+        let constant = Constant::from_tensor(&y)?;
+        self.foldable = left;
+        Ok(Some(constant))
+    }
+
     fn define(&mut self, node: &Node, index: usize, value: Value) {
         if let Some(name) = node.outputs.get(index).filter(|name| !name.is_empty()) {
             self.values.insert(name.clone(), value);
@@ -231,7 +273,7 @@ impl<'a> Compiler<'a> {
 fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<(usize, Constant)> {
     let index = match node.op.as_str() {
         "ConstantOfShape" => 0,
-        "Expand" | "Range" => 1,
+        "Expand" | "Range" | "Tile" => 1,
         _ => return None,
     };
     let shape = (*inputs.get(index)?)?;
@@ -242,6 +284,9 @@ fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<(usize, Co
     let ones = dims.iter().map(|&dim| if batches(dim).is_some() { 1 } else { dim }).collect();
     Some((index, Constant { dims: shape.dims.clone(), values: Values::I64(ones) }))
 }
+
+/// Products that take about as long as a value that another node computes.
+const PRODUCTS_PER_VALUE: usize = 1 << 10;
 
 /// Values that nodes on constants may compute beyond what the file stores.
 ///

@@ -84,16 +84,16 @@ impl Operator for Einsum {
     }
 }
 
-/// A constant operand is one matrix for all products.
+/// A constant operand serves every row.
 fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let (count, (own, other)) = (a.dim(0)?.max(b.dim(0)?), (a.dim(0)?, b.dim(0)?));
+    let count = a.dim(0)?.max(b.dim(0)?);
     let repeated = |x: &Tensor| -> Result<Tensor> {
-        let (_, rows, columns) = x.dims3()?;
-        x.broadcast_as((count, rows, columns))?.contiguous()
+        let (own, rows, columns) = x.dims3()?;
+        if own == count {
+            return Ok(x.clone());
+        }
+        let all = x.unsqueeze(0)?.broadcast_as((count / own, own, rows, columns))?;
+        all.contiguous()?.reshape((count, rows, columns))
     };
-    match (own, other) {
-        (own, other) if own == other => a.matmul(b),
-        (1, _) => repeated(a)?.matmul(b),
-        _ => a.matmul(&repeated(b)?),
-    }
+    repeated(a)?.matmul(&repeated(b)?)
 }

@@ -1,16 +1,20 @@
 //! The ONNX file as a checked graph: nodes in order, constants decoded, one input, one output.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
-use candle_core::DType;
 use candle_onnx::onnx::{
-    self, AttributeProto, GraphProto, ModelProto, TensorProto, attribute_proto::AttributeType,
-    tensor_proto::DataType, tensor_shape_proto::dimension::Value as Dimension,
-    type_proto::Value as TypeValue,
+    self, attribute_proto::AttributeType, tensor_proto::DataType,
+    tensor_shape_proto::dimension::Value as Dimension, type_proto::Value as TypeValue,
 };
 use prost::Message;
 
 use super::Error;
+use super::constant::type_name;
+use super::external::{Digests, External};
+use super::wire::{self, AttributeProto, Fields, ModelProto, NodeProto, TensorProto};
+
+pub(crate) use super::constant::{Constant, Values};
 
 /// A graph that can be lowered node by node.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Graph {
     pub(crate) output: String,
     /// Version of the default operator set.
     pub(crate) opset: i64,
+    /// Of the other files that constants were read from.
+    pub(crate) external: Digests,
 }
 
 /// What the graph declares of an input.
@@ -67,65 +73,66 @@ enum Attribute {
     Unsupported,
 }
 
-/// A decoded constant, row-major.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Constant {
-    pub(crate) dims: Vec<usize>,
-    pub(crate) values: Values,
-}
-
-/// 64-bit floats are read as `F32`, 32-bit integers and booleans as `I64`.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Values {
-    F32(Vec<f32>),
-    I64(Vec<i64>),
-}
-
 // === impl Graph ===
 
 impl Graph {
-    /// Reads an ONNX model.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        let model = ModelProto::decode(bytes)
-            .map_err(|source| Error::NotOnnx { reason: format!("{source}") })?;
-        let opset = model
-            .opset_import
-            .iter()
-            .find(|import| import.domain.is_empty() || import.domain == "ai.onnx")
-            .map(|import| import.version);
-        let (Some(opset), Some(graph)) = (opset, model.graph) else {
-            return Err(Error::NotOnnx { reason: "no graph, or no operator set".into() });
+    /// Reads an ONNX model, and what it keeps in other files of `folder` if there is one.
+    pub(crate) fn decode(bytes: &[u8], folder: Option<&Path>) -> Result<Self, Error> {
+        let model = ModelProto::read(bytes).map_err(not_onnx)?;
+        let (Some(opset), Some(graph)) = (model.opset, model.graph) else {
+            return Err(not_onnx("no graph, or no operator set".into()));
         };
         if !OPSETS.contains(&opset) {
             return Err(Error::Opset { got: opset, expected: OPSETS });
         }
-        Self::check(graph, opset)
+        if let Some(name) = model.replaced {
+            return Err(not_onnx(format!("a function of its own replaces operator {name:?}")));
+        }
+        Self::check(graph, opset, folder)
     }
 
-    fn check(graph: GraphProto, opset: i64) -> Result<Self, Error> {
-        let mut constants = HashMap::new();
-        for tensor in &graph.initializer {
-            let decoded = Constant::decode(tensor)
-                .map_err(|reason| Error::Constant { name: tensor.name.clone(), reason })?;
-            constants.insert(tensor.name.clone(), decoded);
+    fn check(graph: &[u8], opset: i64, folder: Option<&Path>) -> Result<Self, Error> {
+        let mut constants = Constants::default();
+        let (mut external, mut inputs, mut outputs) = (External::default(), vec![], vec![]);
+        for field in Fields::of("GraphProto", graph) {
+            match field.map_err(not_onnx)? {
+                (5, tensor) => {
+                    let bytes = tensor.bytes().map_err(not_onnx)?;
+                    constants.read(bytes, folder.is_some().then_some(&mut external))?;
+                }
+                (11, input) => inputs.push(input.bytes().map_err(not_onnx)?),
+                (12, output) => outputs.push(output.bytes().map_err(not_onnx)?),
+                (15, _) => return Err(not_onnx("sparse_initializer is not supported".into())),
+                _ => {}
+            }
         }
-        let inputs: Vec<Input> = graph
-            .input
-            .iter()
-            .filter(|input| !constants.contains_key(&input.name))
-            .map(Input::read)
-            .collect();
-        let [output] = graph.output.as_slice() else {
-            let names = graph.output.iter().map(|output| output.name.clone()).collect();
-            return Err(Error::Outputs { names });
+        let external = match folder {
+            Some(folder) => external.read(folder, &mut constants.values)?,
+            None => Vec::new(),
         };
-        let output = output.name.clone();
+        let constants = constants.values;
+        let mut free = Vec::new();
+        for bytes in inputs {
+            if !constants.contains_key(named(bytes)?) {
+                free.push(Input::decode(bytes)?);
+            }
+        }
+        let inputs = free;
+        let &[output] = outputs.as_slice() else {
+            return Err(Error::Outputs { names: names(&outputs)? });
+        };
+        let output = named(output)?.to_owned();
         let mut defined: HashSet<String> = constants.keys().cloned().collect();
         defined.extend(inputs.iter().map(|input| input.name.clone()));
         defined.insert(String::new());
-        let mut nodes = Vec::with_capacity(graph.node.len());
-        for (index, proto) in graph.node.iter().enumerate() {
-            let node = Node::check(proto, index)?;
+        let mut nodes = Vec::new();
+        for field in Fields::of("GraphProto", graph) {
+            let (1, node) = field.map_err(not_onnx)? else { continue };
+            if nodes.len() == MAX_NODES {
+                return Err(not_onnx(format!("it has more than {MAX_NODES} nodes")));
+            }
+            let (proto, attributes) = node.bytes().and_then(NodeProto::read).map_err(not_onnx)?;
+            let node = Node::check(&proto, &attributes, nodes.len())?;
             if let Some(missing) = node.inputs.iter().find(|name| !defined.contains(*name)) {
                 return Err(
                     node.error(format!("input {missing:?} is not defined by any earlier node"))
@@ -141,7 +148,7 @@ impl Graph {
         if !defined.contains(&output) {
             return Err(Error::Outputs { names: vec![output] });
         }
-        Ok(Self { nodes, constants, inputs, output, opset })
+        Ok(Self { nodes, constants, inputs, output, opset, external })
     }
 }
 
@@ -156,6 +163,52 @@ impl Graph {
     }
 }
 
+fn named(bytes: &[u8]) -> Result<&str, Error> {
+    wire::value_name(bytes).map_err(not_onnx)
+}
+
+/// The first of these values' names.
+fn names(values: &[&[u8]]) -> Result<Vec<String>, Error> {
+    values.iter().take(MAX_SHOWN).map(|bytes| Ok(named(bytes)?.to_owned())).collect()
+}
+
+fn not_onnx(reason: String) -> Error {
+    Error::NotOnnx { reason }
+}
+
+/// The initializers.
+#[derive(Default)]
+struct Constants {
+    values: HashMap<String, Constant>,
+    /// Of all, also those whose values are elsewhere.
+    names: HashSet<String>,
+}
+
+// === impl Constants ===
+
+impl Constants {
+    /// Decodes an initializer, or notes it if its values are elsewhere.
+    fn read<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        external: Option<&mut External<'a>>,
+    ) -> Result<(), Error> {
+        let tensor = TensorProto::read(bytes).map_err(not_onnx)?;
+        let wrong = |reason| Error::Constant { name: tensor.name.into(), reason };
+        if !self.names.insert(tensor.name.into()) {
+            return Err(wrong("defined twice".into()));
+        }
+        match external {
+            Some(external) if tensor.external => external.add(&tensor).map_err(wrong),
+            _ => {
+                let constant = Constant::decode(&tensor).map_err(wrong)?;
+                self.values.insert(tensor.name.into(), constant);
+                Ok(())
+            }
+        }
+    }
+}
+
 /// How many values a row of an activation has; `None` for none, or for more than can be meant.
 pub(crate) fn row_values(shape: &[usize]) -> Option<usize> {
     shape
@@ -167,7 +220,13 @@ pub(crate) fn row_values(shape: &[usize]) -> Option<usize> {
 // === impl Input ===
 
 impl Input {
-    fn read(input: &onnx::ValueInfoProto) -> Self {
+    fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > MAX_DESCRIPTION {
+            let got = bytes.len();
+            return Err(not_onnx(format!("an input's description has {got} bytes")));
+        }
+        let input = onnx::ValueInfoProto::decode(bytes)
+            .map_err(|source| not_onnx(format!("an input's description: {source}")))?;
         let (element, dims) = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
             Some(TypeValue::TensorType(tensor)) => (tensor.elem_type, tensor.shape.as_ref()),
             _ => (0, None),
@@ -180,7 +239,7 @@ impl Input {
             };
             shape.dim.iter().map(read).collect()
         });
-        Self { name: input.name.clone(), dims, element }
+        Ok(Self { name: input.name, dims, element })
     }
 
     pub(crate) fn name(&self) -> String {
@@ -247,27 +306,30 @@ impl std::fmt::Display for Dim {
 // === impl Node ===
 
 impl Node {
-    fn check(proto: &onnx::NodeProto, index: usize) -> Result<Self, Error> {
+    fn check(proto: &NodeProto, attributes: &[&[u8]], index: usize) -> Result<Self, Error> {
         let name = if proto.name.is_empty() { format!("#{index}") } else { proto.name.clone() };
-        if !(proto.domain.is_empty() || proto.domain == "ai.onnx") {
+        if !wire::is_default(&proto.domain) {
             let op = format!("{}.{}", proto.domain, proto.op_type);
             return Err(Error::Operator { node: name, op });
         }
-        let mut attributes = HashMap::new();
-        for attribute in &proto.attribute {
-            let value = Attribute::decode(attribute).map_err(|reason| Error::Node {
-                node: name.clone(),
-                op: proto.op_type.clone(),
-                reason: format!("attribute {:?}: {reason}", attribute.name),
-            })?;
-            attributes.insert(attribute.name.clone(), value);
+        let wrong = |reason| Error::Node { node: name.clone(), op: proto.op_type.clone(), reason };
+        let mut decoded = HashMap::new();
+        for bytes in attributes {
+            let attribute = AttributeProto::read(bytes).map_err(wrong)?;
+            let own = attribute.name.to_owned();
+            let value = Attribute::decode(&attribute)
+                .map_err(|reason| wrong(format!("attribute {own:?}: {reason}")))?;
+            if decoded.contains_key(&own) {
+                return Err(wrong(format!("attribute {own:?} is given twice")));
+            }
+            decoded.insert(own, value);
         }
         let node = Self {
             name,
             op: proto.op_type.clone(),
             inputs: proto.input.clone(),
             outputs: proto.output.clone(),
-            attributes,
+            attributes: decoded,
         };
         if node.outputs.iter().all(String::is_empty) {
             return Err(node.error("it has no output".into()));
@@ -309,7 +371,12 @@ impl Node {
     }
 
     /// An error that names this node.
-    pub(crate) fn error(&self, reason: String) -> Error {
+    pub(crate) fn error(&self, mut reason: String) -> Error {
+        // Of lists as long as a file can hold, the start says what is wrong.
+        if let Some((end, _)) = reason.char_indices().nth(MAX_REASON) {
+            reason.truncate(end);
+            reason.push_str(" ...");
+        }
         Error::Node { node: self.name.clone(), op: self.op.clone(), reason }
     }
 
@@ -394,13 +461,16 @@ impl Node {
 // === impl Attribute ===
 
 impl Attribute {
-    fn decode(proto: &AttributeProto) -> Result<Self, String> {
+    fn decode(proto: &AttributeProto<'_>) -> Result<Self, String> {
         Ok(match AttributeType::try_from(proto.r#type) {
             Ok(AttributeType::Float) => Self::Float(proto.f),
             Ok(AttributeType::Floats) => Self::Floats(proto.floats.clone()),
             Ok(AttributeType::Int) => Self::Int(proto.i),
             Ok(AttributeType::Ints) => Self::Ints(proto.ints.clone()),
-            Ok(AttributeType::String) => Self::Text(String::from_utf8_lossy(&proto.s).into_owned()),
+            Ok(AttributeType::String) => match std::str::from_utf8(proto.s) {
+                Ok(text) => Self::Text(text.to_owned()),
+                Err(_) => return Err(format!("a string of {} bytes is not UTF-8", proto.s.len())),
+            },
             Ok(AttributeType::Tensor) => match &proto.t {
                 Some(tensor) => Self::Tensor(Constant::decode(tensor)?),
                 None => return Err("a tensor attribute without its tensor".into()),
@@ -411,108 +481,6 @@ impl Attribute {
     }
 }
 
-// === impl Constant ===
-
-impl Constant {
-    fn decode(tensor: &TensorProto) -> Result<Self, String> {
-        let dims = tensor
-            .dims
-            .iter()
-            .map(|&dim| usize::try_from(dim).map_err(|_| format!("negative dimension {dim}")))
-            .collect::<Result<Vec<_>, _>>()?;
-        let count = dims
-            .iter()
-            .try_fold(1usize, |product, &dim| product.checked_mul(dim))
-            .filter(|&count| count <= MAX_VALUES)
-            .ok_or_else(|| format!("shape {dims:?} has more than {MAX_VALUES} values"))?;
-        if tensor.data_location != 0 || !tensor.external_data.is_empty() {
-            return Err("external data is not supported".into());
-        }
-        let raw = &tensor.raw_data;
-        let kind = DataType::try_from(tensor.data_type);
-        let values = match kind {
-            Ok(DataType::Float) if raw.is_empty() => Values::F32(tensor.float_data.clone()),
-            Ok(DataType::Float) => Values::F32(little_endian(raw, f32::from_le_bytes)?),
-            Ok(DataType::Double) if raw.is_empty() => {
-                Values::F32(tensor.double_data.iter().map(|&value| value as f32).collect())
-            }
-            Ok(DataType::Double) => {
-                Values::F32(little_endian(raw, |bytes| f64::from_le_bytes(bytes) as f32)?)
-            }
-            Ok(DataType::Int64) if raw.is_empty() => Values::I64(tensor.int64_data.clone()),
-            Ok(DataType::Int64) => Values::I64(little_endian(raw, i64::from_le_bytes)?),
-            Ok(DataType::Int32) if raw.is_empty() => {
-                Values::I64(tensor.int32_data.iter().map(|&value| value.into()).collect())
-            }
-            Ok(DataType::Int32) => {
-                Values::I64(little_endian(raw, |bytes| i32::from_le_bytes(bytes).into())?)
-            }
-            Ok(DataType::Bool) if !raw.is_empty() => {
-                Values::I64(raw.iter().map(|&byte| byte.into()).collect())
-            }
-            Ok(DataType::Bool) => {
-                Values::I64(tensor.int32_data.iter().map(|&value| value.into()).collect())
-            }
-            _ => return Err(format!("element type {}", type_name(tensor.data_type))),
-        };
-        if values.len() != count {
-            return Err(format!("shape {dims:?} needs {count} values, got {}", values.len()));
-        }
-        Ok(Self { dims, values })
-    }
-
-    pub(crate) fn from_tensor(tensor: &candle_core::Tensor) -> Result<Self, Error> {
-        let flat = tensor.flatten_all()?;
-        let values = match tensor.dtype().is_float() {
-            true => Values::F32(flat.to_dtype(DType::F32)?.to_vec1()?),
-            false => Values::I64(flat.to_dtype(DType::I64)?.to_vec1()?),
-        };
-        Ok(Self { dims: tensor.dims().to_vec(), values })
-    }
-
-    pub(crate) fn floats(&self) -> Option<&[f32]> {
-        match &self.values {
-            Values::F32(values) => Some(values),
-            Values::I64(_) => None,
-        }
-    }
-
-    pub(crate) fn integers(&self) -> Option<&[i64]> {
-        match &self.values {
-            Values::F32(_) => None,
-            Values::I64(values) => Some(values),
-        }
-    }
-}
-
-// === impl Values ===
-
-impl Values {
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::I64(values) => values.len(),
-        }
-    }
-}
-
-fn little_endian<const N: usize, T>(
-    raw: &[u8],
-    read: impl Fn([u8; N]) -> T,
-) -> Result<Vec<T>, String> {
-    match raw.as_chunks::<N>() {
-        (chunks, []) => Ok(chunks.iter().map(|bytes| read(*bytes)).collect()),
-        _ => Err(format!("{} bytes of data are no multiple of {N}", raw.len())),
-    }
-}
-
-fn type_name(data_type: i32) -> String {
-    match DataType::try_from(data_type) {
-        Ok(known) => known.as_str_name().to_owned(),
-        Err(_) => format!("number {data_type}"),
-    }
-}
-
 /// What an input may hold.
 const FLOATS: [DataType; 4] =
     [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
@@ -520,8 +488,17 @@ const FLOATS: [DataType; 4] =
 /// Operator sets whose definitions the lowerings follow.
 pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
 
-/// A gigabyte of `f32`.
-const MAX_VALUES: usize = 1 << 28;
+/// The deepest classifiers have a few thousand, and compiling takes longer the more there are.
+const MAX_NODES: usize = 1 << 16;
+
+/// Characters of an error about a node.
+const MAX_REASON: usize = 1 << 12;
+
+/// Names in an error.
+pub(super) const MAX_SHOWN: usize = 8;
+
+/// A description of one value is short.
+const MAX_DESCRIPTION: usize = 1 << 16;
 
 /// An image of 4096 x 4096 in three channels, and more than any layer of a classifier: a quarter
 /// of a gigabyte of `f32`.

@@ -5,10 +5,12 @@
 
 mod binary;
 mod compile;
+mod constant;
 mod conv;
 mod correlate;
 mod depthwise;
 mod einsum;
+mod external;
 mod fold;
 mod fuse;
 mod graph;
@@ -32,13 +34,18 @@ mod strided;
 mod sweep;
 mod unary;
 mod winograd;
+mod wire;
 
+use std::fs::File;
+use std::io::Read;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
 
-use crate::digest::sha256;
+use crate::digest::{hex, sha256};
+use graph::Graph;
 
 use layout::Layout;
 pub use lower::operator_table;
@@ -118,9 +125,11 @@ pub enum Error {
         got: String,
     },
     /// Not exactly one input.
-    #[error("the model takes {} inputs {names:?}, expected one image", names.len())]
+    #[error("the model takes {got} inputs {names:?}, expected one image")]
     Inputs {
-        /// What it takes.
+        /// How many.
+        got: usize,
+        /// The first of them.
         names: Vec<String>,
     },
     /// A node that its operator's definition, or this program, does not allow.
@@ -196,14 +205,20 @@ pub enum Error {
 impl Model {
     /// Compiles the ONNX file at `path`; `mean` and `std` normalise pixels in [0, 1] to its input.
     pub fn load(path: &Path, mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
-        let bytes =
-            std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Self::decode(&bytes, mean, std, device)
+        let bytes = read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let graph = Graph::decode(&bytes, path.parent())?;
+        let digest = digest(&bytes, &graph.external);
+        // Not needed any more, and as large as the program that is made of it.
+        drop(bytes);
+        Self::new(Program::assemble(graph, device)?, mean, std, digest)
     }
 
-    /// Like [`Model::load`], from the bytes of the file.
+    /// Like [`Model::load`], from the bytes of a file that keeps all of its data in itself.
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
-        let program = Program::compile(bytes, device)?;
+        Self::new(Program::compile(bytes, device)?, mean, std, sha256(bytes))
+    }
+
+    fn new(program: Program, mean: &[f32], std: &[f32], digest: String) -> Result<Self, Error> {
         let shape = <[usize; 3]>::try_from(program.input_shape()).map_err(|_| {
             let got = format!("FLOAT of shape {}", Layout::batch_first(program.input_shape()));
             Error::InputType { name: program.input_name().into(), got }
@@ -225,11 +240,13 @@ impl Model {
         let normalised =
             |pixel: f32| mean.iter().zip(&std).map(|(mean, std)| (pixel - mean) / std).collect();
         let domain = InputDomain { shape, lower: normalised(0.0), upper: normalised(1.0) };
-        let digest = sha256(bytes);
         Ok(Self { program, domain, labels, digest })
     }
 
     /// SHA-256 of the ONNX file, hexadecimal.
+    ///
+    /// Where tensors are kept in other files: of the ONNX file followed by the SHA-256, 32 bytes
+    /// each, of these files in the order of their names.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -265,6 +282,30 @@ impl Classifier for Model {
         self.program.vjp(batch, cotangent)
     }
 }
+
+/// The file, unless it is larger than any protobuf message.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = Vec::with_capacity(size.min(MAX_FILE) as usize);
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 {
+        0..=MAX_FILE => Ok(bytes),
+        _ => Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("more than {MAX_FILE} bytes"),
+        )),
+    }
+}
+
+fn digest(bytes: &[u8], external: &[[u8; 32]]) -> String {
+    let mut digest = Sha256::new_with_prefix(bytes);
+    external.iter().for_each(|file| digest.update(file));
+    hex(&digest.finalize())
+}
+
+/// Protobuf's own limit.
+const MAX_FILE: u64 = 1 << 31;
 
 // === impl InputDomain ===
 

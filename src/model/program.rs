@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::compile::{Compiled, Compiler};
 use super::fuse;
-use super::graph::{Constant, Graph, Input};
+use super::graph::{Constant, Graph, Input, MAX_SHOWN};
 use super::layout::Layout;
 use super::operator::{Operator, add, with_rows};
 use super::{Cotangent, Error, patterns};
@@ -47,14 +47,19 @@ pub(crate) struct Step {
 // === impl Program ===
 
 impl Program {
-    /// Compiles an ONNX file of one input, the batch in front, for `device`.
+    /// Compiles an ONNX file of one input, the batch in front, which keeps all of its data in
+    /// itself, for `device`.
     ///
     /// An image whose graph wants its channels last is given with them first all the same.
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
-        let mut graph = Graph::decode(bytes)?;
+        Self::assemble(Graph::decode(bytes, None)?, device)
+    }
+
+    /// Compiles a graph of one input for `device`.
+    pub(super) fn assemble(mut graph: Graph, device: &Device) -> Result<Self, Error> {
         let [input] = graph.inputs.as_slice() else {
-            let names = graph.inputs.iter().map(|input| input.name.clone()).collect();
-            return Err(Error::Inputs { names });
+            let names = graph.inputs.iter().take(MAX_SHOWN).map(Input::name).collect();
+            return Err(Error::Inputs { got: graph.inputs.len(), names });
         };
         let (name, row) = (input.name.clone(), input.row(true)?);
         let channels_last = graph.channels_last(&row);
@@ -88,7 +93,7 @@ impl Program {
         constants: &HashMap<String, Tensor>,
         device: &Device,
     ) -> Result<Self, Error> {
-        let mut graph = Graph::decode(bytes)?;
+        let mut graph = Graph::decode(bytes, None)?;
         let mut compiler = Compiler::new(&mut graph, device);
         let mut inputs = 0;
         for input in &graph.inputs {

@@ -13,7 +13,7 @@ pub(crate) enum Unary {
     Celu {
         alpha: f32,
     },
-    /// `min(max(x, low), high)`; the derivative at a bound is 1.
+    /// `min(max(x, low), high)`; the derivative at a bound is 0.
     Clip {
         low: f32,
         high: f32,
@@ -143,7 +143,7 @@ impl Unary {
                     math::exp(x / alpha)
                 }
             }
-            Self::Clip { low, high } => step(low <= x && x <= high),
+            Self::Clip { low, high } => step(low < x && x < high),
             Self::Elu { alpha } => {
                 if x > 0.0 {
                     1.0

@@ -21,6 +21,7 @@ use std::cell::Cell;
 
 use super::Error;
 use super::graph::{Constant, Node, Values};
+use super::wire::MAX_RANK;
 use Evaluation::{Many, One};
 
 /// Whether `fold` may evaluate this operator.
@@ -365,6 +366,3 @@ fn repeating(dims: &[usize], rank: usize) -> Vec<usize> {
 fn dot(index: &[usize], strides: &[usize]) -> usize {
     index.iter().zip(strides).map(|(index, stride)| index * stride).sum()
 }
-
-/// As many as NumPy has; time grows with the axes of each value.
-const MAX_RANK: usize = 64;

@@ -5,7 +5,7 @@ use crate::model::Error;
 use crate::model::binary::{Arithmetic, Binary, Term};
 use crate::model::correlate::Activation;
 use crate::model::layout::Layout;
-use crate::model::operator::ChannelAffine;
+use crate::model::operator::{ChannelAffine, Operator};
 use crate::model::prelu::PRelu;
 use crate::model::unary::Unary;
 
@@ -15,15 +15,10 @@ pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Erro
         return Err(context.error("only inference over channels is supported".into()));
     }
     let layout = context.activation(0)?;
-    let channels = match layout.as_batch_first() {
-        Some(&[channels, ..]) => channels,
-        _ => match layout.images() {
-            Some((_, [channels, _, _])) => channels,
-            None => {
-                return Err(context.error(format!("input 0 is {layout}, expected [batch, C, ...]")));
-            }
-        },
-    };
+    if layout.rank() < 2 || layout.is_batch(1) {
+        return Err(context.error(format!("input 0 is {layout}, expected [batch, C, ...]")));
+    }
+    let channels = layout.size(1);
     let mut parameters = [&[][..]; 4];
     for (index, parameter) in parameters.iter_mut().enumerate() {
         *parameter = context.floats(index + 1)?.1;
@@ -43,11 +38,28 @@ pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Erro
         .map(|(w, v)| (f64::from(*w) / (f64::from(*v) + epsilon).sqrt()) as f32)
         .collect();
     let shift = bias.iter().zip(mean.iter().zip(&scale)).map(|(b, (m, s))| b - m * s).collect();
-    let affine = ChannelAffine { scale, shift, activation: Activation::Identity };
-    match layout.as_batch_first() {
-        Some(_) => step(affine, layout.clone()),
-        None => context.on_images(affine, context.images(0)?.1),
+    if layout.dim(1) == 1 && layout.row().len() + 1 == layout.rank() {
+        return step(
+            ChannelAffine { scale, shift, activation: Activation::Identity },
+            layout.clone(),
+        );
     }
+    // The channels are not the first dimension of a row.
+    let mut dims = vec![channels];
+    dims.resize(layout.rank() - 1, 1);
+    let row = layout.row();
+    let part = |function: Arithmetic,
+                values: &[f32]|
+     -> Result<(Box<dyn Operator>, Layout), Error> {
+        let Some(constant) = layout.row_of_constant(&dims) else {
+            return Err(context.error(format!("channels of {layout} vary over the batch")));
+        };
+        let right = Term::Constant(context.tensor(values, &[&[1], constant.as_slice()].concat())?);
+        let left = Term::Input(row.clone());
+        let binary = Binary { function, left, right, row: row.clone(), relu: false };
+        Ok((Box::new(binary), layout.clone()))
+    };
+    Ok(Lowered::Chain(vec![part(Arithmetic::Mul, &scale)?, part(Arithmetic::Add, &shift)?]))
 }
 
 /// ONNX Relu, opsets 1 to 21.

@@ -65,7 +65,16 @@ impl Graph {
         self
     }
 
+    pub(crate) fn tensor(mut self, name: &str, dims: &[i64], tensor: TensorProto) -> Self {
+        self.constants.push(TensorProto { name: name.into(), dims: dims.to_vec(), ..tensor });
+        self
+    }
+
     pub(crate) fn encode(self) -> Vec<u8> {
+        self.model().encode_to_vec()
+    }
+
+    pub(crate) fn model(self) -> ModelProto {
         let graph = GraphProto {
             input: self.inputs,
             node: self.nodes,
@@ -74,9 +83,7 @@ impl Graph {
             ..GraphProto::default()
         };
         let opset = OperatorSetIdProto { version: 17, ..OperatorSetIdProto::default() };
-        let model =
-            ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() };
-        model.encode_to_vec()
+        ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() }
     }
 }
 
