@@ -18,6 +18,7 @@ mod kernel;
 mod layout;
 mod linear;
 mod lower;
+mod lrn;
 mod math;
 mod matmul;
 mod matrix;
