@@ -9,8 +9,6 @@ mkdir -p "$corpus"
 seeds=$(printf '%s,' tests/golden/*.onnx)
 toolchain=$(rustup toolchain list | grep -m 1 -o '^nightly[^ ]*')
 
-# Leaks: of rayon's threads, which outlive every input.
-export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0}
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-/tmp/fuzz-target} \
   nice -n 19 rustup run "$toolchain" cargo fuzz run --fuzz-dir tests/fuzz load "$corpus" -- \
   -max_len=65536 -timeout=10 -rss_limit_mb=2048 "-seed_inputs=${seeds%,}" "${@:2}"
