@@ -57,9 +57,9 @@ impl Program {
     /// Compiles a graph for `device`.
     pub(super) fn assemble(graph: Graph, device: &Device) -> Result<Self, Error> {
         let input_shape = graph.input_shape.clone();
-        // Exporters transpose, copy and convert weights; shapes, pads and masks are small.
+        // Every constant can be computed from once, and shapes and pads are small.
         let stored: usize = graph.constants.values().map(|constant| constant.values.len()).sum();
-        let mut foldable = FOLDS_PER_VALUE * stored + FOLDED_VALUES;
+        let mut foldable = stored + FOLDED_VALUES;
         let mut values: HashMap<String, Value> = graph
             .constants
             .into_iter()
@@ -420,9 +420,5 @@ const MAX_PART_ROWS: usize = 16;
 /// Rows that an accelerator takes at once.
 const DEVICE_PART_ROWS: usize = 256;
 
-/// How often nodes on constants may compute from each value that the file stores.
-const FOLDS_PER_VALUE: usize = 4;
-
-/// Values that nodes on constants may compute beyond these: the attention masks of a Swin
-/// transformer are about a million.
-const FOLDED_VALUES: usize = 1 << 22;
+/// Values that nodes on constants may compute beyond what the file stores.
+const FOLDED_VALUES: usize = 1 << 20;
