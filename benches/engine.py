@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Compare the model engine with onnxruntime and PyTorch in one run.
+"""Compare the model engine with onnxruntime, PyTorch and tract in one run.
 
     python benches/engine.py                                 all default models
     python benches/engine.py --models resnet densenet        some of them
-    python benches/engine.py --without-doorward --rounds 2   the other two engines only
+    python benches/engine.py --threads 2                     two threads an engine
+    python benches/engine.py --without-doorward --rounds 2   the other engines only
+    python benches/engine.py --memory                        peak memory of resnet50 at batch 8
 
-Needs PyTorch, onnx and onnxruntime, and for mobilenet and resnet50 torchvision. The engines take
+Needs PyTorch, onnx and onnxruntime, and for mobilenet, vit and resnet50 torchvision; tract (`pip
+install tract`, forward only, one thread whatever is asked for) is left out if it is not there. Prints Markdown. The engines take
 turns, round by round, so that a change of the machine's load hits all of them. A figure is the
 median over all iterations of the CPU milliseconds of one iteration, all threads of the process
 together; doorward's is the median over the rounds of what it prints, a mean over iterations.
@@ -16,8 +19,12 @@ only and have no PyTorch column. Forward runs at batch 1, 2 and 32. The gradient
 sum(logits * cotangent) with respect to the input, at batch 50, forward pass included; onnxruntime
 has none.
 
+With --memory every figure comes from a process of its own: the most it had resident (VmHWM), and how
+much of that came after the model was loaded.
+
 The doorward side is a command that is given `MODEL.onnx --batch N --iterations K [--gradient]
---threads T` and prints as its last line {"wall_ms": ..., "cpu_ms": ...} per iteration.
+--threads T` and prints as its last line {"wall_ms": ..., "cpu_ms": ...} per iteration, and
+{"loaded_mib": ..., "peak_mib": ...} of its process.
 """
 import argparse, json, os, platform, shlex, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -27,17 +34,25 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+try:
+    import tract
+except ImportError:
+    tract = None
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("DOORWARD_DATA", ROOT / "../shared"))
-DEFAULT = ["resnet", "cnn6", "densenet", "alexnet", "zoo/fashion-mnist-densenet-square"]
+DEFAULT = ["resnet", "cnn6", "densenet", "alexnet", "mobilenet", "vit", "resnet50", "zoo/fashion-mnist-densenet-square"]
 FORWARD, GRADIENT = (1, 2, 32), 50
 
 
 def architecture(name):
     """A model in evaluation mode and the shape of its input."""
-    if name in ("mobilenet", "resnet50"):
+    if name in ("mobilenet", "resnet50", "vit"):
         import torchvision.models as models
-        return (models.mobilenet_v2(num_classes=10), (3, 32, 32)) if name == "mobilenet" else (models.resnet50(), (3, 224, 224))
+        return {"mobilenet": lambda: (models.mobilenet_v2(num_classes=10), (3, 32, 32)),
+                "resnet50": lambda: (models.resnet50(), (3, 224, 224)),
+                "vit": lambda: (models.VisionTransformer(image_size=32, patch_size=4, num_layers=6, num_heads=3, hidden_dim=192,
+                                                         mlp_dim=768, num_classes=10), (3, 32, 32))}[name]()
     sys.path.insert(0, str(DATA / "zoo"))
     import train
     channels, size, classes, dataset = {"densenet": (1, 28, 10, "fashion-mnist"), "alexnet": (3, 32, 43, "gtsrb")}.get(name, (3, 32, 10, "cifar10"))
@@ -74,6 +89,22 @@ class OnnxRuntime:
         return None if gradient else timed(lambda: self.session.run(None, {self.input: x}), iterations)
 
 
+class Tract:
+    name = "tract"
+
+    def __init__(self, path):
+        self.path, self.models = path, {}
+
+    def run(self, x, gradient, iterations):
+        if gradient:
+            return None
+        if x.shape not in self.models:
+            model = tract.onnx().load(self.path)
+            model.set_input_fact(0, ",".join(map(str, x.shape)) + ",f32")
+            self.models = {x.shape: model.into_model().into_runnable()}
+        return timed(lambda: self.models[x.shape].run([x]), iterations)
+
+
 class PyTorch:
     name = "PyTorch"
 
@@ -99,10 +130,49 @@ class Doorward:
     def run(self, x, gradient, iterations):
         command = [*self.command, str(self.path), "--batch", str(len(x)), "--iterations", str(iterations),
                    *(["--gradient"] if gradient else []), "--threads", str(self.threads)]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"{shlex.join(command)} ended with status {done.returncode}")
-        return [json.loads(done.stdout.strip().splitlines()[-1])["cpu_ms"]]
+        return [last_line(command)["cpu_ms"]]
+
+
+def last_line(command):
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{shlex.join(map(str, command))} ended with status {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def resident(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field + ":")) / 1024
+
+
+def memory_of_pytorch(name, batch, gradient):
+    """Runs one model and prints what Doorward's command prints of its memory."""
+    model, shape = architecture(name)
+    model.eval().requires_grad_(False)
+    loaded = resident("VmRSS")
+    x = torch.rand(batch, *shape)
+    for _ in range(2):
+        if gradient:
+            torch.autograd.grad(model(x.requires_grad_()).sum(), x)
+        else:
+            with torch.inference_mode():
+                model(x)
+    print(json.dumps(dict(loaded_mib=loaded, peak_mib=resident("VmHWM"))))
+
+
+def compare_memory(arguments, name="resnet50", batch=8):
+    print("| resident MiB | doorward, peak | doorward, after loading | PyTorch, peak | PyTorch, after loading |\n|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
+        path = Path(folder) / f"{name}.onnx"
+        model, shape = architecture(name)
+        export(model.eval(), shape, path)
+        for gradient in (False, True):
+            flag = ["--gradient"] if gradient else []
+            ours = last_line([*shlex.split(arguments.doorward), path, "--batch", str(batch), "--iterations", "1", *flag,
+                              "--threads", str(arguments.threads)])
+            theirs = last_line([sys.executable, __file__, "--threads", str(arguments.threads), "--memory-of-pytorch", name, str(batch), *flag])
+            cells = [figures[key] - start for figures in (ours, theirs) for key, start in (("peak_mib", 0), ("peak_mib", figures["loaded_mib"]))]
+            print(f"| {name} {'gradient' if gradient else 'forward'} b{batch} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |", flush=True)
 
 
 def measure(engines, x, gradient, arguments):
@@ -124,34 +194,45 @@ def processor():
     return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} usable"
 
 
+COLUMNS = ["doorward", "onnxruntime", "PyTorch", "tract"]
+
+
 def row(name, operation, figures):
-    def cell(engine):
-        return f"{figures[engine]:10.2f}" if engine in figures else f"{'-':>10}"
     def ratio(peer):
-        return f"{figures['doorward'] / figures[peer]:10.2f}" if {"doorward", peer} <= figures.keys() else f"{'-':>10}"
-    return f"{name:36} {operation:14}{cell('doorward')} {cell('onnxruntime'):>11} {cell('PyTorch')} {ratio('onnxruntime'):>12} {ratio('PyTorch')}"
+        return f"{figures['doorward'] / figures[peer]:.2f}" if {"doorward", peer} <= figures.keys() else "-"
+    cells = [f"{figures[engine]:.2f}" if engine in figures else "-" for engine in COLUMNS] + [ratio(peer) for peer in COLUMNS[1:]]
+    return f"| {name} | {operation} | " + " | ".join(cells) + " |"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=DEFAULT, metavar="NAME",
-                        help=f"of {', '.join(DEFAULT[:4])}, mobilenet, resnet50, zoo/VICTIM (default: {' '.join(DEFAULT)})")
+                        help=f"of {', '.join(DEFAULT[:-1])}, zoo/VICTIM (default: {' '.join(DEFAULT)})")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=.5, help="of each engine in each round, about")
     parser.add_argument("--doorward", default="cargo bench --quiet --bench main -- engine", metavar="CMD", help="default: %(default)s")
     parser.add_argument("--without-doorward", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--memory", action="store_true", help="compare peak memory instead of time")
+    parser.add_argument("--memory-of-pytorch", nargs=2, metavar=("NAME", "BATCH"), help=argparse.SUPPRESS)
+    parser.add_argument("--gradient", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.memory_of_pytorch:
+        name, batch = arguments.memory_of_pytorch
+        return memory_of_pytorch(name, int(batch), arguments.gradient)
+    if arguments.memory:
+        return compare_memory(arguments)
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
 
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     print(f"{processor()}; {arguments.threads} thread(s) an engine; commit {commit}; load {os.getloadavg()[0]:.1f}; "
-          f"onnxruntime {ort.__version__}, PyTorch {torch.__version__}")
+          f"onnxruntime {ort.__version__}, PyTorch {torch.__version__}, tract {tract.version() if tract else 'absent'}\n")
     print("CPU milliseconds per iteration, median; ratios below 1 mean that doorward is faster\n")
-    print(f"{'model':36} {'operation':14}{'doorward':>10} {'onnxruntime':>11} {'PyTorch':>10} {'/onnxruntime':>12} {'/PyTorch':>10}")
+    print(f"| model | operation | {' | '.join(COLUMNS)} | {' | '.join('/' + peer for peer in COLUMNS[1:])} |")
+    print("|---|---|" + "---:|" * (2 * len(COLUMNS) - 1))
     results = []
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
         for name in arguments.models:
@@ -167,6 +248,8 @@ def main():
                 export(model, shape, path)
                 engines.append(PyTorch(model))
             engines.append(OnnxRuntime(path, arguments.threads))
+            if tract:
+                engines.append(Tract(path))
             if not arguments.without_doorward:
                 engines.append(Doorward(shlex.split(arguments.doorward), path, arguments.threads))
             for batch, gradient in [(batch, False) for batch in FORWARD] + [(GRADIENT, True)]:

@@ -101,6 +101,7 @@ fn time(
     let values: Vec<f32> =
         (0..batch * model.domain().len()).map(|i| (i % 251) as f32 / 250.0).collect();
     let batch = Tensor::from_vec(values, (batch, channels, height, width), &device)?;
+    let loaded = resident("VmRSS")?;
     let mut wall = Vec::new();
     let mut cpu = 0.0;
     // The first two runs pack weights and fill the allocator.
@@ -120,13 +121,29 @@ fn time(
     }
     // The mean: one iteration can be shorter than the kernel's accounting.
     let cpu = (cpu_seconds()? - cpu) / iterations as f64;
-    println!("{}", serde_json::json!({"wall_ms": median(&mut wall) * 1e3, "cpu_ms": cpu * 1e3}));
+    println!(
+        "{}",
+        serde_json::json!({
+            "wall_ms": median(&mut wall) * 1e3,
+            "cpu_ms": cpu * 1e3,
+            "loaded_mib": loaded,
+            "peak_mib": resident("VmHWM")?,
+        })
+    );
     Ok(())
 }
 
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// Resident memory of this process in MiB: `VmRSS` now, `VmHWM` at most so far.
+fn resident(field: &str) -> Result<f64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()).ok_or("no such field")?;
+    Ok(kibibytes.parse::<f64>()? / 1024.0)
 }
 
 /// CPU time of this process so far; Linux counts it in nanoseconds per thread.

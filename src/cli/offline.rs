@@ -258,8 +258,8 @@ pub(super) fn check(config: &Config) -> Result<ExitCode> {
         operators.iter().map(|(name, count)| format!("{count} {name}")).collect();
     println!("model     {}", config.model.path.display());
     println!("sha256    {}", model.digest());
-    let [channels, height, width] = model.domain().shape;
-    println!("input     {:?} [batch, {channels}, {height}, {width}]", program.input_name());
+    let [a, b, c] = model.domain().sent_shape();
+    println!("input     {:?} [batch, {a}, {b}, {c}]", program.input_name());
     println!("output    {:?} [batch, {}]", program.output_name(), model.labels());
     println!("operators {}", operators.join(", "));
     println!("ok");

@@ -213,3 +213,70 @@ fn signed(value: u64) -> Result<i64, String> {
 
 /// A gigabyte of `f32`.
 const MAX_VALUES: usize = 1 << 28;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(kind: DataType, raw_data: &[u8]) -> Result<Values, String> {
+        let dims = vec![(raw_data.len() / size(kind).unwrap()) as i64];
+        let data_type = kind.into();
+        let tensor = TensorProto { dims, data_type, raw_data, ..TensorProto::default() };
+        Constant::decode(&tensor).map(|constant| constant.values)
+    }
+
+    fn typed(kind: DataType, int32_data: &[i32]) -> Result<Values, String> {
+        let (dims, data_type) = (vec![int32_data.len() as i64], kind.into());
+        let int32_data = int32_data.to_vec();
+        let tensor = TensorProto { dims, data_type, int32_data, ..TensorProto::default() };
+        Constant::decode(&tensor).map(|constant| constant.values)
+    }
+
+    #[test]
+    fn floats_of_all_widths_are_read() {
+        let values = Ok(Values::F32(vec![1.0, -2.5]));
+        assert_eq!(raw(DataType::Float16, &[0x00, 0x3c, 0x00, 0xc1]), values);
+        assert_eq!(typed(DataType::Float16, &[0x3c00, 0xc100]), values);
+        assert_eq!(raw(DataType::Bfloat16, &[0x80, 0x3f, 0x20, 0xc0]), values);
+        assert_eq!(typed(DataType::Bfloat16, &[0x3f80, 0xc020]), values);
+        assert_eq!(raw(DataType::Float, &[0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0]), values);
+        let double = [1f64.to_le_bytes(), (-2.5f64).to_le_bytes()].concat();
+        assert_eq!(raw(DataType::Double, &double), values);
+        // Half a smallest half, a subnormal one, and infinity.
+        let halves = [0x0001, 0x03ff, 0x7c00];
+        let Ok(Values::F32(values)) = typed(DataType::Float16, &halves) else { panic!() };
+        assert_eq!(values, [2f32.powi(-24), 1023.0 * 2f32.powi(-24), f32::INFINITY]);
+        assert!(typed(DataType::Float16, &[-1]).is_err());
+        assert!(typed(DataType::Bfloat16, &[0x1_0000]).is_err());
+    }
+
+    #[test]
+    fn integers_of_all_widths_are_read() {
+        let bytes = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        for (kind, expected) in [
+            (DataType::Int8, vec![-2, -1, -1, -1, -1, -1, -1, -1]),
+            (DataType::Uint8, vec![254, 255, 255, 255, 255, 255, 255, 255]),
+            (DataType::Bool, vec![1; 8]),
+            (DataType::Int16, vec![-2, -1, -1, -1]),
+            (DataType::Uint16, vec![65_534, 65_535, 65_535, 65_535]),
+            (DataType::Int32, vec![-2, -1]),
+            (DataType::Uint32, vec![4_294_967_294, 4_294_967_295]),
+            (DataType::Int64, vec![-2]),
+        ] {
+            assert_eq!(raw(kind, &bytes), Ok(Values::I64(expected)), "{kind:?}");
+        }
+        assert!(raw(DataType::Uint64, &bytes).unwrap_err().contains("exceeds 63 bits"));
+        assert_eq!(raw(DataType::Uint64, &[7, 0, 0, 0, 0, 0, 0, 0]), Ok(Values::I64(vec![7])));
+        for (kind, least, most) in [
+            (DataType::Bool, 0, 1),
+            (DataType::Int8, -128, 127),
+            (DataType::Int16, -32_768, 32_767),
+            (DataType::Uint8, 0, 255),
+            (DataType::Uint16, 0, 65_535),
+        ] {
+            let values = Values::I64(vec![least.into(), most.into()]);
+            assert_eq!(typed(kind, &[least, most]), Ok(values), "{kind:?}");
+            assert!(typed(kind, &[least - 1]).is_err() && typed(kind, &[most + 1]).is_err());
+        }
+    }
+}

@@ -15,7 +15,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.500_000_01;
     let y = p * r * r + r + 1.0;
     y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
@@ -31,12 +31,12 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 pub(crate) fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let z = x * x;
-    let mut p = -2.726_142_2e-10;
+    let mut p = -2.726_142e-10;
     p = p * z + 2.770_681_4e-8;
     p = p * z - 2.101_024e-6;
     p = p * z - 5.692_506_4e-5;
     p = p * z - 7.349_906_4e-4;
-    p = p * z - 2.954_599_8e-3;
+    p = p * z - 2.954_6e-3;
     p = p * z - 1.609_603_3e-2;
     let mut q = -1.456_607_2e-5;
     q = q * z - 2.133_740_6e-4;
@@ -61,7 +61,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let mut q = 1.198_258_4e-6;
     q = q * z + 1.185_347_1e-4;
     q = q * z + 2.268_434_6e-3;
-    q = q * z + 4.893_525_2e-3;
+    q = q * z + 4.893_525e-3;
     if x.abs() < 4e-4 { x } else { clamped * p / q }
 }
 

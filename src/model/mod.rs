@@ -18,6 +18,7 @@ mod kernel;
 mod layout;
 mod linear;
 mod lower;
+mod lrn;
 mod math;
 mod matmul;
 mod matrix;
@@ -102,6 +103,8 @@ pub struct InputDomain {
     pub lower: Vec<f32>,
     /// Largest value a channel can take.
     pub upper: Vec<f32>,
+    /// Whether whoever sends an image has its channels last; rows have them first all the same.
+    pub channels_last: bool,
 }
 
 /// Why a model cannot be loaded or evaluated.
@@ -258,7 +261,9 @@ impl Model {
         let (mean, std) = (per_channel("mean", mean)?, per_channel("std", std)?);
         let normalised =
             |pixel: f32| mean.iter().zip(&std).map(|(mean, std)| (pixel - mean) / std).collect();
-        let domain = InputDomain { shape, lower: normalised(0.0), upper: normalised(1.0) };
+        let channels_last = program.channels_last();
+        let (lower, upper) = (normalised(0.0), normalised(1.0));
+        let domain = InputDomain { shape, lower, upper, channels_last };
         Ok(Self {
             program,
             domain,
@@ -362,6 +367,27 @@ impl InputDomain {
     /// Whether a row has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Shape of one row as it is sent.
+    pub fn sent_shape(&self) -> [usize; 3] {
+        let [channels, height, width] = self.shape;
+        if self.channels_last { [height, width, channels] } else { self.shape }
+    }
+
+    /// Whole rows as they are sent, with their channels brought to the front.
+    pub fn rows_of_sent(&self, sent: Vec<f32>) -> Vec<f32> {
+        let [channels, height, width] = self.shape;
+        if !self.channels_last || channels == 1 || self.is_empty() {
+            return sent;
+        }
+        let mut rows = Vec::with_capacity(sent.len());
+        for row in sent.chunks_exact(channels * height * width) {
+            for channel in 0..channels {
+                rows.extend(row[channel..].iter().step_by(channels));
+            }
+        }
+        rows
     }
 
     /// Bytes of one image as a row of model input.

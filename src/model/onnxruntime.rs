@@ -72,7 +72,7 @@ impl Runtime {
             output: output.to_owned(),
             shape: domain.shape,
             labels,
-            channels_last: program.channels_last(),
+            channels_last: domain.channels_last,
             fixed_rows: fixed_rows.filter(|&rows| rows > 0),
             session: Mutex::new(session),
         };

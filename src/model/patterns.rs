@@ -63,7 +63,7 @@ impl<'a> Index<'a> {
     }
 
     /// The inputs of a node of two, either one first.
-    fn either<'b>(node: &'b Node) -> [(&'b str, &'b str); 2] {
+    fn either(node: &Node) -> [(&str, &str); 2] {
         match node.inputs.as_slice() {
             [a, b] => [(a, b), (b, a)],
             _ => [("", ""); 2],

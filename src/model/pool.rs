@@ -42,7 +42,16 @@ impl Pool {
     pub(crate) fn new(kind: Kind, window: Window, in_size: [usize; 2], ceil: bool) -> Option<Self> {
         let mut out_size = [0; 2];
         for axis in [0, 1] {
-            let floor = window.positions(axis, in_size[axis])?;
+            let positions = window.positions(axis, in_size[axis]);
+            if positions.is_none() && ceil && window.dilation[axis] == 1 {
+                // Rounding up leaves one window that reaches past the end.
+                let padded = in_size[axis] + window.pad_begin[axis] + window.pad_end[axis];
+                if window.kernel[axis] - padded < window.stride[axis] {
+                    out_size[axis] = 1;
+                    continue;
+                }
+            }
+            let floor = positions?;
             let covered = (floor - 1) * window.stride[axis]
                 + window.dilation[axis] * (window.kernel[axis] - 1)
                 + 1;

@@ -191,8 +191,12 @@ mod tests {
 
     #[test]
     fn projection_stays_in_the_ball_of_a_normalised_domain() {
-        let domain =
-            InputDomain { shape: [2, 1, 2], lower: vec![-1.0, 0.0], upper: vec![1.0, 4.0] };
+        let domain = InputDomain {
+            shape: [2, 1, 2],
+            lower: vec![-1.0, 0.0],
+            upper: vec![1.0, 4.0],
+            channels_last: false,
+        };
         let bounds = Bounds::new(&domain, &Device::Cpu).unwrap();
         let wild = Tensor::new(&[9.0f32, -9.0, 0.1, 9.0], &Device::Cpu).unwrap();
         let projected = bounds.project(&wild.reshape((1, 2, 1, 2)).unwrap(), 0.1).unwrap();

@@ -237,11 +237,11 @@ fn check_parameters(parameters: Option<&Map<String, Value>>) -> Result<(), Decod
 }
 
 fn check_shape(shape: &[usize], bounds: Bounds<'_>) -> Result<(), DecodeError> {
-    let row = bounds.domain.shape;
-    let [rows, channels, height, width] = *shape else {
+    let row = bounds.domain.sent_shape();
+    let [rows, a, b, c] = *shape else {
         return Err(DecodeError::Shape { received: shape.to_vec(), row });
     };
-    if [channels, height, width] != row {
+    if [a, b, c] != row {
         return Err(DecodeError::Shape { received: shape.to_vec(), row });
     }
     if rows == 0 || rows > bounds.rows {
@@ -267,8 +267,9 @@ fn check_count(shape: &[usize], numbers: &Numbers) -> Result<(), DecodeError> {
 
 fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
     let domain = bounds.domain;
-    let plane = domain.shape[1] * domain.shape[2];
-    if plane == 0 {
+    // Values of one channel that lie side by side.
+    let run = if domain.channels_last { 1 } else { domain.shape[1] * domain.shape[2] };
+    if run == 0 {
         return Ok(());
     }
     let limits: Vec<(f32, f32)> = (domain.lower.iter().zip(&domain.upper))
@@ -277,13 +278,13 @@ fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
             (lower - tolerance, upper + tolerance)
         })
         .collect();
-    for (number, chunk) in values.chunks_exact(plane).enumerate() {
+    for (number, chunk) in values.chunks_exact(run).enumerate() {
         let channel = number % domain.shape[0];
         let (lower, upper) = limits[channel];
         let outside = |value: &f32| !(lower..=upper).contains(value);
         if let Some(position) = chunk.iter().position(outside) {
             return Err(DecodeError::Range {
-                index: number * plane + position,
+                index: number * run + position,
                 value: chunk[position],
                 lower: domain.lower[channel],
                 upper: domain.upper[channel],

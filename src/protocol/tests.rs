@@ -18,6 +18,7 @@ fn domain() -> InputDomain {
         shape: [CHANNELS, HEIGHT, WIDTH],
         lower: vec![-f32::MAX; CHANNELS],
         upper: vec![f32::MAX; CHANNELS],
+        channels_last: false,
     }
 }
 
@@ -159,6 +160,7 @@ fn values_are_held_to_their_channels_range() {
         shape: [CHANNELS, HEIGHT, WIDTH],
         lower: vec![0.0, -2.0, 0.0],
         upper: vec![1.0, 2.0, 1.0],
+        channels_last: false,
     };
     let bounds = Bounds { domain: &domain, rows: 4 };
     let mut values = vec![0.5; 2 * CHANNELS * HEIGHT * WIDTH];
@@ -182,4 +184,26 @@ fn routes_name_the_model_and_the_method() {
     for path in ["", "*", "v2", "/v2/models", "/v2/models/m/versions", "/v2/models/../infer"] {
         assert_eq!(route("POST", path, None, None), Route::Refused(Refusal::Path));
     }
+}
+
+#[test]
+fn images_with_their_channels_last_are_checked_as_sent_and_judged_with_them_first() {
+    let domain = InputDomain {
+        shape: [CHANNELS, HEIGHT, WIDTH],
+        lower: vec![0.0, -2.0, 0.0],
+        upper: vec![1.0, 2.0, 1.0],
+        channels_last: true,
+    };
+    let bounds = Bounds { domain: &domain, rows: 4 };
+    let sent = |values: &[f32], shape: [usize; 4]| {
+        let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": values});
+        decode(&HeaderMap::new(), json!({"inputs": [input]}).to_string().as_bytes(), bounds)
+    };
+    let last = [1, HEIGHT, WIDTH, CHANNELS];
+    let request = sent(&[0.1, -1.5, 0.3, 0.4, 1.5, 0.6], last).expect("in range");
+    assert_eq!(domain.rows_of_sent(request.into_values()), [0.1, 0.4, -1.5, 1.5, 0.3, 0.6]);
+    let error = sent(&[0.1, -1.5, 0.3, 1.5, 0.5, 0.6], last).expect_err("out of range");
+    assert_eq!(error.to_string(), "inputs[0].data[3] is 1.5, expected a number from 0 to 1");
+    let error = sent(&[0.5; 6], [1, CHANNELS, HEIGHT, WIDTH]).expect_err("channels first");
+    assert_eq!(error.to_string(), "inputs[0].shape is [1, 3, 1, 2], expected [n, 1, 2, 3]");
 }

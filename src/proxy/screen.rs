@@ -170,7 +170,7 @@ fn decode(
     Ok(Decoded {
         encoded: Bytes::from(request.encode()),
         rows: request.rows(),
-        values: request.into_values(),
+        values: bounds.domain.rows_of_sent(request.into_values()),
     })
 }
 

@@ -4,6 +4,7 @@
     python tests/exports/make.py /tmp/exports                   what is not there yet
     python tests/exports/make.py /tmp/exports --only vit swin   names that hold one of these
     python tests/exports/make.py /tmp/timm --timm               classifiers of timm instead
+    python tests/exports/make.py /tmp/full --full               some at their full size
     python tests/exports/make.py /tmp/exports --operators       the operators of what is there, as Markdown
     cargo bench --bench main -- agree /tmp/exports              the engine against the references
 
@@ -94,6 +95,14 @@ def small_maxvit():
     return MaxVit((64, 64), 16, 4, [16, 24, 32], [1, 2, 1], 8, .1, num_classes=LABELS)
 
 
+FULL = {                                     # as published, to see that nothing is too large
+    "full_convnext_tiny": (lambda: models.convnext_tiny(num_classes=LABELS), 224),
+    "full_swin_t": (lambda: models.swin_t(num_classes=LABELS), 224),
+    "full_vit_b_32": (lambda: models.vit_b_32(num_classes=LABELS), 224),
+    "full_swin_v2_t": (lambda: models.swin_v2_t(num_classes=LABELS), 256),
+    "full_maxvit_t": (lambda: models.maxvit_t(num_classes=LABELS), 224),
+    "full_resnet50": (lambda: models.resnet50(num_classes=LABELS), 224),
+}
 ARCHITECTURES = {                            # name: (make, image size)
     "resnet18": (lambda: models.resnet18(num_classes=LABELS), 48),
     "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=LABELS), 32),
@@ -196,7 +205,7 @@ def references(model, size, generator):
         gradient, = torch.autograd.grad((y * cotangent.to(y.dtype)).sum(), x)
         return y.detach(), gradient
     best = None
-    for _ in range(40):
+    for _ in range(40 if size < 100 else 4):
         x = torch.rand(2, 3, size, size, generator=generator)
         cotangent = torch.randn(2, LABELS, generator=generator)
         y, gradient = run(double, x.double(), cotangent)
@@ -236,7 +245,7 @@ def make(folder, architecture, only, force):
     # Scaled dot product attention starts with opset 14.
     first = 14 if architecture in ("maxvit_t", "vit") else 13
     forms = [(exporter, max(opset, first), False) for exporter, opset in FORMS]
-    if architecture in TIMM:
+    if architecture in TIMM or architecture in FULL:
         forms = [("script", 17, False), ("dynamo", 18, False)]
     forms +=[("script", 17, True), ("dynamo", 18, True)] * (architecture in FIXED)
     names = {f"{architecture}-{exporter}-{opset}{'-fixed' * fixed}": (exporter, opset, fixed) for exporter, opset, fixed in forms}
@@ -244,7 +253,7 @@ def make(folder, architecture, only, force):
               and (force or not (folder / f"{name}.safetensors").exists())]
     if not wanted:
         return []
-    build, size = (lambda: timm_model(architecture), TIMM[architecture][0]) if architecture in TIMM else ARCHITECTURES[architecture]
+    build, size = (lambda: timm_model(architecture), TIMM[architecture][0]) if architecture in TIMM else (ARCHITECTURES | FULL)[architecture]
     torch.manual_seed(seed(architecture))
     generator = torch.Generator().manual_seed(seed(architecture))
     try:
@@ -279,6 +288,7 @@ def main():
     parser.add_argument("--only", nargs="*", metavar="NAME")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--timm", action="store_true")
+    parser.add_argument("--full", action="store_true")
     parser.add_argument("--operators", action="store_true")
     arguments = parser.parse_args()
     if arguments.operators:
@@ -287,7 +297,7 @@ def main():
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     failed = []
-    for architecture in TIMM if arguments.timm else ARCHITECTURES:
+    for architecture in TIMM if arguments.timm else FULL if arguments.full else ARCHITECTURES:
         failed += make(arguments.folder, architecture, arguments.only, arguments.force)
     if failed:
         sys.exit(f"{len(failed)} not exported:\n" + "\n".join(failed))

@@ -36,9 +36,14 @@ pub(crate) fn refused(graph: Graph, expected: &str) {
 fn mutated_models_compile_or_give_an_error() {
     let mut rng = StdRng::seed_from_u64(5);
     let before = peak_memory();
-    for wanted in
-        ["pad-computed-then-conv-5x5", "batch-norm-shared-conv", "max-pool-3x2-stride-2x3"]
-    {
+    for wanted in [
+        "attention-class-token",
+        "batch-norm-shared-conv",
+        "max-pool-3x2-stride-2x3",
+        "pad-computed-then-conv-5x5",
+        "resize-bilinear-align-corners",
+        "windows",
+    ] {
         let (_, path) = golden().into_iter().find(|(name, _)| name == wanted).expect("a model");
         let original = std::fs::read(path).expect("readable");
         let mut compiled = 0;

@@ -101,6 +101,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         "other than two dimensions; weights that are no constants",
         linear::conv,
     ),
+    entry("DepthToSpace", 9, &["blocksize", "mode"], "", |context| shape::blocks(context, false)),
     entry("Div", 9, &[], "a constant that varies over the batch", |context| {
         pointwise::arithmetic(context, Arithmetic::Div)
     }),
@@ -157,6 +158,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         "scales and biases that are no constants",
         reduce::instance_normalization,
     ),
+    entry("LRN", 9, &["alpha", "beta", "bias", "size"], "", reduce::local_response),
     entry(
         "LayerNormalization",
         17,
@@ -302,6 +304,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     }),
     entry("Softplus", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Softplus)),
     entry("Softsign", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Softsign)),
+    entry("SpaceToDepth", 9, &["blocksize"], "", |context| shape::blocks(context, true)),
     entry(
         "Split",
         9,
@@ -328,3 +331,13 @@ pub(crate) const REGISTRY: &[Entry] = &[
     entry("Unsqueeze", 9, &["axes"], "", shape::unsqueeze),
     entry("Upsample", 9, &["mode", "scales"], "scales that are no constants", resize::resize),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::REGISTRY;
+
+    #[test]
+    fn the_registry_is_sorted_by_name() {
+        assert!(REGISTRY.windows(2).all(|pair| pair[0].name < pair[1].name));
+    }
+}

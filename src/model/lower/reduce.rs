@@ -3,6 +3,7 @@
 use super::context::{Context, Lowered, step};
 use crate::model::Error;
 use crate::model::layout::Layout;
+use crate::model::lrn::LocalResponse;
 use crate::model::norm::{Normalization, Softmax};
 use crate::model::operator::Operator;
 use crate::model::pool::GlobalAveragePool;
@@ -131,6 +132,20 @@ pub(super) fn group_normalization(context: &Context<'_>) -> Result<Lowered, Erro
                 .error(format!("attribute \"num_groups\" does not divide {channels} channels")))
         }
     }
+}
+
+/// ONNX LRN, opsets 1 to 21.
+pub(super) fn local_response(context: &Context<'_>) -> Result<Lowered, Error> {
+    let (channels, plane) = channels(context)?;
+    let size = context.node.int("size", 0)?;
+    let Some(size) = usize::try_from(size).ok().filter(|&size| size > 0) else {
+        return Err(context.error(format!("attribute \"size\" is {size}, expected 1 or more")));
+    };
+    let alpha = context.node.float("alpha", 1e-4)?;
+    let beta = context.node.float("beta", 0.75)?;
+    let bias = context.node.float("bias", 1.0)?;
+    let layout = context.activation(0)?.clone();
+    step(LocalResponse { alpha, beta, bias, size, channels, plane }, layout)
 }
 
 fn grouped(

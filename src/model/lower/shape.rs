@@ -204,6 +204,51 @@ pub(super) fn transpose(context: &Context<'_>) -> Result<Lowered, Error> {
     step(Transpose { order }, transposed)
 }
 
+/// ONNX SpaceToDepth and DepthToSpace, opsets 1 to 21: blocks of pixels as channels, and back.
+pub(super) fn blocks(context: &Context<'_>, to_depth: bool) -> Result<Lowered, Error> {
+    let layout = context.activation(0)?;
+    let block = context.node.int("blocksize", 0)?;
+    let Some(&[channels, height, width]) = layout.as_batch_first() else {
+        return Err(context.error(format!("input 0 is {layout}, expected [batch, C, H, W]")));
+    };
+    let size = usize::try_from(block).ok().filter(|size| (1..=1 << 12).contains(size));
+    let divides = |size: usize| match to_depth {
+        true => height.is_multiple_of(size) && width.is_multiple_of(size),
+        false => channels.is_multiple_of(size * size),
+    };
+    let Some(size) = size.filter(|&size| divides(size)) else {
+        return Err(context.error(format!("blocks of {block} do not divide {layout}")));
+    };
+    let depth_first = context.node.text("mode")?.unwrap_or("DCR") == "DCR";
+    let (apart, permutation, joined) = match (to_depth, depth_first) {
+        (true, _) => (
+            vec![channels, height / size, size, width / size, size],
+            [0, 3, 5, 1, 2, 4],
+            [channels * size * size, height / size, width / size],
+        ),
+        (false, true) => (
+            vec![size, size, channels / (size * size), height, width],
+            [0, 3, 4, 1, 5, 2],
+            [channels / (size * size), height * size, width * size],
+        ),
+        (false, false) => (
+            vec![channels / (size * size), size, size, height, width],
+            [0, 1, 4, 2, 5, 3],
+            [channels / (size * size), height * size, width * size],
+        ),
+    };
+    let apart = Layout::batch_first(&apart);
+    let (moved, order) = apart.transposed(&permutation);
+    let joined = Layout::batch_first(&joined);
+    let split = Reshape { rows: [layout.row(), apart.row()] };
+    let join = Reshape { rows: [moved.row(), joined.row()] };
+    Ok(Lowered::Chain(vec![
+        (Box::new(split), apart),
+        (Box::new(Transpose { order }), moved),
+        (Box::new(join), joined),
+    ]))
+}
+
 /// ONNX Slice, opsets 1 to 21, not along the batch.
 pub(super) fn slice(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;

@@ -37,7 +37,12 @@ pub(crate) const SCORE: f32 = 4.375;
 impl Default for FakeJudge {
     fn default() -> Self {
         Self {
-            domain: InputDomain { shape: [1, 2, 2], lower: vec![0.0], upper: vec![1.0] },
+            domain: InputDomain {
+                shape: [1, 2, 2],
+                lower: vec![0.0],
+                upper: vec![1.0],
+                channels_last: false,
+            },
             behaviour: Mutex::new(Behaviour::Answer),
             gate: Condvar::new(),
             entered: AtomicUsize::new(0),
