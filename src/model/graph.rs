@@ -161,6 +161,21 @@ impl Graph {
         };
         matches!(row, &[height, _, 1..=4] if height > 4) && self.nodes.iter().any(to_front)
     }
+
+    /// What the last softmax on the way to the output takes.
+    pub(crate) fn before_softmax(&self) -> Option<&str> {
+        let mut name = &self.output;
+        for node in self.nodes.iter().rev() {
+            if node.outputs.first() != Some(name) {
+                continue;
+            }
+            name = node.inputs.first()?;
+            if matches!(node.op.as_str(), "LogSoftmax" | "Softmax") {
+                return Some(name);
+            }
+        }
+        None
+    }
 }
 
 fn named(bytes: &[u8]) -> Result<&str, Error> {

@@ -23,6 +23,8 @@ mod math;
 mod matmul;
 mod matrix;
 mod norm;
+#[cfg(feature = "ort")]
+mod onnxruntime;
 mod operator;
 mod patterns;
 mod pool;
@@ -87,6 +89,9 @@ pub struct Model {
     domain: InputDomain,
     labels: usize,
     digest: String,
+    /// Predicts in place of the program.
+    #[cfg(feature = "ort")]
+    runtime: Option<onnxruntime::Runtime>,
 }
 
 /// What a model takes: the shape of one row and the range of its values.
@@ -151,6 +156,13 @@ pub enum Error {
         /// What the decoder says.
         reason: String,
     },
+    /// onnxruntime is not found, does not take the model, or gives something else than the program.
+    #[cfg(feature = "ort")]
+    #[error("onnxruntime: {reason}")]
+    Onnxruntime {
+        /// What it says.
+        reason: String,
+    },
     /// An operator that is not supported.
     #[error("node {node:?}: operator {op} is not supported")]
     Operator {
@@ -212,13 +224,20 @@ impl Model {
         let graph = Graph::decode(&bytes, path.parent())?;
         let digest = digest(&bytes, &graph.external);
         // Not needed any more, and as large as the program that is made of it.
+        #[cfg(not(feature = "ort"))]
         drop(bytes);
-        Self::new(Program::assemble(graph, device)?, mean, std, digest)
+        let model = Self::new(Program::assemble(graph, device)?, mean, std, digest)?;
+        #[cfg(feature = "ort")]
+        let model = model.with_onnxruntime(&bytes, path.parent())?;
+        Ok(model)
     }
 
     /// Like [`Model::load`], from the bytes of a file that keeps all of its data in itself.
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
-        Self::new(Program::compile(bytes, device)?, mean, std, sha256(bytes))
+        let model = Self::new(Program::compile(bytes, device)?, mean, std, sha256(bytes))?;
+        #[cfg(feature = "ort")]
+        let model = model.with_onnxruntime(bytes, None)?;
+        Ok(model)
     }
 
     fn new(program: Program, mean: &[f32], std: &[f32], digest: String) -> Result<Self, Error> {
@@ -245,7 +264,28 @@ impl Model {
         let channels_last = program.channels_last();
         let (lower, upper) = (normalised(0.0), normalised(1.0));
         let domain = InputDomain { shape, lower, upper, channels_last };
-        Ok(Self { program, domain, labels, digest })
+        Ok(Self {
+            program,
+            domain,
+            labels,
+            digest,
+            #[cfg(feature = "ort")]
+            runtime: None,
+        })
+    }
+
+    /// Predicts by onnxruntime from now on; the same bytes, and the folder they are from.
+    #[cfg(feature = "ort")]
+    fn with_onnxruntime(self, bytes: &[u8], folder: Option<&Path>) -> Result<Self, Error> {
+        let Self { program, domain, labels, .. } = &self;
+        let runtime = onnxruntime::Runtime::new(bytes, folder, program, domain, *labels)?;
+        Ok(Self { runtime, ..self })
+    }
+
+    /// Whether onnxruntime predicts; if not, the program does.
+    #[cfg(feature = "ort")]
+    pub fn uses_onnxruntime(&self) -> bool {
+        self.runtime.is_some()
     }
 
     /// SHA-256 of the ONNX file, hexadecimal.
@@ -276,6 +316,10 @@ impl Classifier for Model {
     }
 
     fn logits(&self, batch: &Tensor) -> Result<Tensor, Error> {
+        #[cfg(feature = "ort")]
+        if let Some(runtime) = &self.runtime {
+            return runtime.logits(batch);
+        }
         self.program.forward(batch)
     }
 

@@ -20,6 +20,7 @@ use super::{Cotangent, Error, patterns};
 pub struct Program {
     input_name: String,
     output_name: String,
+    logits_name: Option<String>,
     steps: Vec<Step>,
     slots: usize,
     /// Which slots a reverse pass needs.
@@ -74,14 +75,16 @@ impl Program {
         let mut compiled = compiler.lower(&graph)?;
         // Margins are taken of logits; the softmax that turned them into probabilities, which
         // keeps their order, is left away.
+        let mut logits_name = Some(graph.output.clone());
         if let Some(last) = compiled.steps.last()
             && matches!(last.operator.name(), "LogSoftmax" | "Softmax")
             && last.output == compiled.output
         {
             compiled.output = last.inputs[0];
             compiled.steps.pop();
+            logits_name = graph.before_softmax().map(str::to_owned);
         }
-        Ok(Self::new(graph, compiled, 1, channels_last, device))
+        Ok(Self { logits_name, ..Self::new(graph, compiled, 1, channels_last, device) })
     }
 
     /// Compiles a graph that knows of no batch: a row of the program is one evaluation of it.
@@ -129,6 +132,7 @@ impl Program {
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
         Self {
             input_name: graph.inputs.first().map(Input::name).unwrap_or_default(),
+            logits_name: Some(graph.output.clone()),
             output_name: graph.output,
             saved: fuse::plan_saved(&steps, slots, output),
             steps,
@@ -165,6 +169,11 @@ impl Program {
     /// Name of the graph's output.
     pub fn output_name(&self) -> &str {
         &self.output_name
+    }
+
+    /// What the graph calls the program's own output: the graph's, or what a softmax at its end takes.
+    pub fn logits_name(&self) -> Option<&str> {
+        self.logits_name.as_deref()
     }
 
     /// Where the program runs.

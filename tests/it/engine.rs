@@ -30,7 +30,7 @@ pub(crate) fn references(path: &Path) -> HashMap<String, Tensor> {
 }
 
 /// Largest difference, relative to the largest expected magnitude.
-fn relative_error(got: &Tensor, expected: &Tensor) -> f32 {
+pub(crate) fn relative_error(got: &Tensor, expected: &Tensor) -> f32 {
     assert_eq!(got.dims(), expected.dims());
     let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
     let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();

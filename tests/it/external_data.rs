@@ -11,6 +11,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use super::support::models_cannot_be_loaded;
 use super::support::onnx::Graph;
 
 const WEIGHTS: [f32; 8] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
@@ -72,6 +73,9 @@ fn refuses(entries: &[(&str, &str)], expected: &str) {
 
 #[test]
 fn tensors_are_read_from_files_beside_the_model() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("parts")).unwrap();
     // A gap before and after, as exporters align tensors to pages.
@@ -110,6 +114,9 @@ impl std::fmt::LowerHex for HexOf<'_> {
 
 #[test]
 fn a_model_in_one_file_has_that_files_digest() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let weights = TensorProto {
         data_type: DataType::Float.into(),
         raw_data: raw(&WEIGHTS),
@@ -153,6 +160,9 @@ fn locations_stay_in_the_models_folder() {
 #[cfg(unix)]
 #[test]
 fn links_do_not_lead_out_of_the_models_folder() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     use std::os::unix::fs::symlink;
     let (outside, folder) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     fs::write(outside.path().join("weights.bin"), raw(&WEIGHTS)).unwrap();

@@ -14,6 +14,8 @@ mod hostile_files;
 mod hostile_models;
 mod layering;
 mod metrics_contract;
+#[cfg(feature = "ort")]
+mod onnxruntime;
 mod proxy_http;
 mod support;
 mod wrong_inputs;

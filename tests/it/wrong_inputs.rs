@@ -9,6 +9,7 @@ use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use super::support::models_cannot_be_loaded;
 use super::support::onnx::{Graph, input};
 
 /// A folder with a small model, images and settings, all valid until a test changes them.
@@ -175,6 +176,9 @@ fn model_that_takes_no_image() {
 
 #[test]
 fn images_of_another_shape() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::new();
     workplace.write("clean.bin", &records(60)[1..]);
     workplace.calibrate_fails(&[
@@ -197,6 +201,9 @@ fn images_of_another_shape() {
 
 #[test]
 fn too_few_images() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::new();
     workplace.write("clean.bin", &records(28));
     workplace.calibrate_fails(&[
@@ -210,6 +217,9 @@ fn too_few_images() {
 
 #[test]
 fn source_that_cannot_be_read() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::new();
     workplace.with("calibration.training_images = 'missing.bin'");
     let expected =
@@ -228,6 +238,9 @@ fn source_that_cannot_be_read() {
 
 #[test]
 fn inspection_without_training_images() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::new();
     workplace
         .fails(&["inspect", "-c", "doorward.toml"], &["calibration.training_images is not set"]);
@@ -260,6 +273,9 @@ fn keys_that_are_unknown_or_missing() {
 
 #[test]
 fn artifact_of_another_model() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::calibrated();
     workplace.write("model.onnx", &linear(4).encode());
     workplace.evaluate_fails(&["run `doorward calibrate`", "artifact", "the model", "expected"]);
@@ -267,6 +283,9 @@ fn artifact_of_another_model() {
 
 #[test]
 fn artifact_with_other_settings() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::calibrated();
     workplace.with("perturbation.max_epsilon = 0.25");
     workplace.evaluate_fails(&["run `doorward calibrate`", "artifact", "the settings", "expected"]);
@@ -278,6 +297,9 @@ fn artifact_with_other_settings() {
 
 #[test]
 fn artifact_of_another_format() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::calibrated();
     let bytes = std::fs::read(workplace.path("artifact")).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -309,6 +331,9 @@ fn artifact_of_another_format() {
 
 #[test]
 fn artifact_that_is_corrupted() {
+    if models_cannot_be_loaded() {
+        return;
+    }
     let workplace = Workplace::calibrated();
     let path = workplace.path("artifact");
     let original = std::fs::read(&path).unwrap();

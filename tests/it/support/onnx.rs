@@ -83,7 +83,12 @@ impl Graph {
             ..GraphProto::default()
         };
         let opset = OperatorSetIdProto { version: 17, ..OperatorSetIdProto::default() };
-        ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() }
+        ModelProto {
+            ir_version: 8,
+            graph: Some(graph),
+            opset_import: vec![opset],
+            ..ModelProto::default()
+        }
     }
 }
 

@@ -1,0 +1,229 @@
+//! onnxruntime in place of the program where logits alone are asked for.
+//!
+//! A session is given the very bytes that the program is compiled from, with one output more where
+//! the program leaves a trailing softmax away, and has to answer like the program before it is used:
+//! gradients come from the program, and must be those of the function that predicts.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_onnx::onnx;
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::value::{Outlet, TensorElementType, TensorRef};
+use prost::Message;
+
+use super::{Error, InputDomain, Program};
+
+/// A model in onnxruntime.
+#[derive(Debug)]
+pub(super) struct Runtime {
+    /// One at a time, which has all threads: another session would be another copy of the weights.
+    session: Mutex<Session>,
+    output: String,
+    /// Of a row, channels first.
+    shape: [usize; 3],
+    labels: usize,
+    channels_last: bool,
+    /// Rows that the graph was written for, if their number was fixed.
+    fixed_rows: Option<usize>,
+}
+
+// === impl Runtime ===
+
+impl Runtime {
+    /// The model whose file is `bytes` and whose other files are in `folder`.
+    ///
+    /// `None` where `program` has to predict all the same, and why is in the log.
+    pub(super) fn new(
+        bytes: &[u8],
+        folder: Option<&Path>,
+        program: &Program,
+        domain: &InputDomain,
+        labels: usize,
+    ) -> Result<Option<Self>, Error> {
+        let refused = |why: &str| {
+            tracing::warn!("predictions do not come from onnxruntime: {why}");
+            Ok(None)
+        };
+        if !matches!(program.device(), Device::Cpu) {
+            return refused("the model is on an accelerator");
+        }
+        let Some(output) = program.logits_name() else {
+            return refused("what the softmax at the end takes has no name");
+        };
+        load_library()?;
+        let bytes = match output == program.output_name() {
+            true => Cow::Borrowed(bytes),
+            false => Cow::Owned(with_output(bytes, output)),
+        };
+        let session = session(&bytes, folder).map_err(|error| failed(&error))?;
+        let input = named(session.inputs(), program.input_name())?;
+        let float =
+            |outlet: &Outlet| outlet.dtype().tensor_type() == Some(TensorElementType::Float32);
+        if !float(input) || !float(named(session.outputs(), output)?) {
+            return refused("the input or the output is not FLOAT");
+        }
+        let dims = input.dtype().tensor_shape().map_or([].as_slice(), |shape| shape);
+        let fixed_rows = dims.first().and_then(|&rows| usize::try_from(rows).ok());
+        let runtime = Self {
+            output: output.to_owned(),
+            shape: domain.shape,
+            labels,
+            channels_last: domain.channels_last,
+            fixed_rows: fixed_rows.filter(|&rows| rows > 0),
+            session: Mutex::new(session),
+        };
+        runtime.agree(program, domain)?;
+        tracing::info!("predictions come from onnxruntime");
+        Ok(Some(runtime))
+    }
+
+    /// `[n, C, H, W] -> [n, labels]`.
+    pub(super) fn logits(&self, batch: &Tensor) -> Result<Tensor, Error> {
+        let rows = batch.dim(0)?;
+        if batch.dims()[1..] != self.shape {
+            let (got, expected) = (batch.dims(), self.shape);
+            let reason = format!("input 0 is {got:?}, expected rows of {expected:?}");
+            return Err(candle_core::Error::Msg(reason).into());
+        }
+        let batch = match self.channels_last {
+            true => batch.permute((0, 2, 3, 1))?,
+            false => batch.clone(),
+        };
+        let batch = batch.contiguous()?;
+        let (storage, layout) = batch.storage_and_layout();
+        let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
+            let reason = format!("input 0 is {:?}, expected F32 on the CPU", batch.dtype());
+            return Err(candle_core::Error::Msg(reason).into());
+        };
+        let row = self.shape.iter().product::<usize>();
+        let values = &values[layout.start_offset()..][..rows * row];
+        let mut dims = batch.dims().to_vec();
+        let mut logits = Vec::with_capacity(rows * self.labels);
+        for part in values.chunks(self.fixed_rows.unwrap_or(MAX_ROWS) * row) {
+            let wanted = part.len() / row;
+            dims[0] = self.fixed_rows.unwrap_or(wanted);
+            // Rows of zeros that nobody asked for.
+            let mut part = Cow::Borrowed(part);
+            if dims[0] > wanted {
+                part.to_mut().resize(dims[0] * row, 0.0);
+            }
+            let answer = self.run(&dims, &part)?;
+            logits.extend_from_slice(&answer[..wanted * self.labels]);
+        }
+        Ok(Tensor::from_vec(logits, (rows, self.labels), batch.device())?)
+    }
+
+    /// The logits of as many rows as `dims` says.
+    fn run(&self, dims: &[usize], values: &[f32]) -> Result<Vec<f32>, Error> {
+        let input = TensorRef::from_array_view((dims, values)).map_err(|error| failed(&error))?;
+        // A session whose thread panicked is as good as before: it keeps nothing of a call.
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let outputs = session.run(ort::inputs![input]).map_err(|error| failed(&error))?;
+        let missing = || failed(&format!("it gives no {:?}", self.output));
+        let output = outputs.get(&self.output).ok_or_else(missing)?;
+        let (shape, logits) = output.try_extract_tensor().map_err(|error| failed(&error))?;
+        if shape.first() != Some(&(dims[0] as i64)) || logits.len() != dims[0] * self.labels {
+            let (rows, labels) = (dims[0], self.labels);
+            return Err(failed(&format!(
+                "{:?} is of shape {:?}, expected {rows} rows of {labels} logits",
+                self.output,
+                &shape[..]
+            )));
+        }
+        Ok(logits.to_vec())
+    }
+
+    /// Whether it gives what the program does, on two rows of all values there are.
+    fn agree(&self, program: &Program, domain: &InputDomain) -> Result<(), Error> {
+        let plane = domain.shape[1] * domain.shape[2];
+        let value = |i: usize| {
+            let channel = i / plane % domain.shape[0];
+            // Steps of 97 and 251 are both prime: no two neighbours are alike, no two rows either.
+            let share = (i * 97 % 251) as f32 / 250.0;
+            domain.lower[channel] + share * (domain.upper[channel] - domain.lower[channel])
+        };
+        let [channels, height, width] = domain.shape;
+        let values: Vec<f32> = (0..2 * domain.len()).map(value).collect();
+        let rows = Tensor::from_vec(values, (2, channels, height, width), &Device::Cpu)?;
+        let values = |logits: Tensor| logits.flatten_all()?.to_vec1::<f32>();
+        let (own, other) = (values(program.forward(&rows)?)?, values(self.logits(&rows)?)?);
+        let finite = own.iter().filter(|value| value.is_finite());
+        let scale = finite.fold(0f32, |most, value| most.max(value.abs()));
+        let alike = |(a, b): (&f32, &f32)| {
+            (a - b).abs() <= TOLERANCE * scale || !a.is_finite() && !b.is_finite()
+        };
+        if let Some(at) = own.iter().zip(&other).position(|pair| !alike(pair)) {
+            let (row, label) = (at / self.labels, at % self.labels);
+            return Err(failed(&format!(
+                "its logit of label {label} is {}, and the program's {} (row {row} of the \
+                 comparison at load)",
+                other[at], own[at]
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Finds the library; what came of it the first time stands for the life of the process.
+///
+/// Nothing of `ort` may be called before this has succeeded: it panics without a library, and takes
+/// one that it failed to load for loaded when asked again.
+fn load_library() -> Result<(), Error> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    let loaded = LOADED.get_or_init(|| {
+        let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let path = std::env::var_os("ORT_DYLIB_PATH")
+            .filter(|path| !path.is_empty())
+            .unwrap_or_else(|| format!("{prefix}onnxruntime{suffix}").into());
+        let environment = ort::init_from(&path).map_err(|error| {
+            format!("{error}; ORT_DYLIB_PATH is the path of its library, version 1.17 or later")
+        })?;
+        environment.with_telemetry(false).commit();
+        Ok(())
+    });
+    loaded.clone().map_err(|reason| Error::Onnxruntime { reason })
+}
+
+fn session(bytes: &[u8], folder: Option<&Path>) -> ort::Result<Session> {
+    let mut builder = Session::builder()?
+        .with_log_level(LogLevel::Error)?
+        .with_intra_threads(rayon::current_num_threads())?
+        // Cores that wait for the next call are the proxy's.
+        .with_intra_op_spinning(false)?;
+    if let Some(folder) = folder {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        builder = builder.with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())?;
+    }
+    builder.commit_from_memory(bytes)
+}
+
+/// The model with one output more, which protobuf merges with those that are there.
+fn with_output(bytes: &[u8], name: &str) -> Vec<u8> {
+    let output = onnx::ValueInfoProto { name: name.into(), ..Default::default() };
+    let graph = onnx::GraphProto { output: vec![output], ..Default::default() };
+    let more = onnx::ModelProto { graph: Some(graph), ..Default::default() };
+    [bytes, &more.encode_to_vec()].concat()
+}
+
+fn named<'a>(outlets: &'a [Outlet], name: &str) -> Result<&'a Outlet, Error> {
+    let found = outlets.iter().find(|outlet| outlet.name() == name);
+    found.ok_or_else(|| failed(&format!("it knows no {name:?}")))
+}
+
+fn failed(reason: &dyn std::fmt::Display) -> Error {
+    Error::Onnxruntime { reason: reason.to_string() }
+}
+
+/// Where a session made of bytes finds tensors in files of their own.
+const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// Rows of one call: the activations of more are memory that is kept for good.
+const MAX_ROWS: usize = 32;
+
+/// Of the largest logit. Another order of summation is off by a hundredth of this, another meaning
+/// of an operator by a hundred times as much.
+const TOLERANCE: f32 = 1e-2;
