@@ -196,6 +196,9 @@ impl<'a> Compiler<'a> {
         else {
             return Ok(None);
         };
+        if rows == 0 || row_values(row).is_none() {
+            return Ok(None);
+        }
         let layout = Layout::batch_first(row);
         let mut operands: Vec<Operand<'_>> = constants
             .iter()

@@ -1,4 +1,4 @@
-//! The ONNX file as a checked graph: nodes in order, constants decoded, one input, one output.
+//! The ONNX file as a checked graph: nodes in order, constants decoded, inputs, one output.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

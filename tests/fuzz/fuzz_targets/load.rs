@@ -16,6 +16,9 @@ fuzz_target!(|bytes: &[u8]| {
     // Values may be anything, their number may not.
     if let Ok(output) = program.forward(&rows) {
         assert_eq!(output.dims()[1..], *program.output_shape());
+        if let Ok((_, gradient)) = program.vjp(&rows, &|_, logits| logits.ones_like()) {
+            assert_eq!(gradient.dims(), rows.dims());
+        }
     }
 });
 
