@@ -137,12 +137,12 @@ impl Runtime {
         Ok(logits.to_vec())
     }
 
-    /// Whether it gives what the program does, on two rows of all values there are.
+    /// Refuses a session that does not give what the program does, on two rows.
     fn agree(&self, program: &Program, domain: &InputDomain) -> Result<(), Error> {
         let plane = domain.shape[1] * domain.shape[2];
         let value = |i: usize| {
             let channel = i / plane % domain.shape[0];
-            // Steps of 97 and 251 are both prime: no two neighbours are alike, no two rows either.
+            // 97 and 251 are prime: neighbours differ, and so do rows.
             let share = (i * 97 % 251) as f32 / 250.0;
             domain.lower[channel] + share * (domain.upper[channel] - domain.lower[channel])
         };
@@ -224,6 +224,6 @@ const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_p
 /// Rows of one call: the activations of more are memory that is kept for good.
 const MAX_ROWS: usize = 32;
 
-/// Of the largest logit. Another order of summation is off by a hundredth of this, another meaning
-/// of an operator by a hundred times as much.
+/// Of the largest logit. Sums in another order differ by a hundredth of this; channels in another
+/// order, or probabilities in place of logits, by far more.
 const TOLERANCE: f32 = 1e-2;
