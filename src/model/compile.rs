@@ -273,7 +273,7 @@ impl<'a> Compiler<'a> {
 fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<(usize, Constant)> {
     let index = match node.op.as_str() {
         "ConstantOfShape" => 0,
-        "Expand" | "Range" | "Tile" => 1,
+        "Expand" | "Range" | "Reshape" | "Tile" => 1,
         _ => return None,
     };
     let shape = (*inputs.get(index)?)?;

@@ -288,14 +288,16 @@ impl Layout {
         Some(row)
     }
 
-    /// How many images of the last three axes a row holds, and their size.
+    /// How many images `[C, H, W]`, or `[C, 1, L]`, a row holds, and their size.
     pub(crate) fn images(&self) -> Option<(usize, [usize; 3])> {
-        let &[count, channels, height, width] = self.axes.as_slice() else {
-            return None;
+        let (count, image) = match *self.axes.as_slice() {
+            [count, channels, height, width] => (count, [channels, height, width]),
+            [count, channels, length] => (count, [channels, 1, length]),
+            _ => return None,
         };
         match self.batch {
             Some(batch) if batch.axis != 0 => None,
-            _ => Some((count, [channels, height, width])),
+            _ => Some((count, image)),
         }
     }
 }

@@ -187,22 +187,21 @@ impl Operator for ChannelAffine {
     }
 }
 
-/// An operator on images whose rows hold several of them, or have them in other dimensions.
+/// An operator on images where rows hold several of them, or have them in other dimensions.
 #[derive(Debug)]
 pub(crate) struct Folded {
     /// Of `[n, C, H, W]`, one input.
     pub(crate) operator: Box<dyn Operator>,
+    /// An image of the input and of the output.
+    pub(crate) images: [[usize; 3]; 2],
     /// Of the output.
     pub(crate) row: Vec<usize>,
 }
 
 impl Folded {
-    fn images(tensor: &Tensor) -> Result<Tensor> {
-        let dims = tensor.dims();
-        let (count, image) = dims.split_at(dims.len() - 3);
-        let shape: Vec<usize> =
-            std::iter::once(count.iter().product()).chain(image.iter().copied()).collect();
-        tensor.reshape(shape)
+    fn images(&self, tensor: &Tensor, which: usize) -> Result<Tensor> {
+        let [channels, height, width] = self.images[which];
+        tensor.reshape(((), channels, height, width))
     }
 }
 
@@ -212,7 +211,7 @@ impl Operator for Folded {
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let y = self.operator.forward(&[Self::images(&inputs[0])?])?;
+        let y = self.operator.forward(&[self.images(&inputs[0], 0)?])?;
         y.reshape(with_rows(inputs[0].dim(0)?, &self.row))
     }
 
@@ -222,15 +221,20 @@ impl Operator for Folded {
         output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let (x, y, dy) =
-            (Self::images(&inputs[0])?, Self::images(output)?, Self::images(cotangent)?);
-        self.operator
-            .vjp(&[x], &y, &dy)?
-            .into_iter()
-            .map(|gradient| {
-                gradient.map(|gradient| gradient.reshape(inputs[0].shape())).transpose()
-            })
-            .collect()
+        // What was not kept is empty, and stays so.
+        let kept = |tensor: &Tensor, which: usize| match tensor.elem_count() {
+            0 => Ok(tensor.clone()),
+            _ => self.images(tensor, which),
+        };
+        let (x, y) = (kept(&inputs[0], 0)?, kept(output, 1)?);
+        let dy = self.images(cotangent, 1)?;
+        let rows = |gradient: Tensor| gradient.reshape((cotangent.dim(0)?, ()));
+        let gradients = self.operator.vjp(&[x], &y, &dy)?.into_iter();
+        gradients.map(|gradient| gradient.map(rows).transpose()).collect()
+    }
+
+    fn saves(&self) -> Saves {
+        self.operator.saves()
     }
 }
 

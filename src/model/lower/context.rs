@@ -57,7 +57,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Images, and how many a row holds.
+    /// Images, and how many a row holds; `[batch, C, L]` is images of one row.
     pub(super) fn images(&self, index: usize) -> Result<(usize, [usize; 3]), Error> {
         let layout = self.activation(index)?;
         layout.images().ok_or_else(|| {
@@ -71,14 +71,19 @@ impl<'a> Context<'a> {
         operator: impl Operator + 'static,
         size: [usize; 3],
     ) -> Result<Lowered, Error> {
-        let (count, _) = self.images(0)?;
-        let sizes = [(1, size[0]), (2, size[1]), (3, size[2])];
-        let layout = self.activation(0)?.resized(&sizes);
+        let (count, from) = self.images(0)?;
+        let layout = self.activation(0)?;
+        let sizes = match layout.rank() {
+            3 => vec![(1, size[0]), (2, size[2])],
+            _ => vec![(1, size[0]), (2, size[1]), (3, size[2])],
+        };
+        let out = layout.resized(&sizes);
         let operator = Box::new(operator);
-        Ok(match count {
-            1 if layout.as_batch_first().is_some() => Lowered::Step(operator, layout),
-            _ => Lowered::Step(Box::new(Folded { operator, row: layout.row() }), layout),
-        })
+        if count == 1 && layout.rank() == 4 && layout.as_batch_first().is_some() {
+            return Ok(Lowered::Step(operator, out));
+        }
+        let folded = Folded { operator, images: [from, size], row: out.row() };
+        Ok(Lowered::Step(Box::new(folded), out))
     }
 
     pub(super) fn floats(&self, index: usize) -> Result<(&'a [usize], &'a [f32]), Error> {
@@ -121,12 +126,15 @@ impl<'a> Context<'a> {
 
     /// Kernel, strides, dilations and pads of a two-dimensional window.
     pub(super) fn window(&self, kernel: [usize; 2], image: [usize; 3]) -> Result<Window, Error> {
+        // Along one dimension: images of one row.
+        let one = self.activation(0)?.rank() == 3;
         let pair = |name: &str| -> Result<[usize; 2], Error> {
             match self.node.ints(name)? {
                 None => Ok([1, 1]),
                 Some(&[a, b]) if (1..=MAX_PAD).contains(&a) && (1..=MAX_PAD).contains(&b) => {
                     Ok([a as usize, b as usize])
                 }
+                Some(&[b]) if one && (1..=MAX_PAD).contains(&b) => Ok([1, b as usize]),
                 Some(other) => Err(self.error(format!(
                     "attribute {name:?} is {other:?}, expected two integers from 1 to {MAX_PAD}"
                 ))),
@@ -137,6 +145,12 @@ impl<'a> Context<'a> {
         let mut window = Window { kernel, stride, dilation, pad_begin: [0; 2], pad_end: [0; 2] };
         match (auto, self.node.ints("pads")?) {
             ("NOTSET", None) | ("VALID", _) => {}
+            ("NOTSET", Some(&[left, right]))
+                if one && [left, right].iter().all(|pad| (0..=MAX_PAD).contains(pad)) =>
+            {
+                window.pad_begin = [0, left as usize];
+                window.pad_end = [0, right as usize];
+            }
             ("NOTSET", Some(&[top, left, bottom, right]))
                 if [top, left, bottom, right].iter().all(|pad| (0..=MAX_PAD).contains(pad)) =>
             {
@@ -169,6 +183,9 @@ impl<'a> Context<'a> {
 
     pub(super) fn kernel_shape(&self) -> Result<[usize; 2], Error> {
         match self.node.ints("kernel_shape")? {
+            Some(&[width]) if self.activation(0)?.rank() == 3 && (1..=MAX_PAD).contains(&width) => {
+                Ok([1, width as usize])
+            }
             Some(&[height, width])
                 if (1..=MAX_PAD).contains(&height) && (1..=MAX_PAD).contains(&width) =>
             {

@@ -14,8 +14,14 @@ pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
     let (_, image) = context.images(0)?;
     let (dims, values) = context.floats(1)?;
     let groups = context.node.int("group", 1)?;
-    let &[out_channels, in_channels, height, width] = dims else {
-        return Err(context.error(format!("weight has shape {dims:?}, expected four dimensions")));
+    let (out_channels, in_channels, height, width) = match *dims {
+        [outs, ins, height, width] => (outs, ins, height, width),
+        [outs, ins, length] => (outs, ins, 1, length),
+        _ => {
+            return Err(
+                context.error(format!("weight has shape {dims:?}, expected [out, in, h, w]"))
+            );
+        }
     };
     let fits = groups >= 1
         && (in_channels as u64).checked_mul(groups as u64) == Some(image[0] as u64)
@@ -30,7 +36,7 @@ pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
         )));
     }
     if let Some(declared) = context.node.ints("kernel_shape")?
-        && declared != [height as i64, width as i64]
+        && declared.iter().rev().zip([width, height]).any(|(&own, size)| own != size as i64)
     {
         return Err(context.error(format!(
             "attribute \"kernel_shape\" is {declared:?}, but the weight has shape {dims:?}"
@@ -45,7 +51,7 @@ pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
         );
     }
     let window = context.window([height, width], image)?;
-    let weight = context.tensor(values, dims)?;
+    let weight = context.tensor(values, &[out_channels, in_channels, height, width])?;
     match Conv::new(window.clone(), groups as usize, image, weight, bias.map(<[f32]>::to_vec)) {
         Some(conv) => {
             let shape = conv.out_shape();

@@ -72,7 +72,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
             "pads",
             "strides",
         ],
-        "other than two dimensions",
+        "more than two dimensions",
         pooling::average_pool,
     ),
     entry(
@@ -98,7 +98,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         "Conv",
         9,
         &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"],
-        "other than two dimensions; weights that are no constants",
+        "more than two dimensions; weights that are no constants",
         linear::conv,
     ),
     entry("DepthToSpace", 9, &["blocksize", "mode"], "", |context| shape::blocks(context, false)),
@@ -136,7 +136,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         linear::gemm,
     ),
     entry("GlobalAveragePool", 9, &[], "", pooling::global_average_pool),
-    entry("GlobalMaxPool", 9, &[], "other than two dimensions", pooling::global_max_pool),
+    entry("GlobalMaxPool", 9, &[], "more than two dimensions", pooling::global_max_pool),
     entry(
         "GroupNormalization",
         18,
@@ -181,7 +181,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         "MaxPool",
         9,
         &["auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "storage_order", "strides"],
-        "other than two dimensions; the second output",
+        "more than two dimensions; the second output",
         pooling::max_pool,
     ),
     entry("Min", 9, &[], "a constant that varies over the batch", |context| {

@@ -43,7 +43,7 @@ fn pooled(
 /// ONNX GlobalAveragePool, opsets 1 to 21.
 pub(super) fn global_average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
-    let Some((_, [channels, _, _])) = layout.images() else {
+    let Some((_, [channels, _, _])) = layout.images().filter(|_| layout.rank() == 4) else {
         let axes: Vec<usize> = (2..layout.rank()).collect();
         return super::reduce::over(context, Reduction::Mean, axes, true);
     };

@@ -39,7 +39,7 @@ pub(super) fn over(
     if let Some(axis) = axes.iter().find(|&&axis| layout.is_batch(axis)) {
         return Err(context.error(format!("axis {axis} of {layout} is the batch")));
     }
-    if kind == Reduction::Mean && axes == [2, 3] && layout.images().is_some_and(|(n, _)| n == 1) {
+    if kind == Reduction::Mean && axes == [2, 3] && layout.rank() == 4 {
         // The exporters' global average pooling.
         let mut pooled = layout.resized(&[(2, 1), (3, 1)]);
         if !keep {
