@@ -262,6 +262,8 @@ pub(super) fn check(config: &Config) -> Result<ExitCode> {
     println!("input     {:?} [batch, {a}, {b}, {c}]", program.input_name());
     println!("output    {:?} [batch, {}]", program.output_name(), model.labels());
     println!("operators {}", operators.join(", "));
+    #[cfg(feature = "ort")]
+    println!("predicts  {}", if model.uses_onnxruntime() { "onnxruntime" } else { "the program" });
     println!("ok");
     Ok(ExitCode::SUCCESS)
 }

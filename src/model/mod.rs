@@ -223,12 +223,14 @@ impl Model {
         let bytes = read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let graph = Graph::decode(&bytes, path.parent())?;
         let digest = digest(&bytes, &graph.external);
+        #[cfg(feature = "ort")]
+        let beside = (!graph.external.is_empty()).then_some(path);
         // Not needed any more, and as large as the program that is made of it.
         #[cfg(not(feature = "ort"))]
         drop(bytes);
         let model = Self::new(Program::assemble(graph, device)?, mean, std, digest)?;
         #[cfg(feature = "ort")]
-        let model = model.with_onnxruntime(&bytes, path.parent())?;
+        let model = model.with_onnxruntime(&bytes, beside)?;
         Ok(model)
     }
 
@@ -274,11 +276,11 @@ impl Model {
         })
     }
 
-    /// Predicts by onnxruntime from now on; the same bytes, and the folder they are from.
+    /// Predicts by onnxruntime from now on. The same bytes, and their path if they are not all.
     #[cfg(feature = "ort")]
-    fn with_onnxruntime(self, bytes: &[u8], folder: Option<&Path>) -> Result<Self, Error> {
+    fn with_onnxruntime(self, bytes: &[u8], path: Option<&Path>) -> Result<Self, Error> {
         let Self { program, domain, labels, .. } = &self;
-        let runtime = onnxruntime::Runtime::new(bytes, folder, program, domain, *labels)?;
+        let runtime = onnxruntime::Runtime::new(bytes, path, program, domain, *labels)?;
         Ok(Self { runtime, ..self })
     }
 

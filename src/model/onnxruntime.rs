@@ -34,12 +34,12 @@ pub(super) struct Runtime {
 // === impl Runtime ===
 
 impl Runtime {
-    /// The model whose file is `bytes` and whose other files are in `folder`.
+    /// The model whose file is `bytes`, and is at `path` if it keeps tensors in files beside it.
     ///
     /// `None` where `program` has to predict all the same, and why is in the log.
     pub(super) fn new(
         bytes: &[u8],
-        folder: Option<&Path>,
+        path: Option<&Path>,
         program: &Program,
         domain: &InputDomain,
         labels: usize,
@@ -59,7 +59,7 @@ impl Runtime {
             true => Cow::Borrowed(bytes),
             false => Cow::Owned(with_output(bytes, output)),
         };
-        let session = session(&bytes, folder).map_err(|error| failed(&error))?;
+        let session = session(&bytes, path).map_err(|error| failed(&error))?;
         let input = named(session.inputs(), program.input_name())?;
         let float =
             |outlet: &Outlet| outlet.dtype().tensor_type() == Some(TensorElementType::Float32);
@@ -137,12 +137,12 @@ impl Runtime {
         Ok(logits.to_vec())
     }
 
-    /// Whether it gives what the program does, on two rows of all values there are.
+    /// Refuses a session that does not give what the program does, on two rows.
     fn agree(&self, program: &Program, domain: &InputDomain) -> Result<(), Error> {
         let plane = domain.shape[1] * domain.shape[2];
         let value = |i: usize| {
             let channel = i / plane % domain.shape[0];
-            // Steps of 97 and 251 are both prime: no two neighbours are alike, no two rows either.
+            // 97 and 251 are prime: neighbours differ, and so do rows.
             let share = (i * 97 % 251) as f32 / 250.0;
             domain.lower[channel] + share * (domain.upper[channel] - domain.lower[channel])
         };
@@ -188,17 +188,22 @@ fn load_library() -> Result<(), Error> {
     loaded.clone().map_err(|reason| Error::Onnxruntime { reason })
 }
 
-fn session(bytes: &[u8], folder: Option<&Path>) -> ort::Result<Session> {
+fn session(bytes: &Cow<'_, [u8]>, path: Option<&Path>) -> ort::Result<Session> {
     let mut builder = Session::builder()?
-        .with_log_level(LogLevel::Error)?
+        // What goes wrong is an error here as well.
+        .with_log_level(LogLevel::Fatal)?
         .with_intra_threads(rayon::current_num_threads())?
         // Cores that wait for the next call are the proxy's.
         .with_intra_op_spinning(false)?;
-    if let Some(folder) = folder {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        builder = builder.with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())?;
+    match (bytes, path) {
+        (bytes, None) => builder.commit_from_memory(bytes),
+        (Cow::Borrowed(_), Some(path)) => builder.commit_from_file(path),
+        (Cow::Owned(bytes), Some(path)) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
+            builder.with_config_entry(EXTERNAL_FOLDER, folder)?.commit_from_memory(bytes)
+        }
     }
-    builder.commit_from_memory(bytes)
 }
 
 /// The model with one output more, which protobuf merges with those that are there.
@@ -218,12 +223,12 @@ fn failed(reason: &dyn std::fmt::Display) -> Error {
     Error::Onnxruntime { reason: reason.to_string() }
 }
 
-/// Where a session made of bytes finds tensors in files of their own.
+/// Where a session made of bytes finds tensors in files of their own; 1.20 does not know it yet.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// Rows of one call: the activations of more are memory that is kept for good.
 const MAX_ROWS: usize = 32;
 
-/// Of the largest logit. Another order of summation is off by a hundredth of this, another meaning
-/// of an operator by a hundred times as much.
+/// Of the largest logit. Sums in another order differ by a hundredth of this; channels in another
+/// order, or probabilities in place of logits, by far more.
 const TOLERANCE: f32 = 1e-2;
