@@ -2,12 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
-use super::correlate::Activation;
+use super::activation::Activation;
 use super::kernel;
-use super::operator::{ChannelAffine, Operator, Saves, relu, relu_gate, with_rows};
+use super::operator::{ChannelAffine, Operator, Saves, with_rows};
 use super::strided::{Walk, repeated, row_major};
 
-/// `function(left, right)`, and ReLU on it if asked for.
+/// `activation(function(left, right))`.
 #[derive(Debug)]
 pub(crate) struct Binary {
     pub(crate) function: Arithmetic,
@@ -15,7 +15,7 @@ pub(crate) struct Binary {
     pub(crate) right: Term,
     /// Of the output.
     pub(crate) row: Vec<usize>,
-    pub(crate) relu: bool,
+    pub(crate) activation: Activation,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,10 +269,17 @@ impl Operator for Binary {
         let shape = with_rows(a.dim(0)?.max(b.dim(0)?), &self.row);
         let walk =
             Walk::new(&shape, [&row_major(&shape), &repeated(a.dims()), &repeated(b.dims())]);
-        let y = kernel::zip(self.name(), &a, &b, shape, |a, b, out| {
-            specialised!(self.function, f, combine(&walk, a, b, out, |a, b| f.value(a, b)));
-        })?;
-        if self.relu { relu(&y) } else { Ok(y) }
+        let [low, high] = self.activation.bounds();
+        kernel::zip(self.name(), &a, &b, shape, |a, b, out| match self.activation {
+            Activation::Identity => {
+                specialised!(self.function, f, combine(&walk, a, b, out, |a, b| f.value(a, b)));
+            }
+            _ => specialised!(
+                self.function,
+                f,
+                combine(&walk, a, b, out, |a, b| f.value(a, b).max(low).min(high))
+            ),
+        })
     }
 
     fn vjp(
@@ -281,7 +288,7 @@ impl Operator for Binary {
         output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let dy = if self.relu { relu_gate(output, cotangent)? } else { cotangent.clone() };
+        let dy = self.activation.gate(output, cotangent)?;
         let terms = [(Side::Left, &self.left), (Side::Right, &self.right)];
         let varying = terms.into_iter().filter(|(_, term)| matches!(term, Term::Input(_)));
         if self.function.is_sum() {
@@ -296,22 +303,22 @@ impl Operator for Binary {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: !self.function.is_sum(), output: self.relu }
+        Saves { inputs: !self.function.is_sum(), output: self.activation != Activation::Identity }
     }
 
     fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
-        if self.function != Arithmetic::Add || self.relu {
+        if self.function != Arithmetic::Add || self.activation != Activation::Identity {
             return None;
         }
         previous.absorb_bias(&self.last_dimension()?)
     }
 
     fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {
-        let only_relu = next.is_unit() && next.activation == Activation::Relu;
-        if self.relu || !only_relu {
+        if self.activation != Activation::Identity || !next.is_unit() {
             return None;
         }
         let (left, right) = (self.left.clone(), self.right.clone());
-        Some(Box::new(Self { left, right, row: self.row.clone(), relu: true, ..*self }))
+        let (row, activation) = (self.row.clone(), next.activation);
+        Some(Box::new(Self { left, right, row, activation, ..*self }))
     }
 }

@@ -1,18 +1,19 @@
 //! Convolution (ONNX `Conv`), with bias, activation and a preceding per-channel affine fused in.
 //!
-//! On the CPU both directions run on [`Correlation`] or [`Winograd`]; elsewhere candle's own convolutions are
-//! composed, which takes equal strides and dilations along both axes.
+//! On the CPU both directions run on one of the kernels in [`plan`]; elsewhere candle's own
+//! convolutions are composed, which takes equal strides and dilations along both axes.
+
+mod plan;
 
 use std::sync::OnceLock;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::correlate::{Activation, Affine, Correlation, Geometry, Load, Phase, Plain, Tap};
-use super::depthwise::Depthwise;
+use super::activation::Activation;
 use super::kernel;
-use super::matrix::Matrix;
-use super::operator::{ChannelAffine, Operator, Saves, relu_gate};
-use super::winograd::{Sizes, Winograd};
+use super::load::{Affine, Plain};
+use super::operator::{ChannelAffine, Operator, Saves};
+use plan::Plan;
 
 /// Attributes of a two-dimensional sliding window.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,16 +44,6 @@ pub(crate) struct Conv {
     backward: OnceLock<Plan>,
 }
 
-/// How one direction is computed on the CPU.
-#[derive(Debug)]
-enum Plan {
-    Depthwise(Depthwise),
-    Direct(Correlation),
-    /// Images of one pixel: rows of channels.
-    Matrix(Matrix),
-    Winograd(Winograd),
-}
-
 // === impl Window ===
 
 impl Window {
@@ -61,37 +52,6 @@ impl Window {
         let padded = size + self.pad_begin[axis] + self.pad_end[axis];
         let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
         Some(padded.checked_sub(reach)? / self.stride[axis] + 1)
-    }
-}
-
-// === impl Plan ===
-
-impl Plan {
-    fn run<L: Load>(
-        &self,
-        input: &[f32],
-        load: L,
-        bias: Option<&[f32]>,
-        activation: Activation,
-        out: &mut [f32],
-    ) {
-        match self {
-            Self::Depthwise(plan) => plan.run(input, load, bias, activation, out),
-            Self::Direct(plan) => plan.run(input, load, bias, activation, out),
-            Self::Matrix(matrix) if L::PLAIN => matrix.apply(input, bias, activation, out),
-            Self::Matrix(matrix) => {
-                let channels = matrix.rows();
-                let mut loaded = vec![0.0; input.len()];
-                for (row, to) in input.chunks_exact(channels).zip(loaded.chunks_exact_mut(channels))
-                {
-                    for channel in 0..channels {
-                        load.row(channel, &row[channel..=channel], &mut to[channel..=channel]);
-                    }
-                }
-                matrix.apply(&loaded, bias, activation, out);
-            }
-            Self::Winograd(plan) => plan.run(input, load, bias, activation, out),
-        }
     }
 }
 
@@ -149,178 +109,20 @@ impl Conv {
         self.weight.flatten_all()?.to_vec1()
     }
 
-    /// The sizes of a direction that Winograd's algorithm is for.
-    fn winograd(&self, direction: Direction) -> Option<Sizes> {
-        let w = &self.window;
-        if self.groups != 1 || w.kernel != [3, 3] || w.stride != [1, 1] || w.dilation != [1, 1] {
-            return None;
-        }
-        let ([ins, in_size @ ..], [outs, out_size @ ..]) = (self.in_shape, self.out_shape);
-        let sizes = match direction {
-            Direction::Forward => Sizes {
-                in_channels: ins,
-                out_channels: outs,
-                in_size,
-                out_size,
-                origin: w.pad_begin,
-            },
-            Direction::Backward => Sizes {
-                in_channels: outs,
-                out_channels: ins,
-                in_size: out_size,
-                out_size: in_size,
-                origin: [2usize.checked_sub(w.pad_begin[0])?, 2usize.checked_sub(w.pad_begin[1])?],
-            },
-        };
-        sizes.suit().then_some(sizes)
-    }
-
-    /// One channel in and one out for every group.
-    fn is_depthwise(&self) -> bool {
-        self.groups == self.in_shape[0] && self.groups == self.out_shape[0] && self.groups > 1
-    }
-
-    /// Images of one pixel before and after a 1x1 kernel.
-    fn is_matrix(&self) -> bool {
-        let pixels = [self.in_shape[1], self.in_shape[2], self.out_shape[1], self.out_shape[2]];
-        self.groups == 1 && self.window.kernel == [1, 1] && pixels == [1; 4]
-    }
-
     fn forward_plan(&self) -> Result<&Plan> {
         if let Some(ready) = self.forward.get() {
             return Ok(ready);
         }
-        let values = self.weight_values()?;
-        let sizes = ([self.in_shape[1], self.in_shape[2]], [self.out_shape[1], self.out_shape[2]]);
-        if self.is_depthwise() {
-            let built = Depthwise::forward(&self.window, sizes.0, sizes.1, &values);
-            return Ok(self.forward.get_or_init(|| Plan::Depthwise(built)));
-        }
-        if self.is_matrix() {
-            let (ins, outs) = (self.in_shape[0], self.out_shape[0]);
-            let built = Matrix::new(ins, outs, |channel, out| values[out * ins + channel]);
-            return Ok(self.forward.get_or_init(|| Plan::Matrix(built)));
-        }
-        if let Some(sizes) = self.winograd(Direction::Forward) {
-            let ins = sizes.in_channels;
-            let built = Winograd::new(sizes, &|out, channel, [ky, kx]| {
-                values[((out * ins + channel) * 3 + ky) * 3 + kx]
-            });
-            return Ok(self.forward.get_or_init(|| Plan::Winograd(built)));
-        }
-        let w = &self.window;
-        let (outs, ins) = (self.out_shape[0] / self.groups, self.in_shape[0] / self.groups);
-        let geometry = Geometry {
-            groups: self.groups,
-            in_channels: self.in_shape[0],
-            out_channels: self.out_shape[0],
-            in_size: [self.in_shape[1], self.in_shape[2]],
-            out_size: [self.out_shape[1], self.out_shape[2]],
-            in_stride: w.stride,
-            out_stride: [1, 1],
-            origin: w.pad_begin.map(|pad| pad as isize),
-        };
-        let taps = taps(w.kernel)
-            .map(|kernel| Tap {
-                at: [kernel[0] * w.dilation[0], kernel[1] * w.dilation[1]],
-                kernel,
-            })
-            .collect();
-        let phase = Phase { first: [0, 0], count: geometry.out_size, taps };
-        let built = Correlation::new(geometry, vec![phase], &|group, out, channel, [ky, kx]| {
-            values[(((group * outs + out) * ins + channel) * w.kernel[0] + ky) * w.kernel[1] + kx]
-        });
-        Ok(self.forward.get_or_init(|| Plan::Direct(built)))
+        let built = Plan::forward(self, &self.weight_values()?);
+        Ok(self.forward.get_or_init(|| built))
     }
 
     fn backward_plan(&self) -> Result<&Plan> {
         if let Some(ready) = self.backward.get() {
             return Ok(ready);
         }
-        let values = self.weight_values()?;
-        let sizes = ([self.in_shape[1], self.in_shape[2]], [self.out_shape[1], self.out_shape[2]]);
-        if self.is_depthwise() {
-            let built = Depthwise::backward(&self.window, sizes.0, sizes.1, &values);
-            return Ok(self.backward.get_or_init(|| Plan::Depthwise(built)));
-        }
-        if self.is_matrix() {
-            let (ins, outs) = (self.in_shape[0], self.out_shape[0]);
-            let built = Matrix::new(outs, ins, |out, channel| values[out * ins + channel]);
-            return Ok(self.backward.get_or_init(|| Plan::Matrix(built)));
-        }
-        if let Some(sizes) = self.winograd(Direction::Backward) {
-            let outs = sizes.out_channels;
-            let built = Winograd::new(sizes, &|out, channel, [ky, kx]| {
-                values[((channel * outs + out) * 3 + 2 - ky) * 3 + 2 - kx]
-            });
-            return Ok(self.backward.get_or_init(|| Plan::Winograd(built)));
-        }
-        let w = &self.window;
-        let (outs, ins) = (self.out_shape[0] / self.groups, self.in_shape[0] / self.groups);
-        // Along one axis: input index i = q * stride + phase - pad reads output
-        // q - (k * dilation - phase) / stride for every k of the same phase.
-        let axis = |axis: usize| -> Vec<AxisPhase> {
-            let (stride, pad) = (w.stride[axis], w.pad_begin[axis]);
-            let size = self.in_shape[1 + axis];
-            (0..stride)
-                .map(|phase| {
-                    let q0 = pad.saturating_sub(phase).div_ceil(stride);
-                    let first = q0 * stride + phase - pad;
-                    let back = (0..w.kernel[axis])
-                        .filter(|k| k * w.dilation[axis] % stride == phase)
-                        .map(|k| (k, (k * w.dilation[axis] - phase) / stride))
-                        .collect();
-                    AxisPhase {
-                        first,
-                        count: size.saturating_sub(first).div_ceil(stride),
-                        q0,
-                        back,
-                    }
-                })
-                .collect()
-        };
-        let (rows, columns) = (axis(0), axis(1));
-        let origin = |phases: &[AxisPhase]| {
-            let behind =
-                |p: &AxisPhase| p.back.iter().map(|(_, e)| *e as isize - p.q0 as isize).max();
-            phases.iter().filter_map(behind).max().unwrap_or(0).max(0)
-        };
-        let origin = [origin(&rows), origin(&columns)];
-        let at =
-            |p: &AxisPhase, e: usize, origin: isize| (p.q0 as isize - e as isize + origin) as usize;
-        let mut phases = Vec::new();
-        for row in &rows {
-            for column in &columns {
-                let mut taps = Vec::new();
-                for &(ky, ey) in &row.back {
-                    for &(kx, ex) in &column.back {
-                        taps.push(Tap {
-                            at: [at(row, ey, origin[0]), at(column, ex, origin[1])],
-                            kernel: [ky, kx],
-                        });
-                    }
-                }
-                phases.push(Phase {
-                    first: [row.first, column.first],
-                    count: [row.count, column.count],
-                    taps,
-                });
-            }
-        }
-        let geometry = Geometry {
-            groups: self.groups,
-            in_channels: self.out_shape[0],
-            out_channels: self.in_shape[0],
-            in_size: [self.out_shape[1], self.out_shape[2]],
-            out_size: [self.in_shape[1], self.in_shape[2]],
-            in_stride: [1, 1],
-            out_stride: w.stride,
-            origin,
-        };
-        let built = Correlation::new(geometry, phases, &|group, out, channel, [ky, kx]| {
-            values[(((group * outs + channel) * ins + out) * w.kernel[0] + ky) * w.kernel[1] + kx]
-        });
-        Ok(self.backward.get_or_init(|| Plan::Direct(built)))
+        let built = Plan::backward(self, &self.weight_values()?);
+        Ok(self.backward.get_or_init(|| built))
     }
 
     fn forward_cpu(&self, x: &Tensor) -> Result<Tensor> {
@@ -370,10 +172,7 @@ impl Conv {
                 1,
             ))?)?;
         }
-        match self.activation {
-            Activation::Identity => Ok(y),
-            Activation::Relu => y.relu(),
-        }
+        self.activation.forward(&y)
     }
 
     fn backward_composed(&self, cotangent: &Tensor) -> Result<Tensor> {
@@ -428,10 +227,7 @@ impl Operator for Conv {
         output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let cotangent = match self.activation {
-            Activation::Identity => cotangent.clone(),
-            Activation::Relu => relu_gate(output, cotangent)?,
-        };
+        let cotangent = self.activation.gate(output, cotangent)?;
         let gradient = match cotangent.device() {
             Device::Cpu => self.backward_cpu(&cotangent)?,
             _ => self.backward_composed(&cotangent)?,
@@ -443,7 +239,7 @@ impl Operator for Conv {
     }
 
     fn saves(&self) -> Saves {
-        let output = self.activation == Activation::Relu;
+        let output = self.activation != Activation::Identity;
         Saves { inputs: self.before.is_some(), output }
     }
 
@@ -476,24 +272,6 @@ impl Operator for Conv {
         fused.before = Some(previous.clone());
         Some(Box::new(fused))
     }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Direction {
-    Backward,
-    Forward,
-}
-
-struct AxisPhase {
-    first: usize,
-    count: usize,
-    q0: usize,
-    /// Kernel index and how many outputs back it reaches.
-    back: Vec<(usize, usize)>,
-}
-
-fn taps([rows, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
-    (0..rows).flat_map(move |ky| (0..columns).map(move |kx| [ky, kx]))
 }
 
 #[cfg(test)]

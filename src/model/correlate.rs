@@ -19,14 +19,9 @@ use std::cell::RefCell;
 
 use pulp::Arch;
 
+use super::activation::Activation;
+use super::load::{Load, every};
 use super::sweep::Sweep;
-
-/// What happens to a sum before it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Activation {
-    Identity,
-    Relu,
-}
 
 /// A fixed correlation of images of one size, weights packed.
 #[derive(Debug)]
@@ -302,24 +297,6 @@ impl Correlation {
     }
 }
 
-/// Every `step`th value, as many as `to` takes.
-#[inline(always)]
-fn every(step: usize, from: &[f32], to: &mut [f32]) {
-    if step == 2 {
-        // A constant step becomes shuffles; the last value may have no partner.
-        for (to, pair) in to.iter_mut().zip(from.as_chunks::<2>().0) {
-            *to = pair[0];
-        }
-        if let (Some(to), [last]) = (to.get_mut(from.len() / 2), from.as_chunks::<2>().1) {
-            *to = *last;
-        }
-        return;
-    }
-    for (to, from) in to.iter_mut().zip(from.iter().step_by(step)) {
-        *to = *from;
-    }
-}
-
 // === impl Phase ===
 
 impl Phase {
@@ -344,65 +321,6 @@ impl Phase {
 impl Pass {
     pub(super) fn is_empty(&self) -> bool {
         self.phase.taps.is_empty() || self.phase.count.contains(&0)
-    }
-}
-
-/// How input values enter the planes; copies as many values as both slices have.
-pub(crate) trait Load {
-    /// Whether values enter as they are.
-    const PLAIN: bool = false;
-
-    fn row(&self, channel: usize, from: &[f32], to: &mut [f32]);
-}
-
-/// As they are.
-pub(crate) struct Plain;
-
-impl Load for Plain {
-    const PLAIN: bool = true;
-
-    #[inline(always)]
-    fn row(&self, _channel: usize, from: &[f32], to: &mut [f32]) {
-        let n = from.len().min(to.len());
-        copy(&from[..n], &mut to[..n]);
-    }
-}
-
-/// Lengths known while compiling need no call.
-#[inline(always)]
-pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
-    match from.len() {
-        32 => to.copy_from_slice(&from[..32]),
-        16 => to.copy_from_slice(&from[..16]),
-        8 => to.copy_from_slice(&from[..8]),
-        4 => to.copy_from_slice(&from[..4]),
-        _ => to.copy_from_slice(from),
-    }
-}
-
-/// Scaled, shifted and, for `Relu`, cut at zero, per channel.
-pub(crate) struct Affine<'a> {
-    pub(crate) scale: &'a [f32],
-    pub(crate) shift: &'a [f32],
-    pub(crate) activation: Activation,
-}
-
-impl Load for Affine<'_> {
-    #[inline(always)]
-    fn row(&self, channel: usize, from: &[f32], to: &mut [f32]) {
-        let (scale, shift) = (self.scale[channel], self.shift[channel]);
-        match self.activation {
-            Activation::Identity => {
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = from * scale + shift;
-                }
-            }
-            Activation::Relu => {
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = (from * scale + shift).max(0.0);
-                }
-            }
-        }
     }
 }
 

@@ -8,8 +8,9 @@ use std::cell::RefCell;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::activation::Activation;
 use super::conv::Window;
-use super::correlate::{Activation, Load};
+use super::load::Load;
 
 /// One direction of a depthwise convolution of images of one size.
 #[derive(Debug)]
@@ -138,10 +139,7 @@ impl<L: Load> WithSimd for Run<'_, L> {
         let Depthwise { channels, in_plane, taps, .. } = *plan;
         let images = input.len() / (channels * in_plane);
         let out_plane = out.len() / (channels * images);
-        let least = simd.splat_f32s(match activation {
-            Activation::Identity => f32::NEG_INFINITY,
-            Activation::Relu => 0.0,
-        });
+        let [least, most] = activation.bounds().map(|bound| simd.splat_f32s(bound));
         scratch.input.resize(in_plane * LANES, 0.0);
         scratch.out.resize(out_plane * LANES, 0.0);
         scratch.row.resize(in_plane, 0.0);
@@ -182,7 +180,7 @@ impl<L: Load> WithSimd for Run<'_, L> {
                             );
                         }
                         let (to, _) = S::as_mut_simd_f32s(&mut to[lane..][..S::F32_LANES]);
-                        to[0] = simd.max_f32s(least, sum);
+                        to[0] = simd.min_f32s(most, simd.max_f32s(least, sum));
                     }
                 }
                 let planes =

@@ -4,10 +4,10 @@ use std::sync::OnceLock;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::correlate::Activation;
+use super::activation::Activation;
 use super::kernel;
 use super::matrix::Matrix;
-use super::operator::{ChannelAffine, Operator, Saves, relu, relu_gate};
+use super::operator::{ChannelAffine, Operator, Saves};
 
 /// `activation(x W + b)` for rows `x`, the last dimension of the input.
 #[derive(Debug)]
@@ -61,10 +61,7 @@ impl Linear {
             y = y.broadcast_add(bias)?;
         }
         let y = y.reshape(shape)?;
-        match self.activation {
-            Activation::Identity => Ok(y),
-            Activation::Relu => relu(&y),
-        }
+        self.activation.forward(&y)
     }
 }
 
@@ -100,10 +97,7 @@ impl Operator for Linear {
         output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let cotangent = match self.activation {
-            Activation::Identity => cotangent.clone(),
-            Activation::Relu => relu_gate(output, cotangent)?,
-        };
+        let cotangent = self.activation.gate(output, cotangent)?;
         let shape = with_last(cotangent.dims(), self.weight.dim(0)?);
         let gradient = match cotangent.device() {
             Device::Cpu => {
@@ -121,7 +115,7 @@ impl Operator for Linear {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: self.activation == Activation::Relu }
+        Saves { inputs: false, output: self.activation != Activation::Identity }
     }
 
     fn absorb_bias(&self, bias: &[f32]) -> Option<Box<dyn Operator>> {

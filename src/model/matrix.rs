@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::correlate::Activation;
+use super::activation::Activation;
 
 /// A constant matrix, packed for products with few or many rows.
 #[derive(Debug)]
@@ -34,6 +34,15 @@ impl Matrix {
 
     pub(crate) fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// `[row][column]` of every `BLOCK` columns, the last filled up with zeros.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &[f32]> {
+        self.packed.chunks_exact((self.rows * BLOCK).max(1))
     }
 
     /// `out = activation(x M + bias)` for any number of rows `x`.
@@ -67,10 +76,7 @@ impl WithSimd for Apply<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { matrix, x, bias, activation, out, turned } = self;
         let Matrix { rows: inner, columns, .. } = *matrix;
-        let least = match activation {
-            Activation::Identity => f32::NEG_INFINITY,
-            Activation::Relu => 0.0,
-        };
+        let [least, most] = activation.bounds();
         let count = out.len() / columns;
         // Rows by eight, by four and one by one: a vector of weights serves as many sums.
         let heights = |row: usize| match count - row {
@@ -96,7 +102,7 @@ impl WithSimd for Apply<'_> {
             row += height;
         }
         let mut tile = [0.0; 8 * BLOCK];
-        for (block, weights) in matrix.packed.chunks_exact((inner * BLOCK).max(1)).enumerate() {
+        for (block, weights) in matrix.blocks().enumerate() {
             let first = block * BLOCK;
             let width = BLOCK.min(columns - first);
             let bias = bias.map(|bias| &bias[first..first + width]);
@@ -117,13 +123,15 @@ impl WithSimd for Apply<'_> {
                     match bias {
                         None => {
                             for (out, sum) in out.iter_mut().zip(sums) {
-                                *out = if *sum < least { least } else { *sum };
+                                let sum = if *sum < least { least } else { *sum };
+                                *out = if sum > most { most } else { sum };
                             }
                         }
                         Some(bias) => {
                             for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
                                 let sum = sum + bias;
-                                *out = if sum < least { least } else { sum };
+                                let sum = if sum < least { least } else { sum };
+                                *out = if sum > most { most } else { sum };
                             }
                         }
                     }
@@ -169,7 +177,7 @@ pub(super) fn product<S: Simd, const BLOCK: usize, const VECTORS: usize>(
 }
 
 /// Columns of a block: three vectors of 16 lanes.
-const BLOCK: usize = 48;
+pub(super) const BLOCK: usize = 48;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };

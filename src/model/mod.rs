@@ -3,6 +3,7 @@
 //! [`Model`] is that program with what the firewall knows of its input; [`Classifier`] is all that
 //! the perturbations, the inspection and the detection ask of it.
 
+mod activation;
 mod binary;
 mod compile;
 mod constant;
@@ -17,6 +18,7 @@ mod graph;
 mod kernel;
 mod layout;
 mod linear;
+mod load;
 mod lower;
 mod lrn;
 mod math;
@@ -27,12 +29,14 @@ mod norm;
 mod onnxruntime;
 mod operator;
 mod patterns;
+mod pointwise;
 mod pool;
 mod prelu;
 mod program;
 mod reduce;
 mod resample;
 mod shape;
+mod shifted;
 mod strided;
 mod sweep;
 mod unary;

@@ -2,8 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::correlate::{Activation, Affine, Load};
+use super::activation::Activation;
 use super::kernel;
+use super::load::{Affine, Load};
 
 /// One differentiable operator with its attributes and constants.
 ///
@@ -86,7 +87,7 @@ pub(crate) struct Saves {
 }
 
 /// `activation(scale[c] * x + shift[c])` for channel `c`, the dimension after the batch: batch
-/// normalisation at inference, constant arithmetic per channel, and ReLU.
+/// normalisation at inference, constant arithmetic per channel, ReLU and ReLU6.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ChannelAffine {
     pub(crate) scale: Vec<f32>,
@@ -95,13 +96,9 @@ pub(crate) struct ChannelAffine {
 }
 
 impl ChannelAffine {
-    /// ReLU alone.
-    pub(crate) fn relu(channels: usize) -> Self {
-        Self {
-            scale: vec![1.0; channels],
-            shift: vec![0.0; channels],
-            activation: Activation::Relu,
-        }
+    /// An activation alone.
+    pub(crate) fn unit(channels: usize, activation: Activation) -> Self {
+        Self { scale: vec![1.0; channels], shift: vec![0.0; channels], activation }
     }
 
     /// Whether only the activation is left.
@@ -109,7 +106,7 @@ impl ChannelAffine {
         self.scale.iter().all(|&scale| scale == 1.0) && self.shift.iter().all(|&shift| shift == 0.0)
     }
 
-    /// `cotangent` times the derivative at `x`; ReLU's derivative at zero is zero, as PyTorch's.
+    /// `cotangent` times the derivative at `x`; at a bound of the activation it is zero, as PyTorch's.
     pub(crate) fn gradient(&self, x: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
         let plane = self.plane(x);
         kernel::zip("affine gradient", x, cotangent, x.shape(), |x, dy, out| {
@@ -117,13 +114,11 @@ impl ChannelAffine {
                 x.chunks_exact(plane).zip(dy.chunks_exact(plane)).zip(out.chunks_exact_mut(plane));
             for (i, ((x, dy), out)) in rows.enumerate() {
                 let (scale, shift) = self.of_row(i);
-                // Below this bound everything passes: no branch in the loop.
-                let least = match self.activation {
-                    Activation::Identity => f32::NEG_INFINITY,
-                    Activation::Relu => 0.0,
-                };
+                // Between infinities everything passes: no branch in the loop.
+                let [low, high] = self.activation.bounds();
                 for ((out, dy), x) in out.iter_mut().zip(dy).zip(x) {
-                    *out = if x * scale + shift > least { dy * scale } else { 0.0 };
+                    let y = x * scale + shift;
+                    *out = if (y > low) & (y < high) { dy * scale } else { 0.0 };
                 }
             }
         })
@@ -243,29 +238,11 @@ pub(crate) fn with_rows(n: usize, row: &[usize]) -> Vec<usize> {
     std::iter::once(n).chain(row.iter().copied()).collect()
 }
 
-/// `cotangent` where `output`, a ReLU's, is above zero.
-pub(crate) fn relu_gate(output: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
-    kernel::zip("relu gradient", output, cotangent, output.shape(), |y, dy, out| {
-        for ((out, dy), y) in out.iter_mut().zip(dy).zip(y) {
-            *out = if *y > 0.0 { *dy } else { 0.0 };
-        }
-    })
-}
-
 /// `x + y` for equal shapes, on this thread: candle's own would wake its thread pool.
 pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     kernel::zip("add", x, y, x.shape(), |x, y, out| {
         for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
             *out = x + y;
-        }
-    })
-}
-
-/// `max(x, 0)`, on this thread.
-pub(crate) fn relu(x: &Tensor) -> Result<Tensor> {
-    kernel::map("relu", x, x.shape(), |x, out| {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = x.max(0.0);
         }
     })
 }

@@ -148,12 +148,22 @@ impl Pool {
         }
     }
 
+    /// What the windows of a maximum cover, padding included, where no value is skipped.
+    fn padded(&self) -> Option<[usize; 2]> {
+        let w = &self.window;
+        let covered = |axis: usize| {
+            let reach = (self.out_size[axis] - 1) * w.stride[axis] + w.kernel[axis];
+            reach.max(w.pad_begin[axis] + self.in_size[axis])
+        };
+        let suits = self.kind == Kind::Max && w.dilation == [1, 1];
+        suits.then(|| [covered(0), covered(1)])
+    }
+
     /// Without padding every window is whole: down the columns, then along the rows, then every
     /// `stride`th of what is left, each a loop over neighbours that the compiler makes vectors of.
-    fn forward_tiles(&self, plane: &[f32], out: &mut [f32], row: &mut Vec<f32>) {
+    fn forward_tiles(&self, plane: &[f32], width: usize, out: &mut [f32], row: &mut Vec<f32>) {
         let [kernel_height, kernel_width] = self.window.kernel;
         let [stride_down, stride] = self.window.stride;
-        let width = self.in_size[1];
         let share = match self.kind {
             Kind::Average { .. } => 1.0 / (kernel_height * kernel_width) as f32,
             Kind::Max => 1.0,
@@ -253,13 +263,24 @@ impl Operator for Pool {
         let [out_height, out_width] = self.out_size;
         let shape = (batch, channels, out_height, out_width);
         kernel::map(self.name(), &inputs[0], shape, |x, out| {
-            let (tiles, mut row) = (self.tiles(), Vec::new());
-            let outs = out.chunks_exact_mut(out_height * out_width);
-            for (plane, out) in x.chunks_exact(height * width).zip(outs) {
-                match tiles {
-                    true => self.forward_tiles(plane, out, &mut row),
-                    false => self.forward_plane(plane, out),
+            let mut row = Vec::new();
+            let planes =
+                x.chunks_exact(height * width).zip(out.chunks_exact_mut(out_height * out_width));
+            if self.tiles() {
+                planes.for_each(|(plane, out)| self.forward_tiles(plane, width, out, &mut row));
+            } else if let Some([rows, pitch]) = self.padded() {
+                // Padding never is the maximum: a window has a value of the image.
+                let mut padded = vec![f32::NEG_INFINITY; rows * pitch];
+                let [top, left] = self.window.pad_begin;
+                for (plane, out) in planes {
+                    let to = padded[top * pitch..].chunks_exact_mut(pitch);
+                    for (from, to) in plane.chunks_exact(width).zip(to) {
+                        to[left..left + width].copy_from_slice(from);
+                    }
+                    self.forward_tiles(&padded, pitch, out, &mut row);
                 }
+            } else {
+                planes.for_each(|(plane, out)| self.forward_plane(plane, out));
             }
         })
     }
@@ -321,5 +342,34 @@ impl Operator for GlobalAveragePool {
             }
         })?;
         Ok(vec![Some(gradient)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn padded_maxima_equal_those_of_single_windows() {
+        for (kernel, stride, pad, size, ceil) in [
+            ([3, 3], [2, 2], [1, 1], [9, 12], false),
+            ([3, 3], [2, 2], [1, 1], [8, 7], true),
+            ([2, 5], [1, 3], [1, 2], [6, 11], false),
+            ([3, 3], [1, 1], [1, 1], [1, 1], false),
+        ] {
+            let (dilation, pad_begin, pad_end) = ([1, 1], pad, pad);
+            let window = Window { kernel, stride, dilation, pad_begin, pad_end };
+            let pool = Pool::new(Kind::Max, window, size, ceil).unwrap();
+            let plane = size[0] * size[1];
+            let x: Vec<f32> = (0..2 * plane).map(|i| (i * 7 % 23) as f32 - 30.0).collect();
+            let mut expected = vec![0.0; 2 * pool.out_size[0] * pool.out_size[1]];
+            let outs = expected.chunks_exact_mut(pool.out_size[0] * pool.out_size[1]);
+            x.chunks_exact(plane).zip(outs).for_each(|(x, out)| pool.forward_plane(x, out));
+            let x = Tensor::from_vec(x, (1, 2, size[0], size[1]), &Device::Cpu).unwrap();
+            let y = pool.forward(&[x]).unwrap().flatten_all().unwrap();
+            assert_eq!(y.to_vec1::<f32>().unwrap(), expected, "{kernel:?} {size:?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::activation::Activation;
 use super::binary::{Arithmetic, Binary, Term};
 use super::kernel;
 use super::operator::{Operator, Saves};
@@ -16,7 +17,15 @@ impl PRelu {
     /// `slopes` is `[1, ...]` of the rank of `[1, ...row]`.
     pub(crate) fn new(slopes: Tensor, row: Vec<usize>) -> Self {
         let (left, right) = (Term::Input(row.clone()), Term::Constant(slopes));
-        Self { scaled: Binary { function: Arithmetic::Mul, left, right, row, relu: false } }
+        Self {
+            scaled: Binary {
+                function: Arithmetic::Mul,
+                left,
+                right,
+                row,
+                activation: Activation::Identity,
+            },
+        }
     }
 }
 

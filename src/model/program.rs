@@ -255,6 +255,8 @@ impl Program {
             }
             _ => DEVICE_PART_ROWS,
         };
+        // As equal as can be: a part of few rows costs nearly what a whole one does.
+        let size = rows.div_ceil(rows.div_ceil(size).max(1)).max(1);
         (0..rows).step_by(size).map(|start| (start, size.min(rows - start))).collect()
     }
 

@@ -2,7 +2,9 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::correlate::{Activation, Block, Correlation, Load, Pass};
+use super::activation::Activation;
+use super::correlate::{Block, Correlation, Pass};
+use super::load::Load;
 
 /// One run of a plan over a batch.
 pub(crate) struct Sweep<'a, L> {
@@ -41,7 +43,8 @@ struct Target<'a> {
     step: usize,
     first: usize,
     channels: usize,
-    least: f32,
+    /// Of the activation.
+    bounds: [f32; 2],
 }
 
 // === impl Sweep ===
@@ -57,10 +60,7 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
         let plane_out: usize = plan.geometry.out_size.iter().product();
         let ins = plan.geometry.in_channels / plan.geometry.groups;
         let outs = plan.geometry.out_channels / plan.geometry.groups;
-        let least = match activation {
-            Activation::Identity => f32::NEG_INFINITY,
-            Activation::Relu => 0.0,
-        };
+        let bounds = activation.bounds();
         let mut prepared: Vec<Prepared> = Vec::new();
         let mut prepared_for = 0;
         let pairs = input
@@ -102,7 +102,7 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
                                 step: plan.geometry.out_stride[1],
                                 first,
                                 channels: block.channels,
-                                least,
+                                bounds,
                             };
                             let terms =
                                 Terms { planes, offsets: &prepared.offsets, weights: own, bias };
@@ -253,13 +253,13 @@ impl Target<'_> {
     /// `len` positions of every channel, whose values are `tile_pitch` apart.
     #[inline(always)]
     fn store<S: Simd>(&mut self, simd: S, tile: &[f32], tile_pitch: usize, at: usize, len: usize) {
-        let least = simd.splat_f32s(self.least);
+        let [least, most] = self.bounds.map(|bound| simd.splat_f32s(bound));
         for channel in 0..self.channels {
             let from = &tile[channel * tile_pitch..];
             let to = &mut self.out[(self.first + channel) * self.pitch + at..];
             if self.step != 1 {
                 for (to, from) in to.iter_mut().step_by(self.step).zip(&from[..len]) {
-                    *to = from.max(self.least);
+                    *to = from.max(self.bounds[0]).min(self.bounds[1]);
                 }
                 continue;
             }
@@ -267,10 +267,11 @@ impl Target<'_> {
             let (from, _) = S::as_simd_f32s(from);
             let mut from = from.iter();
             for (to, from) in whole.iter_mut().zip(&mut from) {
-                *to = simd.max_f32s(least, *from);
+                *to = simd.min_f32s(most, simd.max_f32s(least, *from));
             }
             if let (false, Some(from)) = (rest.is_empty(), from.next()) {
-                simd.partial_store_f32s(rest, simd.max_f32s(least, *from));
+                let value = simd.min_f32s(most, simd.max_f32s(least, *from));
+                simd.partial_store_f32s(rest, value);
             }
         }
     }

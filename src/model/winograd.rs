@@ -15,7 +15,8 @@ use std::cell::RefCell;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::correlate::{Activation, Load, copy};
+use super::activation::Activation;
+use super::load::{Load, copy};
 use super::matrix::product;
 
 /// A fixed 3x3 correlation of images of one size, weights transformed and packed.
@@ -284,10 +285,7 @@ impl<L: Load> Pass<'_, L> {
         let Sizes { out_channels, out_size: [height, width], .. } = self.plan.sizes;
         let columns = self.plan.tiles[1];
         let stride = padded * pitch + LINE;
-        let least = simd.splat_f32s(match self.activation {
-            Activation::Identity => f32::NEG_INFINITY,
-            Activation::Relu => 0.0,
-        });
+        let [least, most] = self.activation.bounds().map(|bound| simd.splat_f32s(bound));
         let images = self.images();
         let Scratch { sums, halves, pairs, .. } = &mut *self.scratch;
         let mut tile = 0;
@@ -312,6 +310,7 @@ impl<L: Load> Pass<'_, L> {
                             let pair = folds(simd, rows[dy]);
                             for dx in 0..2 {
                                 let y = simd.max_f32s(least, simd.add_f32s(pair[dx], bias));
+                                let y = simd.min_f32s(most, y);
                                 let to = (2 * dy + dx) * batch + i * columns + from;
                                 store::<S>(&mut halves[to..], y);
                             }

@@ -1,3 +1,4 @@
+use super::plan::taps;
 use super::*;
 
 /// What runs on an accelerator, checked here where there is none.

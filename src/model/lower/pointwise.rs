@@ -2,8 +2,8 @@
 
 use super::context::{Context, Lowered, Operand, kind, step};
 use crate::model::Error;
+use crate::model::activation::Activation;
 use crate::model::binary::{Arithmetic, Binary, Term};
-use crate::model::correlate::Activation;
 use crate::model::layout::Layout;
 use crate::model::operator::{ChannelAffine, Operator};
 use crate::model::prelu::PRelu;
@@ -56,7 +56,8 @@ pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Erro
         };
         let right = Term::Constant(context.tensor(values, &[&[1], constant.as_slice()].concat())?);
         let left = Term::Input(row.clone());
-        let binary = Binary { function, left, right, row: row.clone(), relu: false };
+        let binary =
+            Binary { function, left, right, row: row.clone(), activation: Activation::Identity };
         Ok((Box::new(binary), layout.clone()))
     };
     Ok(Lowered::Chain(vec![part(Arithmetic::Mul, &scale)?, part(Arithmetic::Add, &shift)?]))
@@ -66,7 +67,7 @@ pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Erro
 pub(super) fn relu(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     match layout.row().first() {
-        Some(&channels) => step(ChannelAffine::relu(channels), layout.clone()),
+        Some(&channels) => step(ChannelAffine::unit(channels, Activation::Relu), layout.clone()),
         None => step(Unary::LeakyRelu { slope: 0.0 }, layout.clone()),
     }
 }
@@ -82,7 +83,13 @@ pub(super) fn clip(context: &Context<'_>) -> Result<Lowered, Error> {
     };
     let low = bound(1, "min", f32::NEG_INFINITY)?;
     let high = bound(2, "max", f32::INFINITY)?;
-    step(Unary::Clip { low, high }, context.activation(0)?.clone())
+    let layout = context.activation(0)?;
+    match layout.row().first() {
+        Some(&channels) => {
+            step(ChannelAffine::unit(channels, Activation::Clip { low, high }), layout.clone())
+        }
+        None => step(Unary::Clip { low, high }, layout.clone()),
+    }
 }
 
 /// A function of one value whose attributes are floats with defaults.
@@ -177,7 +184,9 @@ pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<
     };
     match affine {
         Some(affine) => step(affine, layout),
-        None => step(Binary { function, left, right, row, relu: false }, layout),
+        None => {
+            step(Binary { function, left, right, row, activation: Activation::Identity }, layout)
+        }
     }
 }
 

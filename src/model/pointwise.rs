@@ -1,0 +1,393 @@
+//! 1x1 convolution and its gradient: the product of a packed matrix and all positions at once.
+//!
+//! The positions of all images make one long row. Tiles of three vectors of it are copied to
+//! `[channel][position]`, a few of them at a time so that they stay in the L2 cache while all
+//! output channels pass over them. A stride above one takes only the positions that are read.
+//!
+//! What is left behind the last whole vector and fills at most half of another is computed the
+//! other way round, with vectors over output channels: of 7x7 positions 48 are three vectors of
+//! 16 lanes, and one is not worth a fourth.
+
+use std::cell::RefCell;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::activation::Activation;
+use super::load::{Load, every};
+use super::matrix::{BLOCK, Matrix, product};
+
+/// A fixed 1x1 correlation of images of one size.
+#[derive(Debug)]
+pub(crate) struct Pointwise {
+    matrix: Matrix,
+    from: Lattice,
+    to: Lattice,
+}
+
+/// The positions of an image that take part: `runs` of `run` positions.
+#[derive(Clone, Copy, Debug)]
+struct Lattice {
+    run: usize,
+    runs: usize,
+    /// From the first position of a run to that of the next.
+    pitch: usize,
+    /// From a position to the next.
+    step: usize,
+    /// All positions of an image.
+    plane: usize,
+}
+
+/// Positions that follow each other in one channel of one image and in a tile.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    image: usize,
+    /// In the plane.
+    at: usize,
+    /// In the tile.
+    offset: usize,
+    len: usize,
+}
+
+/// `columns` positions of the long row in `width` columns of the panel.
+struct Tile {
+    first: usize,
+    columns: usize,
+    width: usize,
+    /// Where its values are in the panel.
+    values: usize,
+}
+
+// === impl Lattice ===
+
+impl Lattice {
+    /// `count` rows and columns of an image of `size`, every `stride`th.
+    fn new(size: [usize; 2], count: [usize; 2], stride: [usize; 2]) -> Self {
+        let plane = size[0] * size[1];
+        if count == size {
+            return Self { run: plane, runs: 1, pitch: plane, step: 1, plane };
+        }
+        let pitch = stride[0] * size[1];
+        Self { run: count[1], runs: count[0], pitch, step: stride[1], plane }
+    }
+
+    fn pieces(self, tile: &Tile) -> impl Iterator<Item = Piece> {
+        let (mut column, end) = (tile.first, tile.first + tile.columns);
+        std::iter::from_fn(move || {
+            let (run, within) = (column / self.run, column % self.run);
+            let len = (self.run - within).min(end - column);
+            let at = run % self.runs * self.pitch + within * self.step;
+            let piece = Piece { image: run / self.runs, at, offset: column - tile.first, len };
+            column += len;
+            (len > 0).then_some(piece)
+        })
+    }
+}
+
+// === impl Pointwise ===
+
+impl Pointwise {
+    /// `weight(in, out)`; reads every `stride`th row and column.
+    pub(crate) fn forward(
+        channels: [usize; 2],
+        [in_size, out_size]: [[usize; 2]; 2],
+        stride: [usize; 2],
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> Self {
+        let matrix = Matrix::new(channels[0], channels[1], weight);
+        let from = Lattice::new(in_size, out_size, stride);
+        Self { matrix, from, to: Lattice::new(out_size, out_size, [1, 1]) }
+    }
+
+    /// The gradient to the input: writes every `stride`th row and column, zero between them.
+    pub(crate) fn backward(
+        channels: [usize; 2],
+        [in_size, out_size]: [[usize; 2]; 2],
+        stride: [usize; 2],
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> Self {
+        let matrix = Matrix::new(channels[0], channels[1], weight);
+        let to = Lattice::new(in_size, out_size, stride);
+        Self { matrix, from: Lattice::new(out_size, out_size, [1, 1]), to }
+    }
+
+    /// Writes all of `out`, NCHW, from `input`, NCHW; see [`super::correlate::Correlation::run`].
+    pub(crate) fn run<L: Load>(
+        &self,
+        input: &[f32],
+        load: L,
+        bias: Option<&[f32]>,
+        activation: Activation,
+        out: &mut [f32],
+    ) {
+        if self.to.run * self.to.runs < self.to.plane {
+            out.fill(0.0);
+        }
+        SCRATCH.with_borrow_mut(|panel| {
+            Arch::new().dispatch(Run { plan: self, input, load, bias, activation, out, panel });
+        });
+    }
+}
+
+struct Run<'a, L> {
+    plan: &'a Pointwise,
+    input: &'a [f32],
+    load: L,
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+    out: &'a mut [f32],
+    /// `[tile][channel][position]`
+    panel: &'a mut Vec<f32>,
+}
+
+impl<L: Load> WithSimd for Run<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let plan = self.plan;
+        let inner = plan.matrix.rows();
+        let images = self.input.len() / (inner * plan.from.plane);
+        let positions = images * plan.from.run * plan.from.runs;
+        let tiles = tiles(positions, S::F32_LANES);
+        let per_panel = (PANEL / (inner * 3 * S::F32_LANES)).max(1);
+        for tiles in tiles.chunks(per_panel) {
+            let mut length = 0;
+            let tiles: Vec<Tile> = tiles
+                .iter()
+                .map(|&(first, columns, width)| {
+                    length += width * inner;
+                    Tile { first, columns, width, values: length - width * inner }
+                })
+                .collect();
+            if self.panel.len() < length {
+                self.panel.resize(length, 0.0);
+            }
+            for tile in &tiles {
+                self.fill(tile);
+            }
+            self.multiply(simd, &tiles);
+        }
+    }
+}
+
+impl<L: Load> Run<'_, L> {
+    /// Copies the positions of a tile into the panel.
+    #[inline(always)]
+    fn fill(&mut self, tile: &Tile) {
+        let inner = self.plan.matrix.rows();
+        let Lattice { plane, step, .. } = self.plan.from;
+        let panel = &mut self.panel[tile.values..][..inner * tile.width];
+        if tile.columns < tile.width {
+            panel.fill(0.0);
+        }
+        for piece in self.plan.from.pieces(tile) {
+            let from = &self.input[piece.image * inner * plane + piece.at..];
+            let to = &mut panel[piece.offset..];
+            if L::PLAIN && step == 1 {
+                copy_rows(from, plane, to, tile.width, piece.len, inner);
+                continue;
+            }
+            let mut gathered = [0.0; BLOCK];
+            let rows = from.chunks(plane).zip(to.chunks_mut(tile.width));
+            for (channel, (from, to)) in rows.enumerate().take(inner) {
+                let gathered = &mut gathered[..piece.len];
+                every(step, &from[..(piece.len - 1) * step + 1], gathered);
+                self.load.row(channel, gathered, &mut to[..piece.len]);
+            }
+        }
+    }
+
+    /// All output channels at the positions of the panel.
+    #[inline(always)]
+    fn multiply<S: Simd>(&mut self, simd: S, tiles: &[Tile]) {
+        let matrix = &self.plan.matrix;
+        let (inner, outs) = (matrix.rows(), matrix.columns());
+        let plane = self.plan.to.plane;
+        let bounds = self.activation.bounds();
+        let mut sums = [0.0; ROWS * BLOCK];
+        for (block, weights) in matrix.blocks().enumerate() {
+            let first = block * BLOCK;
+            for row in (first..outs.min(first + BLOCK)).step_by(ROWS) {
+                let rows = ROWS.min(outs - row);
+                let mut start = [0.0; ROWS];
+                if let Some(bias) = self.bias {
+                    start[..rows].copy_from_slice(&bias[row..row + rows]);
+                }
+                let terms = Terms { weights: &weights[row - first..], start, bounds };
+                for tile in tiles.iter().filter(|tile| tile.width >= S::F32_LANES) {
+                    let values = &self.panel[tile.values..][..inner * tile.width];
+                    let mut pieces = self.plan.to.pieces(tile).peekable();
+                    let direct = pieces.next_if(|piece| {
+                        piece.len == tile.width && rows == ROWS && self.plan.to.step == 1
+                    });
+                    if let Some(piece) = direct {
+                        let at = (piece.image * outs + row) * plane + piece.at;
+                        terms.sum(simd, values, tile.width, &mut self.out[at..], plane);
+                        continue;
+                    }
+                    terms.sum(simd, values, tile.width, &mut sums, BLOCK);
+                    for piece in pieces {
+                        let at = (piece.image * outs + row) * plane + piece.at;
+                        let (from, to) = (&sums[piece.offset..], &mut self.out[at..]);
+                        if self.plan.to.step == 1 {
+                            copy_rows(from, BLOCK, to, plane, piece.len, rows);
+                            continue;
+                        }
+                        for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(plane)).take(rows) {
+                            let to = to.iter_mut().step_by(self.plan.to.step);
+                            to.zip(&from[..piece.len]).for_each(|(to, from)| *to = *from);
+                        }
+                    }
+                }
+            }
+            for tile in tiles.iter().filter(|tile| tile.width < S::F32_LANES) {
+                let values = &self.panel[tile.values..][..inner * tile.width];
+                for at in (0..BLOCK).step_by(3 * S::F32_LANES) {
+                    let (weights, sums) = (&weights[at.min(weights.len())..], &mut sums[at..]);
+                    match tile.width {
+                        8 => product::<S, 8, 3>(simd, weights, values, BLOCK, sums),
+                        4 => product::<S, 4, 3>(simd, weights, values, BLOCK, sums),
+                        2 => product::<S, 2, 3>(simd, weights, values, BLOCK, sums),
+                        _ => product::<S, 1, 3>(simd, weights, values, BLOCK, sums),
+                    };
+                }
+                for piece in self.plan.to.pieces(tile) {
+                    let sums = sums.chunks_exact(BLOCK).skip(piece.offset).take(piece.len);
+                    for (i, sums) in sums.enumerate() {
+                        let position = piece.at + i * self.plan.to.step;
+                        let to = &mut self.out[(piece.image * outs + first) * plane + position..];
+                        for (o, (to, sum)) in
+                            to.iter_mut().step_by(plane).zip(sums).take(outs - first).enumerate()
+                        {
+                            let sum = sum + self.bias.map_or(0.0, |bias| bias[first + o]);
+                            *to = sum.max(bounds[0]).min(bounds[1]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// First position, positions and width of the tiles of a row: whole ones, then what is left.
+fn tiles(positions: usize, lanes: usize) -> Vec<(usize, usize, usize)> {
+    let mut tiles = Vec::with_capacity(positions / (3 * lanes) + 2);
+    let mut first = 0;
+    while first < positions {
+        let left = positions - first;
+        let vectors = match (left + lanes / 2 - 1) / lanes {
+            // Two and two keep more sums in flight than three and one.
+            4 => 2,
+            vectors => vectors.min(3),
+        };
+        let width = match vectors {
+            0 => left.next_power_of_two(),
+            _ => vectors * lanes,
+        };
+        tiles.push((first, width.min(left), width));
+        first += width.min(left);
+    }
+    tiles
+}
+
+/// What the sums of `ROWS` output channels are made of.
+struct Terms<'a> {
+    /// `[channel][BLOCK]`, of which the first `ROWS` count.
+    weights: &'a [f32],
+    start: [f32; ROWS],
+    bounds: [f32; 2],
+}
+
+impl Terms<'_> {
+    /// For `width` positions; rows of `out` are `pitch` apart.
+    #[inline(always)]
+    fn sum<S: Simd>(&self, simd: S, values: &[f32], width: usize, out: &mut [f32], pitch: usize) {
+        match width / S::F32_LANES {
+            1 => self.sum_vectors::<S, 1>(simd, values, out, pitch),
+            2 => self.sum_vectors::<S, 2>(simd, values, out, pitch),
+            _ => self.sum_vectors::<S, 3>(simd, values, out, pitch),
+        }
+    }
+
+    #[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
+    #[inline(always)]
+    fn sum_vectors<S: Simd, const VECTORS: usize>(
+        &self,
+        simd: S,
+        values: &[f32],
+        out: &mut [f32],
+        pitch: usize,
+    ) {
+        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+        for o in 0..ROWS {
+            sums[o] = [simd.splat_f32s(self.start[o]); VECTORS];
+        }
+        let (values, _) = S::as_simd_f32s(values);
+        let (values, _) = values.as_chunks::<VECTORS>();
+        for (values, weights) in values.iter().zip(self.weights.chunks(BLOCK)) {
+            // No panic in this loop: with one, the sums would live in memory instead of registers.
+            let Some(weights) = weights.first_chunk::<ROWS>() else { break };
+            for o in 0..ROWS {
+                let weight = simd.splat_f32s(weights[o]);
+                for i in 0..VECTORS {
+                    sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
+                }
+            }
+        }
+        for o in 0..ROWS {
+            let (out, _) = S::as_mut_simd_f32s(&mut out[o * pitch..][..VECTORS * S::F32_LANES]);
+            for i in 0..VECTORS {
+                out[i] = sums[o][i];
+            }
+        }
+        // In a loop of its own: the one above, with more to do, would not unroll into registers.
+        let [least, most] = self.bounds.map(|bound| simd.splat_f32s(bound));
+        for out in out.chunks_mut(pitch).take(ROWS) {
+            let (out, _) = S::as_mut_simd_f32s(&mut out[..VECTORS * S::F32_LANES]);
+            for value in out {
+                *value = simd.min_f32s(most, simd.max_f32s(least, *value));
+            }
+        }
+    }
+}
+
+/// `len` values of each of `rows` rows.
+#[inline(always)]
+fn copy_rows(
+    from: &[f32],
+    from_pitch: usize,
+    to: &mut [f32],
+    to_pitch: usize,
+    len: usize,
+    rows: usize,
+) {
+    let rows = from.chunks(from_pitch).zip(to.chunks_mut(to_pitch)).take(rows);
+    match len {
+        4 => rows.for_each(|(from, to)| copy::<4>(from, to)),
+        16 => rows.for_each(|(from, to)| copy::<16>(from, to)),
+        32 => rows.for_each(|(from, to)| copy::<32>(from, to)),
+        48 => rows.for_each(|(from, to)| copy::<48>(from, to)),
+        _ => rows.for_each(|(from, to)| to[..len].copy_from_slice(&from[..len])),
+    }
+}
+
+/// Lengths known while compiling need no call.
+#[inline(always)]
+fn copy<const LEN: usize>(from: &[f32], to: &mut [f32]) {
+    if let (Some(from), Some(to)) = (from.first_chunk::<LEN>(), to.first_chunk_mut::<LEN>()) {
+        *to = *from;
+    }
+}
+
+/// Output channels whose sums stay in registers, for three vectors of positions each.
+const ROWS: usize = 8;
+
+/// Values of a panel: 1.5 MiB, three quarters of a core's L2 cache.
+const PANEL: usize = 3 << 17;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+mod tests;
