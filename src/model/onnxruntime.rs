@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use candle_onnx::onnx;
+use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, TensorRef};
@@ -59,7 +60,7 @@ impl Runtime {
             true => Cow::Borrowed(bytes),
             false => Cow::Owned(with_output(bytes, output)),
         };
-        let session = session(&bytes, path).map_err(|error| failed(&error))?;
+        let session = session(bytes, path).map_err(|error| failed(&error))?;
         let input = named(session.inputs(), program.input_name())?;
         let float =
             |outlet: &Outlet| outlet.dtype().tensor_type() == Some(TensorElementType::Float32);
@@ -183,12 +184,15 @@ fn load_library() -> Result<(), Error> {
             format!("{error}; ORT_DYLIB_PATH is the path of its library, version 1.17 or later")
         })?;
         environment.with_telemetry(false).commit();
+        // Never released: at the end of the process `ort` would do it after the library's own
+        // destructors have run, which up to 1.20 at least ends in a segmentation fault.
+        std::mem::forget(Environment::current().map_err(|error| error.to_string())?);
         Ok(())
     });
     loaded.clone().map_err(|reason| Error::Onnxruntime { reason })
 }
 
-fn session(bytes: &Cow<'_, [u8]>, path: Option<&Path>) -> ort::Result<Session> {
+fn session(bytes: Cow<'_, [u8]>, path: Option<&Path>) -> ort::Result<Session> {
     let mut builder = Session::builder()?
         // What goes wrong is an error here as well.
         .with_log_level(LogLevel::Fatal)?
@@ -196,12 +200,12 @@ fn session(bytes: &Cow<'_, [u8]>, path: Option<&Path>) -> ort::Result<Session> {
         // Cores that wait for the next call are the proxy's.
         .with_intra_op_spinning(false)?;
     match (bytes, path) {
-        (bytes, None) => builder.commit_from_memory(bytes),
+        (bytes, None) => builder.commit_from_memory(&bytes),
         (Cow::Borrowed(_), Some(path)) => builder.commit_from_file(path),
         (Cow::Owned(bytes), Some(path)) => {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
-            builder.with_config_entry(EXTERNAL_FOLDER, folder)?.commit_from_memory(bytes)
+            builder.with_config_entry(EXTERNAL_FOLDER, folder)?.commit_from_memory(&bytes)
         }
     }
 }
