@@ -309,7 +309,11 @@ impl Terms<'_> {
         }
     }
 
-    #[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
+    #[expect(
+        clippy::manual_memcpy,
+        clippy::needless_range_loop,
+        reason = "index loops unroll into registers"
+    )]
     #[inline(always)]
     fn sum_vectors<S: Simd, const VECTORS: usize>(
         &self,
