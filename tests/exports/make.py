@@ -23,19 +23,18 @@ architecture's name; running statistics come from random images and are then per
 gradient are computed in double precision. Of several inputs the one is kept whose gradient depends
 least on rounding: in deep networks some ReLU is nearly always close enough to its kink.
 """
-import argparse, contextlib, copy, io, sys, time, warnings, zlib
+import argparse, contextlib, copy, io, warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import torch, torch.nn as nn
-from safetensors.numpy import save_file
 from torch.export import Dim
 from torchvision import models
 from torchvision.models import convnext, efficientnet, resnet, vgg
 
 import operators
+from common import end, missing, seed, write
 
 LABELS = 10
 ATOL, RTOL = 1e-4, 1e-3                      # PyTorch in double against onnxruntime in single precision
@@ -159,10 +158,6 @@ def timm_model(name):
 # ---------------------------------------------------------------- weights and references
 
 
-def seed(name):
-    return zlib.crc32(name.encode()) % 2**31
-
-
 def randomise(model, size, generator):
     """Nothing stays at zero, one or a constant that training would move; norms see real statistics."""
     def uniform(tensor, low, high):
@@ -249,8 +244,7 @@ def make(folder, architecture, only, force):
         forms = [("script", 17, False), ("dynamo", 18, False)]
     forms +=[("script", 17, True), ("dynamo", 18, True)] * (architecture in FIXED)
     names = {f"{architecture}-{exporter}-{opset}{'-fixed' * fixed}": (exporter, opset, fixed) for exporter, opset, fixed in forms}
-    wanted = [name for name in names if (not only or any(part in name for part in only))
-              and (force or not (folder / f"{name}.safetensors").exists())]
+    wanted = missing(names, folder, only, force)
     if not wanted:
         return []
     build, size = (lambda: timm_model(architecture), TIMM[architecture][0]) if architecture in TIMM else (ARCHITECTURES | FULL)[architecture]
@@ -264,22 +258,14 @@ def make(folder, architecture, only, force):
         print(f"{architecture}: {type(error).__name__}: {str(error)[:200]}", flush=True)
         return [f"{architecture}: {type(error).__name__}: {str(error)[:200]}"]
     print(f"{architecture}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, gradient uncertain by {noise:.0e}", flush=True)
-    failed = []
-    for name in wanted:
-        start, path = time.time(), folder / f"{name}.onnx"
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):      # an exporter that fails prints its graph
-                export(model, size, path, *names[name])
-            opset = next(i.version for i in onnx.load(path).opset_import if i.domain == "")
-            check(path, tensors, names[name][2])
-        except Exception as error:           # of whatever kind the exporter has: the others go on
-            path.unlink(missing_ok=True)
-            failed.append(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
-            print(f"  {failed[-1]}", flush=True)
-            continue
-        save_file(tensors, folder / f"{name}.safetensors")
-        print(f"  {name:38} opset {opset} {path.stat().st_size / 1e6:6.1f} MB {time.time() - start:5.1f} s", flush=True)
-    return failed
+
+    def one(name, path):
+        with contextlib.redirect_stdout(io.StringIO()):          # an exporter that fails prints its graph
+            export(model, size, path, *names[name])
+        check(path, tensors, names[name][2])
+        return tensors
+
+    return write(wanted, folder, one)
 
 
 def main():
@@ -299,8 +285,7 @@ def main():
     failed = []
     for architecture in TIMM if arguments.timm else FULL if arguments.full else ARCHITECTURES:
         failed += make(arguments.folder, architecture, arguments.only, arguments.force)
-    if failed:
-        sys.exit(f"{len(failed)} not exported:\n" + "\n".join(failed))
+    end(failed)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,18 @@ Files are as make.py describes; `input` is [2, H, W, C], or [2, C, H, W] for `nc
 in logits, but for the one called `softmax`. EfficientNetB0 is not here: tf2onnx 1.17 leaves its
 normalisation's constants undefined.
 """
-import argparse, os, sys, time, zlib
+import argparse, os
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
-import onnx
 import onnxruntime as ort
 import tensorflow as tf
 import tf2onnx
 from keras import applications, layers
-from safetensors.numpy import save_file
+
+from common import end, missing, seed, write
 
 LABELS = 10
 LIMIT = 1e-4                                 # onnxruntime in single precision, of the largest magnitude
@@ -96,10 +96,6 @@ FORMS = {
     "keras_attention": ["tf2onnx-13", "tf2onnx-15", "tf2onnx-18", "export"],
     "keras_small": ["tf2onnx-13", "tf2onnx-15", "tf2onnx-18", "nchw-15", "export"],
 }
-
-
-def seed(name):
-    return zlib.crc32(name.encode()) % 2**31
 
 
 def every(model):
@@ -187,8 +183,7 @@ def check(path, tensors):
 
 def make(folder, architecture, only, force):
     names = {f"{architecture}-{form}": form for form in FORMS.get(architecture, ["tf2onnx-15"])}
-    wanted = [name for name in names if (not only or any(part in name for part in only))
-              and (force or not (folder / f"{name}.safetensors").exists())]
+    wanted = missing(names, folder, only, force)
     if not wanted:
         return []
     keras.utils.clear_session()
@@ -201,25 +196,16 @@ def make(folder, architecture, only, force):
     randomise(model, size, rng, high)
     noise, tensors = references(build, model, size, rng, high)
     print(f"{architecture}: {model.count_params() / 1e6:.1f} M parameters, gradient uncertain by {noise:.0e}", flush=True)
-    failed = []
-    for name in wanted:
-        start, path = time.time(), folder / f"{name}.onnx"
-        form = names[name]
-        own = tensors
+
+    def one(name, path):
+        form, own = names[name], tensors
         if form.startswith("nchw"):
             own = tensors | {key: np.ascontiguousarray(tensors[key].transpose(0, 3, 1, 2)) for key in ("input", "gradient")}
-        try:
-            export(model, size, path, form)
-            opset = next(i.version for i in onnx.load(path).opset_import if i.domain == "")
-            check(path, own)
-        except Exception as error:           # of whatever kind the exporter has: the others go on
-            path.unlink(missing_ok=True)
-            failed.append(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
-            print(f"  {failed[-1]}", flush=True)
-            continue
-        save_file(own, folder / f"{name}.safetensors")
-        print(f"  {name:38} opset {opset} {path.stat().st_size / 1e6:6.1f} MB {time.time() - start:5.1f} s", flush=True)
-    return failed
+        export(model, size, path, form)
+        check(path, own)
+        return own
+
+    return write(wanted, folder, one)
 
 
 def main():
@@ -233,8 +219,7 @@ def main():
     failed = []
     for architecture in ARCHITECTURES:
         failed += make(arguments.folder, architecture, arguments.only, arguments.force)
-    if failed:
-        sys.exit(f"{len(failed)} not exported:\n" + "\n".join(failed))
+    end(failed)
 
 
 if __name__ == "__main__":
