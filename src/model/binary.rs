@@ -46,16 +46,17 @@ enum Side {
 // === impl Term ===
 
 impl Term {
-    /// `[n, ...row]`, or `[1, ...row]`.
-    pub(crate) fn tensor<'a>(
-        &self,
-        inputs: &mut impl Iterator<Item = &'a Tensor>,
-    ) -> Result<Tensor> {
-        match (self, inputs.next()) {
-            (Self::Input(row), Some(input)) => input.reshape(with_rows(input.dim(0)?, row)),
-            (Self::Constant(constant), _) => Ok(constant.clone()),
-            (Self::Input(_), None) => candle_core::bail!("an operand is absent"),
-        }
+    /// Both operands, each `[n, ...row]`, or `[1, ...row]` for a constant, which takes no input.
+    pub(crate) fn both(terms: [&Self; 2], inputs: &[Tensor]) -> Result<(Tensor, Tensor)> {
+        let mut inputs = inputs.iter();
+        let mut tensor = |term: &Self| match term {
+            Self::Constant(constant) => Ok(constant.clone()),
+            Self::Input(row) => match inputs.next() {
+                Some(input) => input.reshape(with_rows(input.dim(0)?, row)),
+                None => candle_core::bail!("an operand is absent"),
+            },
+        };
+        Ok((tensor(terms[0])?, tensor(terms[1])?))
     }
 }
 
@@ -131,16 +132,6 @@ macro_rules! specialised {
 // === impl Binary ===
 
 impl Binary {
-    fn operands(&self, inputs: &[Tensor]) -> Result<(Tensor, Tensor)> {
-        let mut inputs = inputs.iter();
-        // A constant takes no input.
-        let left = match &self.left {
-            Term::Constant(constant) => constant.clone(),
-            term => term.tensor(&mut inputs)?,
-        };
-        Ok((left, self.right.tensor(&mut inputs)?))
-    }
-
     fn gradient(&self, side: Side, a: &Tensor, b: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let target = if side == Side::Left { a } else { b };
         let walk = Walk::new(
@@ -265,7 +256,7 @@ impl Operator for Binary {
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (a, b) = self.operands(inputs)?;
+        let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         let shape = with_rows(a.dim(0)?.max(b.dim(0)?), &self.row);
         let walk =
             Walk::new(&shape, [&row_major(&shape), &repeated(a.dims()), &repeated(b.dims())]);
@@ -298,7 +289,7 @@ impl Operator for Binary {
             };
             return varying.map(gradient).collect();
         }
-        let (a, b) = self.operands(inputs)?;
+        let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         varying.map(|(side, _)| self.gradient(side, &a, &b, &dy).map(Some)).collect()
     }
 

@@ -7,8 +7,8 @@ use candle_core::{Device, Tensor};
 
 use super::Error;
 use super::fold::{fold, folds};
-use super::graph::{Constant, Graph, Node, Values, row_values};
-use super::layout::{Layout, batches};
+use super::graph::{Constant, Graph, Node, Values};
+use super::layout::{Layout, batches, row_values};
 use super::lower::{Context, Lowered, Operand, lower};
 use super::operator::Operator;
 use super::program::Step;

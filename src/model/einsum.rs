@@ -22,12 +22,7 @@ pub(crate) struct Einsum {
 
 impl Einsum {
     fn operands(&self, inputs: &[Tensor]) -> Result<(Tensor, Tensor)> {
-        let mut inputs = inputs.iter();
-        let left = match &self.left {
-            Term::Constant(constant) => constant.clone(),
-            term => term.tensor(&mut inputs)?,
-        };
-        let right = self.right.tensor(&mut inputs)?;
+        let (left, right) = Term::both([&self.left, &self.right], inputs)?;
         let [m, k, n] = self.sizes;
         let left = Transpose::permuted(&left, &self.orders[0])?.reshape(((), m, k))?;
         let right = Transpose::permuted(&right, &self.orders[1])?.reshape(((), k, n))?;
@@ -37,14 +32,8 @@ impl Einsum {
     /// The gradient of an ordered operand as that of the operand.
     fn unordered(&self, gradient: &Tensor, n: usize, which: usize) -> Result<Option<Tensor>> {
         let ordered = gradient.reshape(with_rows(n, &self.rows[which]))?;
-        Ok(Some(Transpose::permuted(&ordered, &inverse(&self.orders[which]))?))
+        Ok(Some(Transpose::unpermuted(&ordered, &self.orders[which])?))
     }
-}
-
-fn inverse(order: &[usize]) -> Vec<usize> {
-    let mut inverse = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(to, &from)| inverse[from] = to);
-    inverse
 }
 
 impl Operator for Einsum {
@@ -67,7 +56,7 @@ impl Operator for Einsum {
     ) -> Result<Vec<Option<Tensor>>> {
         let (a, b) = self.operands(inputs)?;
         let ([m, _, columns], n) = (self.sizes, cotangent.dim(0)?);
-        let dy = Transpose::permuted(cotangent, &inverse(&self.orders[2]))?;
+        let dy = Transpose::unpermuted(cotangent, &self.orders[2])?;
         let dy = dy.reshape(((), m, columns))?;
         let mut gradients = Vec::with_capacity(2);
         if matches!(self.left, Term::Input(_)) {
@@ -80,7 +69,7 @@ impl Operator for Einsum {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 }
 

@@ -3,15 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use candle_onnx::onnx::{
-    self, attribute_proto::AttributeType, tensor_proto::DataType,
-    tensor_shape_proto::dimension::Value as Dimension, type_proto::Value as TypeValue,
-};
-use prost::Message;
+use candle_onnx::onnx::attribute_proto::AttributeType;
 
 use super::Error;
-use super::constant::type_name;
 use super::external::{Digests, External};
+use super::input::Input;
 use super::wire::{self, AttributeProto, Fields, ModelProto, NodeProto, TensorProto};
 
 pub(crate) use super::constant::{Constant, Values};
@@ -29,24 +25,6 @@ pub(crate) struct Graph {
     pub(crate) opset: i64,
     /// Of the other files that constants were read from.
     pub(crate) external: Digests,
-}
-
-/// What the graph declares of an input.
-#[derive(Debug)]
-pub(crate) struct Input {
-    pub(crate) name: String,
-    /// `None` for a tensor without a shape, or for what is no tensor.
-    pub(crate) dims: Option<Vec<Dim>>,
-    /// ONNX's number for the element type.
-    element: i32,
-}
-
-/// One dimension of an input.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Dim {
-    Fixed(i64),
-    /// Its name; empty where it has none.
-    Open(String),
 }
 
 /// One operator of the graph.
@@ -187,7 +165,7 @@ fn names(values: &[&[u8]]) -> Result<Vec<String>, Error> {
     values.iter().take(MAX_SHOWN).map(|bytes| Ok(named(bytes)?.to_owned())).collect()
 }
 
-fn not_onnx(reason: String) -> Error {
+pub(super) fn not_onnx(reason: String) -> Error {
     Error::NotOnnx { reason }
 }
 
@@ -220,100 +198,6 @@ impl Constants {
                 self.values.insert(tensor.name.into(), constant);
                 Ok(())
             }
-        }
-    }
-}
-
-/// How many values a row of an activation has; `None` for none, or for more than can be meant.
-pub(crate) fn row_values(shape: &[usize]) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(1usize, |product, &dim| product.checked_mul(dim))
-        .filter(|count| (1..=MAX_ROW_VALUES).contains(count))
-}
-
-// === impl Input ===
-
-impl Input {
-    fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        if bytes.len() > MAX_DESCRIPTION {
-            let got = bytes.len();
-            return Err(not_onnx(format!("an input's description has {got} bytes")));
-        }
-        let input = onnx::ValueInfoProto::decode(bytes)
-            .map_err(|source| not_onnx(format!("an input's description: {source}")))?;
-        let (element, dims) = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
-            Some(TypeValue::TensorType(tensor)) => (tensor.elem_type, tensor.shape.as_ref()),
-            _ => (0, None),
-        };
-        let dims = dims.map(|shape| {
-            let read = |dim: &onnx::tensor_shape_proto::Dimension| match &dim.value {
-                Some(Dimension::DimValue(value)) => Dim::Fixed(*value),
-                Some(Dimension::DimParam(name)) => Dim::Open(name.clone()),
-                None => Dim::Open(String::new()),
-            };
-            shape.dim.iter().map(read).collect()
-        });
-        Ok(Self { name: input.name, dims, element })
-    }
-
-    pub(crate) fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    /// Whether its values are read as `f32`.
-    fn is_float(&self) -> bool {
-        FLOATS.iter().any(|&float| self.element == float as i32)
-    }
-
-    /// The sizes behind the first dimension, or all of them.
-    pub(crate) fn row(&self, batch_first: bool) -> Result<Vec<usize>, Error> {
-        if !self.is_float() {
-            return Err(self.wrong());
-        }
-        let dims = self.dims.as_deref().unwrap_or_default();
-        let fixed: Option<Vec<usize>> = dims
-            .iter()
-            .skip(usize::from(batch_first))
-            .map(|dim| match dim {
-                Dim::Fixed(size) if *size > 0 => usize::try_from(*size).ok(),
-                _ => None,
-            })
-            .collect();
-        match fixed {
-            Some(row) if row_values(&row).is_some() && !(batch_first && row.is_empty()) => Ok(row),
-            _ => Err(self.wrong()),
-        }
-    }
-
-    /// The batch that the graph was written for, if it was fixed.
-    pub(crate) fn fixed_batch(&self) -> Option<i64> {
-        match self.dims.as_deref() {
-            Some([Dim::Fixed(size), ..]) => Some(*size),
-            _ => None,
-        }
-    }
-
-    /// An error that says what it is.
-    pub(crate) fn wrong(&self) -> Error {
-        let kind = type_name(self.element);
-        let got = match &self.dims {
-            None => format!("{kind} without a shape"),
-            Some(dims) => {
-                let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
-                format!("{kind} of shape [{}]", dims.join(", "))
-            }
-        };
-        Error::InputType { name: self.name.clone(), got }
-    }
-}
-
-impl std::fmt::Display for Dim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Fixed(size) => write!(f, "{size}"),
-            Self::Open(name) if name.is_empty() => f.write_str("?"),
-            Self::Open(name) => f.write_str(name),
         }
     }
 }
@@ -496,10 +380,6 @@ impl Attribute {
     }
 }
 
-/// What an input may hold.
-const FLOATS: [DataType; 4] =
-    [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
-
 /// Operator sets whose definitions the lowerings follow.
 pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 9..=21;
 
@@ -511,10 +391,3 @@ const MAX_REASON: usize = 1 << 12;
 
 /// Names in an error.
 pub(super) const MAX_SHOWN: usize = 8;
-
-/// A description of one value is short.
-const MAX_DESCRIPTION: usize = 1 << 16;
-
-/// An image of 4096 x 4096 in three channels, and more than any layer of a classifier: a quarter
-/// of a gigabyte of `f32`.
-const MAX_ROW_VALUES: usize = 1 << 26;

@@ -33,7 +33,7 @@ pub(crate) fn apply<F>(
 where
     F: Fn(&[f32], &mut [f32]),
 {
-    let op = Map { name, shape: shape.into(), run };
+    let op = Loop { name, shape: shape.into(), run };
     on_cpu(x, |x| x.contiguous()?.apply_op1_no_bwd(&op))
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn zip<F>(
 where
     F: Fn(&[f32], &[f32], &mut [f32]),
 {
-    let op = Zip { name, shape: shape.into(), run };
+    let op = Loop { name, shape: shape.into(), run };
     let y = y.to_device(&Device::Cpu)?.contiguous()?;
     on_cpu(x, |x| x.contiguous()?.apply_op2_no_bwd(&y, &op))
 }
@@ -65,7 +65,7 @@ pub(crate) fn zip3<F>(
 where
     F: Fn(&[f32], &[f32], &[f32], &mut [f32]),
 {
-    let op = Zip3 { name, shape: shape.into(), run };
+    let op = Loop { name, shape: shape.into(), run };
     let y = y.to_device(&Device::Cpu)?.contiguous()?;
     let z = z.to_device(&Device::Cpu)?.contiguous()?;
     on_cpu(x, |x| x.contiguous()?.apply_op3_no_bwd(&y, &z, &op))
@@ -78,25 +78,14 @@ fn on_cpu(x: &Tensor, run: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor>
     }
 }
 
-struct Map<F> {
+/// A loop over as many operands as `run` takes slices of.
+struct Loop<F> {
     name: &'static str,
     shape: Shape,
     run: F,
 }
 
-struct Zip<F> {
-    name: &'static str,
-    shape: Shape,
-    run: F,
-}
-
-struct Zip3<F> {
-    name: &'static str,
-    shape: Shape,
-    run: F,
-}
-
-impl<F: Fn(&[f32], &mut [f32])> CustomOp1 for Map<F> {
+impl<F: Fn(&[f32], &mut [f32])> CustomOp1 for Loop<F> {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -109,7 +98,7 @@ impl<F: Fn(&[f32], &mut [f32])> CustomOp1 for Map<F> {
     }
 }
 
-impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Zip<F> {
+impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Loop<F> {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -128,7 +117,7 @@ impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Zip<F> {
     }
 }
 
-impl<F: Fn(&[f32], &[f32], &[f32], &mut [f32])> CustomOp3 for Zip3<F> {
+impl<F: Fn(&[f32], &[f32], &[f32], &mut [f32])> CustomOp3 for Loop<F> {
     fn name(&self) -> &'static str {
         self.name
     }

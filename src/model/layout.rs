@@ -326,6 +326,14 @@ impl Batch {
     }
 }
 
+/// How many values a row of an activation has; `None` for none, or for more than can be meant.
+pub(crate) fn row_values(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |product, &dim| product.checked_mul(dim))
+        .filter(|count| (1..=MAX_ROW_VALUES).contains(count))
+}
+
 /// NumPy's broadcasting of two shapes.
 pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
@@ -345,6 +353,10 @@ pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
 fn product(dims: &[usize]) -> Option<usize> {
     dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))
 }
+
+/// An image of 4096 x 4096 in three channels, and more than any layer of a classifier: a quarter
+/// of a gigabyte of `f32`.
+const MAX_ROW_VALUES: usize = 1 << 26;
 
 #[cfg(test)]
 mod tests {

@@ -94,6 +94,6 @@ impl Operator for LocalResponse {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 }

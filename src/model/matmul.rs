@@ -15,15 +15,6 @@ pub(crate) struct MatMul {
 }
 
 impl MatMul {
-    fn operands(&self, inputs: &[Tensor]) -> Result<(Tensor, Tensor)> {
-        let mut inputs = inputs.iter();
-        let left = match &self.left {
-            Term::Constant(constant) => constant.clone(),
-            term => term.tensor(&mut inputs)?,
-        };
-        Ok((left, self.right.tensor(&mut inputs)?))
-    }
-
     /// Both as `[products, rows, columns]`, repeated where one of them is.
     fn flat(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor, Vec<usize>)> {
         let rank = a.rank();
@@ -64,7 +55,7 @@ impl Operator for MatMul {
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (a, b) = self.operands(inputs)?;
+        let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         let (a, b, _) = Self::flat(&a, &b)?;
         a.matmul(&b)?.reshape(with_rows(inputs[0].dim(0)?, &self.row))
     }
@@ -75,7 +66,7 @@ impl Operator for MatMul {
         _output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let (a, b) = self.operands(inputs)?;
+        let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         let (a, b, front) = Self::flat(&a, &b)?;
         let dy = cotangent.reshape((a.dim(0)?, a.dim(1)?, b.dim(2)?))?;
         let mut gradients = Vec::with_capacity(2);
@@ -89,6 +80,6 @@ impl Operator for MatMul {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 }

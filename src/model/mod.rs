@@ -4,6 +4,7 @@
 //! the perturbations, the inspection and the detection ask of it.
 
 mod activation;
+mod axes;
 mod binary;
 mod compile;
 mod constant;
@@ -15,6 +16,7 @@ mod external;
 mod fold;
 mod fuse;
 mod graph;
+mod input;
 mod kernel;
 mod layout;
 mod linear;

@@ -95,7 +95,7 @@ impl Operator for Softmax {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: true }
+        Saves::OUTPUT
     }
 }
 
@@ -193,7 +193,7 @@ impl Operator for Normalization {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 }
 

@@ -86,6 +86,12 @@ pub(crate) struct Saves {
     pub(crate) output: bool,
 }
 
+impl Saves {
+    pub(crate) const NOTHING: Self = Self { inputs: false, output: false };
+    pub(crate) const INPUTS: Self = Self { inputs: true, output: false };
+    pub(crate) const OUTPUT: Self = Self { inputs: false, output: true };
+}
+
 /// `activation(scale[c] * x + shift[c])` for channel `c`, the dimension after the batch: batch
 /// normalisation at inference, constant arithmetic per channel, ReLU and ReLU6.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,7 +166,7 @@ impl Operator for ChannelAffine {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 
     fn as_channel_affine(&self) -> Option<ChannelAffine> {

@@ -28,13 +28,6 @@ pub(crate) enum Kind {
     Max,
 }
 
-/// ONNX `GlobalAveragePool`, and `ReduceMean` over an image.
-#[derive(Debug)]
-pub(crate) struct GlobalAveragePool {
-    /// Whether height and width stay as 1.
-    pub(crate) keep: bool,
-}
-
 // === impl Pool ===
 
 impl Pool {
@@ -286,7 +279,7 @@ impl Operator for Pool {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 
     fn vjp(
@@ -302,43 +295,6 @@ impl Operator for Pool {
             let planes = x.chunks_exact(in_plane).zip(dy.chunks_exact(out_plane));
             for ((x, dy), out) in planes.zip(out.chunks_exact_mut(in_plane)) {
                 self.backward_plane(x, dy, out);
-            }
-        })?;
-        Ok(vec![Some(gradient)])
-    }
-}
-
-impl Operator for GlobalAveragePool {
-    fn name(&self) -> &'static str {
-        "GlobalAveragePool"
-    }
-
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (batch, channels, height, width) = inputs[0].dims4()?;
-        let plane = height * width;
-        let shape = if self.keep { vec![batch, channels, 1, 1] } else { vec![batch, channels] };
-        kernel::map(self.name(), &inputs[0], shape, |x, out| {
-            for (plane_values, out) in x.chunks_exact(plane).zip(out) {
-                *out = plane_values.iter().sum::<f32>() / plane as f32;
-            }
-        })
-    }
-
-    fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
-    }
-
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let shape = inputs[0].shape();
-        let plane: usize = shape.dims()[2..].iter().product();
-        let gradient = kernel::map(self.name(), cotangent, shape, |dy, out| {
-            for (out, dy) in out.chunks_exact_mut(plane).zip(dy) {
-                out.fill(dy / plane as f32);
             }
         })?;
         Ok(vec![Some(gradient)])

@@ -61,6 +61,6 @@ impl Operator for PRelu {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 }

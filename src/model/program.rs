@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::compile::{Compiled, Compiler};
 use super::fuse;
-use super::graph::{Constant, Graph, Input, MAX_SHOWN};
+use super::graph::{Constant, Graph, MAX_SHOWN};
+use super::input::Input;
 use super::layout::Layout;
 use super::operator::{Operator, add, with_rows};
 use super::{Cotangent, Error, patterns};
@@ -32,6 +33,8 @@ pub struct Program {
     rows: Vec<Vec<usize>>,
     channels_last: bool,
     rows_per_part: usize,
+    /// What a reverse pass is given in place of what was not kept.
+    empty: Tensor,
     device: Device,
 }
 
@@ -75,16 +78,17 @@ impl Program {
         let mut compiled = compiler.lower(&graph)?;
         // Margins are taken of logits; the softmax that turned them into probabilities, which
         // keeps their order, is left away.
-        let mut logits_name = Some(graph.output.clone());
+        let mut logits_name = Some(graph.output.as_str());
         if let Some(last) = compiled.steps.last()
             && matches!(last.operator.name(), "LogSoftmax" | "Softmax")
             && last.output == compiled.output
         {
             compiled.output = last.inputs[0];
             compiled.steps.pop();
-            logits_name = graph.before_softmax().map(str::to_owned);
+            logits_name = graph.before_softmax();
         }
-        Ok(Self { logits_name, ..Self::new(graph, compiled, 1, channels_last, device) })
+        let logits_name = logits_name.map(str::to_owned);
+        Ok(Self { logits_name, channels_last, ..Self::new(graph, compiled, 1, device)? })
     }
 
     /// Compiles a graph that knows of no batch: a row of the program is one evaluation of it.
@@ -109,16 +113,15 @@ impl Program {
             }
         }
         let compiled = compiler.lower(&graph)?;
-        Ok(Self::new(graph, compiled, inputs, false, device))
+        Self::new(graph, compiled, inputs, device)
     }
 
     fn new(
         graph: Graph,
         compiled: Compiled,
         inputs: usize,
-        channels_last: bool,
         device: &Device,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let Compiled { mut steps, layouts, mut output } = compiled;
         let slots = layouts.len();
         fuse::drop_unused(&mut steps, slots, output);
@@ -130,20 +133,21 @@ impl Program {
         fuse::plan_liveness(&mut steps, slots, output);
         let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
-        Self {
+        Ok(Self {
             input_name: graph.inputs.first().map(Input::name).unwrap_or_default(),
-            logits_name: Some(graph.output.clone()),
             output_name: graph.output,
+            logits_name: None,
             saved: fuse::plan_saved(&steps, slots, output),
             steps,
             slots,
             output,
             inputs,
             rows,
-            channels_last,
+            channels_last: false,
             rows_per_part: (PART_VALUES / largest.max(1)).clamp(1, MAX_PART_ROWS),
+            empty: Tensor::zeros(0, DType::F32, device)?,
             device: device.clone(),
-        }
+        })
     }
 
     /// Of one row of the first input.
@@ -223,7 +227,7 @@ impl Program {
 
     /// The output for inputs `[n, ...shape]` in the graph's order, on this thread.
     pub fn evaluate(&self, inputs: &[Tensor]) -> Result<Tensor, Error> {
-        self.run(inputs, |_| true)?.pop_output(self.output)
+        self.output_of(&self.run(inputs, |_| true)?)
     }
 
     /// The output, and the gradient of `sum(output * cotangent(output))` to every input.
@@ -233,7 +237,7 @@ impl Program {
         cotangent: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<(Tensor, Vec<Tensor>), Error> {
         let mut slots = self.run(inputs, |slot| !self.saved[slot])?;
-        let output = slots.get(self.output)?.clone();
+        let output = self.output_of(&slots)?;
         let gradients = self.reverse(&mut slots, cotangent(&output)?)?;
         let gradients = gradients
             .into_iter()
@@ -261,7 +265,7 @@ impl Program {
     }
 
     fn run(&self, inputs: &[Tensor], freed: impl Fn(usize) -> bool) -> Result<Slots, Error> {
-        let mut slots = Slots::new(self.slots, &self.device)?;
+        let mut slots: Slots = vec![None; self.slots];
         for (slot, (input, shape)) in inputs.iter().zip(&self.rows).enumerate() {
             if input.rank() == 0 || input.dims()[1..] != *shape {
                 let (got, expected) = (input.dims(), shape);
@@ -270,13 +274,16 @@ impl Program {
                 ))
                 .into());
             }
-            slots.tensors[slot] = Some(input.contiguous()?);
+            slots[slot] = Some(input.contiguous()?);
         }
         for step in &self.steps {
-            let output = step.operator.forward(&slots.inputs(step)).map_err(|e| step.failed(&e))?;
-            slots.tensors[step.output] = Some(output);
+            let output = step
+                .operator
+                .forward(&self.inputs_of(step, &slots))
+                .map_err(|e| step.failed(&e))?;
+            slots[step.output] = Some(output);
             for &slot in step.last_uses.iter().filter(|&&slot| freed(slot)) {
-                slots.tensors[slot] = None;
+                slots[slot] = None;
             }
         }
         Ok(slots)
@@ -287,12 +294,12 @@ impl Program {
         let mut gradients: Vec<Option<Tensor>> = vec![None; self.slots];
         gradients[self.output] = Some(cotangent);
         for step in self.steps.iter().rev() {
-            let output = slots.tensors[step.output].take();
+            let output = slots[step.output].take();
             let Some(cotangent) = gradients[step.output].take() else {
                 continue;
             };
-            let inputs = slots.inputs(step);
-            let output = output.unwrap_or_else(|| slots.empty.clone());
+            let inputs = self.inputs_of(step, slots);
+            let output = output.unwrap_or_else(|| self.empty.clone());
             // A gradient may come back with dimensions of one added or left away.
             let shape = with_rows(cotangent.dim(0)?, &self.rows[step.output]);
             let cotangent = cotangent.reshape(shape)?.contiguous()?;
@@ -309,6 +316,18 @@ impl Program {
         gradients.truncate(self.inputs);
         Ok(gradients)
     }
+
+    fn inputs_of(&self, step: &Step, slots: &Slots) -> Vec<Tensor> {
+        let input = |&slot: &usize| slots[slot].as_ref().unwrap_or(&self.empty).clone();
+        step.inputs.iter().map(input).collect()
+    }
+
+    fn output_of(&self, slots: &Slots) -> Result<Tensor, Error> {
+        match &slots[self.output] {
+            Some(tensor) => Ok(tensor.clone()),
+            None => Err(candle_core::Error::Msg("the output was not computed".into()).into()),
+        }
+    }
 }
 
 impl Step {
@@ -319,37 +338,7 @@ impl Step {
 }
 
 /// The values of one part.
-struct Slots {
-    tensors: Vec<Option<Tensor>>,
-    /// In place of what was not kept.
-    empty: Tensor,
-}
-
-impl Slots {
-    fn new(count: usize, device: &Device) -> Result<Self, Error> {
-        let empty = Tensor::zeros(0, candle_core::DType::F32, device)?;
-        Ok(Self { tensors: vec![None; count], empty })
-    }
-
-    fn get(&self, slot: usize) -> Result<&Tensor, Error> {
-        match &self.tensors[slot] {
-            Some(tensor) => Ok(tensor),
-            None => Err(candle_core::Error::Msg(format!("slot {slot} is empty")).into()),
-        }
-    }
-
-    fn inputs(&self, step: &Step) -> Vec<Tensor> {
-        let input = |&slot: &usize| self.tensors[slot].as_ref().unwrap_or(&self.empty).clone();
-        step.inputs.iter().map(input).collect()
-    }
-
-    fn pop_output(mut self, output: usize) -> Result<Tensor, Error> {
-        match self.tensors[output].take() {
-            Some(tensor) => Ok(tensor),
-            None => Err(candle_core::Error::Msg("the output was not computed".into()).into()),
-        }
-    }
-}
+type Slots = Vec<Option<Tensor>>;
 
 /// A part's largest activation has about this many values: 1 MiB, half of a core's L2 cache.
 const PART_VALUES: usize = 1 << 18;

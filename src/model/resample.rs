@@ -59,6 +59,6 @@ impl Operator for Resample {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: false }
+        Saves::NOTHING
     }
 }

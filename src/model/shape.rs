@@ -101,7 +101,7 @@ impl Operator for Concat {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: false }
+        Saves::NOTHING
     }
 }
 
@@ -125,7 +125,7 @@ impl Operator for Reshape {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: false }
+        Saves::NOTHING
     }
 
     fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
@@ -164,7 +164,7 @@ impl Operator for Pad {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: false }
+        Saves::NOTHING
     }
 }
 
@@ -195,15 +195,24 @@ impl Transpose {
         let from = row_major(x.dims());
         let strides: Vec<isize> = order.iter().map(|&dim| from[dim]).collect();
         let walk = Walk::new(&dims, [&row_major(&dims), &strides]);
-        kernel::map("Transpose", x, dims, |x, out| copy(&walk, x, out))
+        kernel::map("Transpose", x, dims, |x, out| copy(&walk, 0, x, out))
+    }
+
+    /// The tensor that, permuted, is `x`.
+    pub(crate) fn unpermuted(x: &Tensor, order: &[usize]) -> Result<Tensor> {
+        let mut back = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(to, &from)| back[from] = to);
+        Self::permuted(x, &back)
     }
 }
 
-/// From the strides of `walk`'s second tensor to those of its first, which has runs of stride one.
+/// From the strides of `walk`'s second tensor, `offset` values on, to those of its first, which has
+/// runs of stride one.
 #[inline(always)]
-fn copy(walk: &Walk<2>, x: &[f32], out: &mut [f32]) {
+fn copy(walk: &Walk<2>, offset: isize, x: &[f32], out: &mut [f32]) {
     let [_, stride] = walk.inner;
     walk.each(|[to, from], len| {
+        let from = from + offset;
         let out = &mut out[to as usize..][..len];
         match stride {
             1 => out.copy_from_slice(&x[from as usize..][..len]),
@@ -235,13 +244,11 @@ impl Operator for Transpose {
         _output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let mut back = vec![0; self.order.len()];
-        self.order.iter().enumerate().for_each(|(to, &from)| back[from] = to);
-        Ok(vec![Some(Self::permuted(cotangent, &back)?)])
+        Ok(vec![Some(Self::unpermuted(cotangent, &self.order)?)])
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: false }
+        Saves::NOTHING
     }
 
     fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
@@ -281,20 +288,9 @@ impl Operator for View {
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let n = inputs[0].dim(0)?;
-        let (walk, offset) = (self.walk(n), self.offset);
-        let stride = walk.inner[1];
+        let walk = self.walk(n);
         kernel::map(self.name, &inputs[0], with_rows(n, &self.row()), |x, out| {
-            walk.each(|[to, from], len| {
-                let from = from + offset;
-                let out = &mut out[to as usize..][..len];
-                if stride == 1 {
-                    out.copy_from_slice(&x[from as usize..][..len]);
-                } else {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        *out = x[(from + i as isize * stride) as usize];
-                    }
-                }
-            });
+            copy(&walk, self.offset, x, out);
         })
     }
 
@@ -325,7 +321,7 @@ impl Operator for View {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: false }
+        Saves::NOTHING
     }
 }
 
@@ -366,6 +362,6 @@ impl Operator for Gather {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: false, output: false }
+        Saves::NOTHING
     }
 }

@@ -266,7 +266,7 @@ impl Operator for Unary {
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: true, output: false }
+        Saves::INPUTS
     }
 }
 

@@ -12,8 +12,10 @@ pub(super) fn gather(folding: &Folding<'_>) -> Result<Constant, Error> {
     let axis = folding.axis(folding.node.int("axis", 0)?, source.dims.len())?;
     let size = source.dims[axis];
     folding.work(raw.len())?;
-    let picked =
-        raw.iter().map(|&index| folding.index(index, axis, size)).collect::<Result<Vec<_>, _>>()?;
+    let picked = raw
+        .iter()
+        .map(|&index| folding.node.index(index, axis, size))
+        .collect::<Result<Vec<_>, _>>()?;
     let rank = indices.dims.len();
     let dims = [&source.dims[..axis], indices.dims.as_slice(), &source.dims[axis + 1..]].concat();
     let (strides, index_strides) = (strides(&source.dims), strides(&indices.dims));
@@ -44,7 +46,7 @@ pub(super) fn gather_elements(folding: &Folding<'_>) -> Result<Constant, Error> 
     folding.count(&indices.dims)?;
     let picked = raw
         .iter()
-        .map(|&index| folding.index(index, axis, source.dims[axis]))
+        .map(|&index| folding.node.index(index, axis, source.dims[axis]))
         .collect::<Result<Vec<_>, _>>()?;
     let (strides, index_strides) = (strides(&source.dims), strides(&indices.dims));
     folding.moved(source, indices.dims.clone(), |index| {
@@ -179,7 +181,7 @@ fn starts(folding: &Folding<'_>, dims: &[usize], batches: usize) -> Result<Start
         for (i, &index) in tuple.iter().enumerate() {
             let axis = batches + i;
             // Wraps as its stride does, where there are no values.
-            let step = folding.index(index, axis, dims[axis])?.wrapping_mul(strides[axis]);
+            let step = folding.node.index(index, axis, dims[axis])?.wrapping_mul(strides[axis]);
             start = start.wrapping_add(step);
         }
         at.push(start);

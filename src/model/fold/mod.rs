@@ -21,6 +21,7 @@ use std::cell::Cell;
 
 use super::Error;
 use super::graph::{Constant, Node, Values};
+use super::layout::broadcast;
 use super::wire::MAX_RANK;
 use Evaluation::{Many, One};
 
@@ -204,19 +205,7 @@ impl<'a> Folding<'a> {
     }
 
     fn axis(&self, axis: i64, rank: usize) -> Result<usize, Error> {
-        let positive = if axis < 0 { axis + rank as i64 } else { axis };
-        usize::try_from(positive)
-            .ok()
-            .filter(|&axis| axis < rank)
-            .ok_or_else(|| self.error(format!("axis {axis} is outside of rank {rank}")))
-    }
-
-    /// An index along an axis of `size`, where negative ones count from its end.
-    fn index(&self, index: i64, axis: usize, size: usize) -> Result<usize, Error> {
-        let positive = if index < 0 { index + size as i64 } else { index };
-        usize::try_from(positive).ok().filter(|&index| index < size).ok_or_else(|| {
-            self.error(format!("index {index} is outside of axis {axis} of size {size}"))
-        })
+        self.node.axis(axis, rank)
     }
 
     /// Dimensions as the file writes them.
@@ -273,18 +262,8 @@ impl<'a> Folding<'a> {
 
     /// The shape to which two others broadcast, as NumPy does it.
     fn broadcast(&self, left: &[usize], right: &[usize]) -> Result<Vec<usize>, Error> {
-        let rank = left.len().max(right.len());
-        let padded = |dims: &[usize], axis: usize| match (axis + dims.len()).checked_sub(rank) {
-            Some(axis) => dims[axis],
-            None => 1,
-        };
-        (0..rank)
-            .map(|axis| match (padded(left, axis), padded(right, axis)) {
-                (1, size) | (size, 1) => Ok(size),
-                (a, b) if a == b => Ok(a),
-                _ => Err(self.error(format!("{left:?} and {right:?} do not broadcast"))),
-            })
-            .collect()
+        broadcast(left, right)
+            .ok_or_else(|| self.error(format!("{left:?} and {right:?} do not broadcast")))
     }
 
     /// `source` repeated to fill a shape that it broadcasts to.

@@ -118,35 +118,18 @@ pub(super) fn slice(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axes", "ends", "starts"])?;
     let source = folding.input(0)?;
     let (starts, ends) = (folding.required("starts", 1)?, folding.required("ends", 2)?);
-    let all: Vec<i64> = (0..starts.len() as i64).collect();
-    let axes = folding.per_axis("axes", 3)?.unwrap_or(&all);
-    let ones = vec![1; starts.len()];
-    let steps = folding.per_axis("steps", 4)?.unwrap_or(&ones);
-    if [ends, axes, steps].iter().any(|other| other.len() != starts.len()) {
-        return Err(folding.error("starts, ends, axes and steps differ in number".into()));
-    }
+    let (axes, steps) = (folding.per_axis("axes", 3)?, folding.per_axis("steps", 4)?);
     let mut dims = source.dims.clone();
-    let mut from: Vec<(i128, i128)> = vec![(0, 1); dims.len()];
-    for (i, &axis) in axes.iter().enumerate() {
+    let mut from: Vec<(isize, isize)> = vec![(0, 1); dims.len()];
+    for (axis, bounds) in folding.node.slices([starts, ends], axes, steps)? {
         let axis = folding.axis(axis, dims.len())?;
-        let (size, step) = (source.dims[axis] as i128, i128::from(steps[i]));
-        let (lowest, highest) = match step {
-            0 => return Err(folding.error("a step is 0".into())),
-            1.. => (0, size),
-            _ => (-1, size - 1),
-        };
-        let bound = |value: i64| {
-            let value = i128::from(value);
-            (if value < 0 { value + size } else { value }).clamp(lowest, highest)
-        };
-        let (start, end) = (bound(starts[i]), bound(ends[i]));
-        let count = (end - start + step - step.signum()) / step;
-        dims[axis] = usize::try_from(count).unwrap_or(0);
+        let (start, step, count) = folding.node.cut(source.dims[axis], bounds)?;
+        dims[axis] = count;
         from[axis] = (start, step);
     }
     let strides = strides(&source.dims);
     folding.moved(source, dims, |index| {
-        let at = index.iter().zip(&from).map(|(&i, (start, step))| start + i as i128 * step);
+        let at = index.iter().zip(&from).map(|(&i, (start, step))| start + i as isize * step);
         at.zip(&strides).map(|(at, stride)| at as usize * stride).sum()
     })
 }
@@ -245,16 +228,7 @@ pub(super) fn tile(folding: &Folding<'_>) -> Result<Constant, Error> {
 pub(super) fn transpose(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["perm"])?;
     let source = folding.input(0)?;
-    let rank = source.dims.len();
-    let permutation = match folding.node.ints("perm")? {
-        None => (0..rank).rev().collect(),
-        Some(axes) => {
-            axes.iter().map(|&axis| folding.axis(axis, rank)).collect::<Result<Vec<_>, _>>()?
-        }
-    };
-    if permutation.len() != rank || (0..rank).any(|axis| !permutation.contains(&axis)) {
-        return Err(folding.error(format!("{permutation:?} is no permutation of {rank} axes")));
-    }
+    let permutation = folding.node.permutation(source.dims.len())?;
     let strides = strides(&source.dims);
     let dims = permutation.iter().map(|&axis| source.dims[axis]).collect();
     let strides: Vec<usize> = permutation.iter().map(|&axis| strides[axis]).collect();
@@ -266,17 +240,7 @@ pub(super) fn unsqueeze(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axes"])?;
     let source = folding.input(0)?;
     let axes = folding.required("axes", 1)?;
-    let rank = source.dims.len() + axes.len();
-    let mut added = vec![false; rank];
-    for &axis in axes {
-        added[folding.axis(axis, rank)?] = true;
-    }
-    let mut old = source.dims.iter();
-    let dims: Vec<usize> =
-        added.iter().filter_map(|&new| if new { Some(1) } else { old.next().copied() }).collect();
-    if dims.len() != rank {
-        return Err(folding.error(format!("axes {axes:?} repeat")));
-    }
+    let dims = folding.node.unsqueezed(&source.dims, 1, axes)?;
     folding.shaped(source, dims)
 }
 

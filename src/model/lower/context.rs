@@ -200,19 +200,11 @@ impl<'a> Context<'a> {
     /// An axis of input 0 that the batch is not part of.
     pub(super) fn axis(&self, axis: i64) -> Result<usize, Error> {
         let layout = self.activation(0)?;
-        let positive = self.any_axis(axis, layout.rank())?;
+        let positive = self.node.axis(axis, layout.rank())?;
         if layout.is_batch(positive) {
             return Err(self.error(format!("axis {axis} of {layout} is the batch")));
         }
         Ok(positive)
-    }
-
-    pub(super) fn any_axis(&self, axis: i64, rank: usize) -> Result<usize, Error> {
-        let positive = if axis < 0 { axis.checked_add(rank as i64) } else { Some(axis) };
-        positive
-            .and_then(|axis| usize::try_from(axis).ok())
-            .filter(|&axis| axis < rank)
-            .ok_or_else(|| self.error(format!("axis {axis} is outside of rank {rank}")))
     }
 
     /// What opsets have moved from an attribute to an input.

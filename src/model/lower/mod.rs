@@ -10,6 +10,7 @@ mod pointwise;
 mod pooling;
 mod reduce;
 mod resize;
+mod select;
 mod shape;
 mod table;
 
@@ -118,14 +119,14 @@ pub(crate) const REGISTRY: &[Entry] = &[
     }),
     entry("Erf", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Erf)),
     entry("Exp", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Exp)),
-    entry("Expand", 9, &[], "an axis that the batch is part of to another size", shape::expand),
+    entry("Expand", 9, &[], "an axis that the batch is part of to another size", select::expand),
     entry("Flatten", 9, &["axis"], "", shape::flatten),
     entry(
         "Gather",
         9,
         &["axis"],
         "indices that are no constants; an axis that the batch is part of",
-        shape::gather,
+        select::gather,
     ),
     entry("Gelu", 20, &["approximate"], "", pointwise::gelu),
     entry(
@@ -198,7 +199,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         9,
         &["mode", "pads", "value"],
         "pads that are no constants; an axis that the batch is part of",
-        shape::pad,
+        select::pad,
     ),
     entry("Pow", 9, &[], "a constant that varies over the batch", pointwise::pow),
     entry("Reciprocal", 9, &[], "", |context| {
@@ -297,7 +298,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         9,
         &["axes", "ends", "starts"],
         "bounds that are no constants; an axis that the batch is part of",
-        shape::slice,
+        select::slice,
     ),
     entry("Softmax", 9, &["axis"], "an axis that the batch is part of", |context| {
         reduce::softmax(context, false)
@@ -310,7 +311,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         9,
         &["axis", "num_outputs", "split"],
         "an axis that the batch is part of",
-        shape::split,
+        select::split,
     ),
     entry("Sqrt", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Sqrt)),
     entry("Squeeze", 9, &["axes"], "an axis that the batch is part of", shape::squeeze),

@@ -1,9 +1,10 @@
 //! Pooling, and means over an image.
 
 use super::context::{Context, Lowered};
+use super::reduce;
 use crate::model::Error;
 use crate::model::conv::Window;
-use crate::model::pool::{GlobalAveragePool, Kind, Pool};
+use crate::model::pool::{Kind, Pool};
 use crate::model::reduce::Reduction;
 
 /// ONNX MaxPool, opsets 1 to 21, two dimensions, without indices.
@@ -42,12 +43,8 @@ fn pooled(
 
 /// ONNX GlobalAveragePool, opsets 1 to 21.
 pub(super) fn global_average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
-    let layout = context.activation(0)?;
-    let Some((_, [channels, _, _])) = layout.images().filter(|_| layout.rank() == 4) else {
-        let axes: Vec<usize> = (2..layout.rank()).collect();
-        return super::reduce::over(context, Reduction::Mean, axes, true);
-    };
-    context.on_images(GlobalAveragePool { keep: true }, [channels, 1, 1])
+    let axes = (2..context.activation(0)?.rank()).collect();
+    reduce::over(context, Reduction::Mean, axes, true)
 }
 
 /// ONNX GlobalMaxPool, opsets 1 to 21, two dimensions.

@@ -6,7 +6,6 @@ use crate::model::layout::Layout;
 use crate::model::lrn::LocalResponse;
 use crate::model::norm::{Normalization, Softmax};
 use crate::model::operator::Operator;
-use crate::model::pool::GlobalAveragePool;
 use crate::model::reduce::{Reduce, Reduction};
 use crate::model::shape::Reshape;
 
@@ -38,16 +37,6 @@ pub(super) fn over(
     let layout = context.activation(0)?;
     if let Some(axis) = axes.iter().find(|&&axis| layout.is_batch(axis)) {
         return Err(context.error(format!("axis {axis} of {layout} is the batch")));
-    }
-    if kind == Reduction::Mean && axes == [2, 3] && layout.rank() == 4 {
-        // The exporters' global average pooling.
-        let mut pooled = layout.resized(&[(2, 1), (3, 1)]);
-        if !keep {
-            pooled = pooled.without(3).without(2);
-        }
-        if layout.as_batch_first().is_some() {
-            return step(GlobalAveragePool { keep }, pooled);
-        }
     }
     // Runs of neighbours, the last first, each to one of size 1; those are dropped at the end.
     let mut steps: Vec<(Box<dyn Operator>, Layout)> = Vec::new();

@@ -13,7 +13,7 @@ pub(super) fn resize(context: &Context<'_>) -> Result<Lowered, Error> {
     let axes: Vec<usize> = match context.node.ints("axes")? {
         None => (0..rank).collect(),
         Some(axes) => {
-            axes.iter().map(|&axis| context.any_axis(axis, rank)).collect::<Result<_, _>>()?
+            axes.iter().map(|&axis| context.node.axis(axis, rank)).collect::<Result<_, _>>()?
         }
     };
     let given = |index: usize| match context.operand(index) {
