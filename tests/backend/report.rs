@@ -1,9 +1,11 @@
 //! All of ONNX's backend tests that `make.py` wrote, counted by operator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
+use doorward::model::{Error as Refusal, Program};
 use serde_json::{Value, json};
 
 use super::runner::{Case, Outcome};
@@ -33,7 +35,7 @@ pub(crate) fn run(folder: &Path, only: &[String], json: bool) -> Result<bool, Bo
                 continue;
             }
             let (op, outcome) = match Case::load(&path)? {
-                Ok(case) => (case.op.clone(), case.run()),
+                Ok(case) => (case.op.clone(), case.run(&on_cpu)),
                 Err(reason) => ("other element types".into(), Outcome::Unsupported(reason)),
             };
             let count = counts.entry((category.clone(), op.clone())).or_default();
@@ -92,6 +94,10 @@ pub(crate) fn run(folder: &Path, only: &[String], json: bool) -> Result<bool, Bo
         );
     }
     Ok(passed > 0 && failed == 0)
+}
+
+fn on_cpu(model: &[u8], constants: &HashMap<String, Tensor>) -> Result<Program, Refusal> {
+    Program::compile_rows(model, constants, &Device::Cpu)
 }
 
 fn folders(folder: &Path) -> std::io::Result<Vec<PathBuf>> {

@@ -34,6 +34,10 @@ pub(crate) struct Case {
     outputs: Vec<Values>,
 }
 
+/// Compiles a model to a program of rows, given what does not vary.
+pub(crate) type Compile<'a> =
+    dyn Fn(&[u8], &HashMap<String, Tensor>) -> Result<Program, Refusal> + 'a;
+
 /// What became of a case.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -99,10 +103,10 @@ impl Case {
     }
 
     /// All outputs, one after the other: a program has one.
-    pub(crate) fn run(&self) -> Outcome {
+    pub(crate) fn run(&self, compile: &Compile<'_>) -> Outcome {
         let mut all = Passed::default();
         for index in 0..self.outputs.len() {
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.run_output(index)))
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.run_output(index, compile)))
                 .unwrap_or_else(|_| Outcome::Failed("it panics".into()));
             match outcome {
                 Outcome::Passed(passed) => {
@@ -116,7 +120,7 @@ impl Case {
         Outcome::Passed(all)
     }
 
-    fn run_output(&self, index: usize) -> Outcome {
+    fn run_output(&self, index: usize, compile: &Compile<'_>) -> Outcome {
         let floats: Vec<usize> =
             (0..self.inputs.len()).filter(|&i| self.inputs[i].1.floats().is_some()).collect();
         let mut choices = vec![floats.clone()];
@@ -129,7 +133,7 @@ impl Case {
         let mut passed = Passed::default();
         let mut refusals = Vec::new();
         for varying in choices {
-            match self.run_choice(index, &varying) {
+            match self.run_choice(index, &varying, compile) {
                 Ok(Ok(gradient)) => {
                     *(if varying.is_empty() { &mut passed.constants } else { &mut passed.rows }) =
                         true;
@@ -151,18 +155,22 @@ impl Case {
     }
 
     /// Whether the gradient was checked too; the inner error is the engine's refusal to compile.
-    fn run_choice(&self, index: usize, varying: &[usize]) -> Result<Result<bool, Refusal>, String> {
+    fn run_choice(
+        &self,
+        index: usize,
+        varying: &[usize],
+        compile: &Compile<'_>,
+    ) -> Result<Result<bool, Refusal>, String> {
         let expected = &self.outputs[index];
         let wrapped = varying.is_empty() || expected.floats().is_none();
         let model = self.single_output(index, wrapped);
-        let device = Device::Cpu;
         let mut constants = HashMap::new();
         for (i, (name, values)) in self.inputs.iter().enumerate() {
             if !varying.contains(&i) {
                 constants.insert(name.clone(), values.tensor().map_err(|e| e.to_string())?);
             }
         }
-        let program = match Program::compile_rows(&model.encode_to_vec(), &constants, &device) {
+        let program = match compile(&model.encode_to_vec(), &constants) {
             Ok(program) => program,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -277,7 +285,7 @@ fn fill(model: &mut ModelProto) {
 /// What a program gives for each row, flat.
 fn evaluate(program: &Program, rows: &[&Vec<Values>]) -> Result<Vec<Vec<f32>>, String> {
     let run = || -> Result<_, Box<dyn Error>> {
-        let output = program.evaluate(&batch(rows)?)?;
+        let output = program.evaluate(&batch(rows, program.device())?)?;
         let shape = [&[rows.len()], program.output_shape()].concat();
         if output.dims() != shape {
             return Err(format!("shape {:?}, promised {shape:?}", output.dims()).into());
@@ -289,11 +297,11 @@ fn evaluate(program: &Program, rows: &[&Vec<Values>]) -> Result<Vec<Vec<f32>>, S
 }
 
 /// The tensors `[n, ...]` of some rows.
-fn batch(rows: &[&Vec<Values>]) -> candle_core::Result<Vec<Tensor>> {
+fn batch(rows: &[&Vec<Values>], device: &Device) -> candle_core::Result<Vec<Tensor>> {
     (0..rows[0].len())
         .map(|input| {
             let parts = rows.iter().map(|row| row[input].tensor());
-            Tensor::stack(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
+            Tensor::stack(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_device(device)
         })
         .collect()
 }
@@ -429,11 +437,12 @@ impl Gradient<'_> {
         for distance in [0.02, 0.05, 0.1, 0.2, 0.01, 0.0] {
             let scales: Vec<f32> = self.row.iter().map(scale).collect();
             let at = moved(self.row, &scales, || distance * rng.random_range(-1.0..1.0));
-            let tensors = batch(&[&at]).map_err(|error| error.to_string())?;
+            let tensors =
+                batch(&[&at], self.program.device()).map_err(|error| error.to_string())?;
             let shape = [&[1], self.program.output_shape()].concat();
             let count: usize = shape.iter().product();
             let weights: Vec<f32> = (0..count).map(|_| rng.random_range(-1.0..1.0)).collect();
-            let cotangent = Tensor::from_slice(&weights, shape, &Device::Cpu);
+            let cotangent = Tensor::from_slice(&weights, shape, self.program.device());
             let (output, gradients) = cotangent
                 .map_err(Refusal::from)
                 .and_then(|cotangent| {

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use candle_core::Device;
+use doorward::model::Program;
+
 #[path = "../backend/runner.rs"]
 mod runner;
 
@@ -14,7 +17,7 @@ fn the_backend_tests_of_onnx_pass() {
     for entry in std::fs::read_dir(folder).unwrap() {
         let case = Case::load(&entry.unwrap().path()).unwrap().expect("element types that run");
         count += 1;
-        match case.run() {
+        match case.run(&|model, constants| Program::compile_rows(model, constants, &Device::Cpu)) {
             Outcome::Passed(passed) => gradients += usize::from(passed.gradient),
             Outcome::Failed(reason) | Outcome::Unsupported(reason) => {
                 failures.push(format!("{} ({}): {reason}", case.name, case.op));
