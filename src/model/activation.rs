@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::composed::only_where;
 use super::kernel;
 
 /// A function whose derivative, zero or one, can be told from its output.
@@ -26,17 +27,25 @@ impl Activation {
         }
     }
 
-    /// Of every value, on this thread.
-    pub(crate) fn forward(self, x: &Tensor) -> Result<Tensor> {
-        if self == Self::Identity {
-            return Ok(x.clone());
+    /// Of every value, by candle's operators.
+    pub(crate) fn compose(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Clip { low, high } => x.clamp(low, high),
+            Self::Identity => Ok(x.clone()),
+            Self::Relu => x.relu(),
         }
-        let [low, high] = self.bounds();
-        kernel::map("activation", x, x.shape(), |x, out| {
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = x.max(low).min(high);
+    }
+
+    /// [`Activation::gate`] by candle's operators.
+    pub(crate) fn composed_gate(self, output: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Clip { low, high } => {
+                let above = only_where(&output.gt(low)?, cotangent)?;
+                only_where(&output.lt(high)?, &above)
             }
-        })
+            Self::Identity => Ok(cotangent.clone()),
+            Self::Relu => only_where(&output.gt(0f32)?, cotangent),
+        }
     }
 
     /// `cotangent` where `output` lies between the bounds.
@@ -70,9 +79,11 @@ mod tests {
             (Activation::Relu, [0.0, 0.0, 0.5, 6.0, 7.0], [0.0, 0.0, 1.0, 1.0, 1.0]),
             (Activation::Identity, [-1.0, 0.0, 0.5, 6.0, 7.0], [1.0; 5]),
         ] {
-            let y = activation.forward(&x).unwrap();
+            let y = activation.compose(&x).unwrap();
             assert_eq!(y.to_vec1::<f32>().unwrap(), value);
             assert_eq!(activation.gate(&y, &dy).unwrap().to_vec1::<f32>().unwrap(), slope);
+            let composed = activation.composed_gate(&y, &dy).unwrap();
+            assert_eq!(composed.to_vec1::<f32>().unwrap(), slope);
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Functions of two values, operands broadcast as NumPy does.
 
+mod composed;
+
 use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
+use super::composed::Kept;
 use super::kernel;
 use super::operator::{ChannelAffine, Operator, Saves, with_rows};
 use super::strided::{Walk, repeated, row_major};
@@ -253,6 +256,20 @@ impl Operator for Binary {
             Arithmetic::Pow => "Pow",
             Arithmetic::Sub => "Sub",
         }
+    }
+
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        self.composed(inputs)
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+        _kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        self.composed_gradients(inputs, output, cotangent)
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use candle_core::{Device, Tensor};
 
 use super::Error;
+use super::composed;
 use super::fold::{fold, folds};
 use super::graph::{Constant, Graph, Node, Values};
 use super::layout::{Layout, batches, row_values};
@@ -220,7 +221,8 @@ impl<'a> Compiler<'a> {
         let work = values.saturating_mul(rows).saturating_mul(1 + others / PRODUCTS_PER_VALUE);
         let left = self.foldable.checked_sub(work);
         let left = left.ok_or_else(|| node.error("it takes too much work on constants".into()))?;
-        let y = operator.forward(&[Tensor::from_slice(x, [&[rows], row].concat(), device)?])?;
+        let x = Tensor::from_slice(x, [&[rows], row].concat(), device)?;
+        let y = composed::on(device, operator).forward(&[x])?;
         let constant = Constant::from_tensor(&y)?;
         self.foldable = left;
         Ok(Some(constant))

@@ -1,15 +1,17 @@
 //! Convolution (ONNX `Conv`), with bias, activation and a preceding per-channel affine fused in.
 //!
 //! On the CPU both directions run on one of the kernels in [`plan`]; elsewhere candle's own
-//! convolutions are composed, which takes equal strides and dilations along both axes.
+//! convolutions are composed.
 
+mod composed;
 mod plan;
 
 use std::sync::OnceLock;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
+use super::composed::Kept;
 use super::kernel;
 use super::load::{Affine, Plain};
 use super::operator::{ChannelAffine, Operator, Saves};
@@ -149,64 +151,6 @@ impl Conv {
             plan.run(y, Plain, None, Activation::Identity, out);
         })
     }
-
-    fn forward_composed(&self, x: &Tensor) -> Result<Tensor> {
-        let (stride, dilation) = self.equal_along_axes()?;
-        let x = match &self.before {
-            Some(before) => before.forward(std::slice::from_ref(x))?,
-            None => x.clone(),
-        };
-        let w = &self.window;
-        let x = x.pad_with_zeros(2, w.pad_begin[0], w.pad_end[0])?.pad_with_zeros(
-            3,
-            w.pad_begin[1],
-            w.pad_end[1],
-        )?;
-        let weight = self.weight.to_device(x.device())?;
-        let mut y = x.conv2d(&weight, 0, stride, dilation, self.groups)?;
-        if let Some(bias) = &self.bias {
-            y = y.broadcast_add(&Tensor::new(bias.as_slice(), x.device())?.reshape((
-                1,
-                (),
-                1,
-                1,
-            ))?)?;
-        }
-        self.activation.forward(&y)
-    }
-
-    fn backward_composed(&self, cotangent: &Tensor) -> Result<Tensor> {
-        let (stride, dilation) = self.equal_along_axes()?;
-        let weight = self.weight.to_device(cotangent.device())?;
-        let parts = cotangent
-            .chunk(self.groups, 1)?
-            .iter()
-            .zip(weight.chunk(self.groups, 0)?)
-            .map(|(y, w)| {
-                y.contiguous()?.conv_transpose2d(&w.contiguous()?, 0, 0, stride, dilation)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let mut full = Tensor::cat(&parts, 1)?;
-        for axis in [0, 1] {
-            let dim = axis + 2;
-            let (begin, size) = (self.window.pad_begin[axis], self.in_shape[1 + axis]);
-            let missing = (begin + size).saturating_sub(full.dim(dim)?);
-            full = full.pad_with_zeros(dim, 0, missing)?.narrow(dim, begin, size)?;
-        }
-        full.contiguous()
-    }
-
-    fn equal_along_axes(&self) -> Result<(usize, usize)> {
-        let Window { stride: [sy, sx], dilation: [dy, dx], .. } = self.window;
-        if sy != sx || dy != dx {
-            bail!(
-                "conv: on this device strides and dilations must be equal along both axes, got strides {:?} and dilations {:?}",
-                [sy, sx],
-                [dy, dx]
-            );
-        }
-        Ok((sy, dy))
-    }
 }
 
 impl Operator for Conv {
@@ -214,11 +158,27 @@ impl Operator for Conv {
         "Conv"
     }
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        match inputs[0].device() {
-            Device::Cpu => self.forward_cpu(&inputs[0]),
-            _ => self.forward_composed(&inputs[0]),
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0], kept)
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = self.activation.composed_gate(output, cotangent)?;
+        let gradient = self.composed_gradient(&cotangent, kept)?;
+        match &self.before {
+            None => Ok(vec![Some(gradient)]),
+            Some(before) => Ok(vec![Some(before.composed_gradient(&inputs[0], &gradient, kept)?)]),
         }
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        self.forward_cpu(&inputs[0])
     }
 
     fn vjp(
@@ -228,10 +188,7 @@ impl Operator for Conv {
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
         let cotangent = self.activation.gate(output, cotangent)?;
-        let gradient = match cotangent.device() {
-            Device::Cpu => self.backward_cpu(&cotangent)?,
-            _ => self.backward_composed(&cotangent)?,
-        };
+        let gradient = self.backward_cpu(&cotangent)?;
         match &self.before {
             None => Ok(vec![Some(gradient)]),
             Some(before) => Ok(vec![Some(before.gradient(&inputs[0], &gradient)?)]),

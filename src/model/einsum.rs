@@ -3,8 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use super::binary::Term;
+use super::composed::Kept;
 use super::operator::{Operator, Saves, with_rows};
-use super::shape::Transpose;
+use super::shape::{Transpose, composed_permuted, inverse};
 
 /// Both operands brought into an order, multiplied as `[products, m, k] @ [products, k, n]`, and
 /// the result brought into its own.
@@ -20,19 +21,46 @@ pub(crate) struct Einsum {
     pub(crate) rows: [Vec<usize>; 3],
 }
 
+/// Brings the dimensions of a tensor into an order.
+type Permuted = fn(&Tensor, &[usize]) -> Result<Tensor>;
+
 impl Einsum {
-    fn operands(&self, inputs: &[Tensor]) -> Result<(Tensor, Tensor)> {
+    fn operands(&self, inputs: &[Tensor], permuted: Permuted) -> Result<(Tensor, Tensor)> {
         let (left, right) = Term::both([&self.left, &self.right], inputs)?;
         let [m, k, n] = self.sizes;
-        let left = Transpose::permuted(&left, &self.orders[0])?.reshape(((), m, k))?;
-        let right = Transpose::permuted(&right, &self.orders[1])?.reshape(((), k, n))?;
+        let left = permuted(&left, &self.orders[0])?.reshape(((), m, k))?;
+        let right = permuted(&right, &self.orders[1])?.reshape(((), k, n))?;
         Ok((left, right))
     }
 
-    /// The gradient of an ordered operand as that of the operand.
-    fn unordered(&self, gradient: &Tensor, n: usize, which: usize) -> Result<Option<Tensor>> {
-        let ordered = gradient.reshape(with_rows(n, &self.rows[which]))?;
-        Ok(Some(Transpose::unpermuted(&ordered, &self.orders[which])?))
+    fn product(&self, inputs: &[Tensor], permuted: Permuted) -> Result<Tensor> {
+        let (a, b) = self.operands(inputs, permuted)?;
+        let product = product(&a, &b)?.reshape(with_rows(inputs[0].dim(0)?, &self.rows[2]))?;
+        permuted(&product, &self.orders[2])
+    }
+
+    fn gradients(
+        &self,
+        inputs: &[Tensor],
+        cotangent: &Tensor,
+        permuted: Permuted,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let (a, b) = self.operands(inputs, permuted)?;
+        let ([m, _, columns], n) = (self.sizes, cotangent.dim(0)?);
+        let dy = permuted(cotangent, &inverse(&self.orders[2]))?.reshape(((), m, columns))?;
+        // The gradient of an ordered operand as that of the operand.
+        let unordered = |gradient: Tensor, which: usize| {
+            let ordered = gradient.reshape(with_rows(n, &self.rows[which]))?;
+            permuted(&ordered, &inverse(&self.orders[which])).map(Some)
+        };
+        let mut gradients = Vec::with_capacity(2);
+        if matches!(self.left, Term::Input(_)) {
+            gradients.push(unordered(product(&dy, &b.t()?)?, 0)?);
+        }
+        if matches!(self.right, Term::Input(_)) {
+            gradients.push(unordered(product(&a.t()?, &dy)?, 1)?);
+        }
+        Ok(gradients)
     }
 }
 
@@ -41,11 +69,22 @@ impl Operator for Einsum {
         "Einsum"
     }
 
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        self.product(inputs, composed_permuted)
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        _kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        self.gradients(inputs, cotangent, composed_permuted)
+    }
+
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (a, b) = self.operands(inputs)?;
-        let product = product(&a, &b)?;
-        let product = product.reshape(with_rows(inputs[0].dim(0)?, &self.rows[2]))?;
-        Transpose::permuted(&product, &self.orders[2])
+        self.product(inputs, Transpose::permuted)
     }
 
     fn vjp(
@@ -54,18 +93,7 @@ impl Operator for Einsum {
         _output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let (a, b) = self.operands(inputs)?;
-        let ([m, _, columns], n) = (self.sizes, cotangent.dim(0)?);
-        let dy = Transpose::unpermuted(cotangent, &self.orders[2])?;
-        let dy = dy.reshape(((), m, columns))?;
-        let mut gradients = Vec::with_capacity(2);
-        if matches!(self.left, Term::Input(_)) {
-            gradients.push(self.unordered(&product(&dy, &b.t()?)?, n, 0)?);
-        }
-        if matches!(self.right, Term::Input(_)) {
-            gradients.push(self.unordered(&product(&a.t()?, &dy)?, n, 1)?);
-        }
-        Ok(gradients)
+        self.gradients(inputs, cotangent, Transpose::permuted)
     }
 
     fn saves(&self) -> Saves {

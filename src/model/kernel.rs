@@ -1,12 +1,10 @@
-//! Plain loops over contiguous `f32` slices as operators on candle tensors.
-//!
-//! On a device other than the CPU the operands are copied to the CPU and the result back: correct
-//! everywhere, slow there.
+//! Plain loops over contiguous `f32` slices as operators on candle tensors of the CPU; those of
+//! other devices candle refuses.
 
 use pulp::Arch;
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
 
 /// `run` writes every value of a result of `shape` from the values of `x`.
@@ -34,7 +32,7 @@ where
     F: Fn(&[f32], &mut [f32]),
 {
     let op = Loop { name, shape: shape.into(), run };
-    on_cpu(x, |x| x.contiguous()?.apply_op1_no_bwd(&op))
+    x.contiguous()?.apply_op1_no_bwd(&op)
 }
 
 /// `run` writes every value of a result of `shape` from the values of `x` and `y`.
@@ -49,8 +47,7 @@ where
     F: Fn(&[f32], &[f32], &mut [f32]),
 {
     let op = Loop { name, shape: shape.into(), run };
-    let y = y.to_device(&Device::Cpu)?.contiguous()?;
-    on_cpu(x, |x| x.contiguous()?.apply_op2_no_bwd(&y, &op))
+    x.contiguous()?.apply_op2_no_bwd(&y.contiguous()?, &op)
 }
 
 /// `run` writes every value of a result of `shape` from the values of `x`, `y` and `z`.
@@ -66,16 +63,7 @@ where
     F: Fn(&[f32], &[f32], &[f32], &mut [f32]),
 {
     let op = Loop { name, shape: shape.into(), run };
-    let y = y.to_device(&Device::Cpu)?.contiguous()?;
-    let z = z.to_device(&Device::Cpu)?.contiguous()?;
-    on_cpu(x, |x| x.contiguous()?.apply_op3_no_bwd(&y, &z, &op))
-}
-
-fn on_cpu(x: &Tensor, run: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    match x.device() {
-        Device::Cpu => run(x),
-        device => run(&x.to_device(&Device::Cpu)?)?.to_device(device),
-    }
+    x.contiguous()?.apply_op3_no_bwd(&y.contiguous()?, &z.contiguous()?, &op)
 }
 
 /// A loop over as many operands as `run` takes slices of.
@@ -140,8 +128,27 @@ impl<F: Fn(&[f32], &[f32], &[f32], &mut [f32])> CustomOp3 for Loop<F> {
 }
 
 fn values<'a>(name: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    #[cfg(test)]
+    if REFUSED.get() {
+        bail!("{name}: a loop where none may run");
+    }
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => bail!("{name}: operand is not contiguous"),
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static REFUSED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// What `run` gives where every loop that it reaches on this thread is an error, as it is on an
+/// accelerator.
+#[cfg(test)]
+pub(crate) fn refused<T>(run: impl FnOnce() -> T) -> T {
+    REFUSED.set(true);
+    let result = run();
+    REFUSED.set(false);
+    result
 }

@@ -2,9 +2,10 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
+use super::composed::Kept;
 use super::kernel;
 use super::matrix::Matrix;
 use super::operator::{ChannelAffine, Operator, Saves};
@@ -54,15 +55,6 @@ impl Linear {
         let built = Matrix::new(outs, ins, |row, column| values[column * outs + row]);
         Ok(self.transposed.get_or_init(|| built))
     }
-
-    fn forward_composed(&self, x: &Tensor, shape: Vec<usize>) -> Result<Tensor> {
-        let mut y = x.reshape(((), self.weight.dim(0)?))?.matmul(&self.weight)?;
-        if let Some(bias) = &self.bias {
-            y = y.broadcast_add(bias)?;
-        }
-        let y = y.reshape(shape)?;
-        self.activation.forward(&y)
-    }
 }
 
 /// `shape` with another last dimension.
@@ -79,12 +71,31 @@ impl Operator for Linear {
         "Gemm"
     }
 
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        let shape = with_last(inputs[0].dims(), self.weight.dim(1)?);
+        let mut y = inputs[0].reshape(((), self.weight.dim(0)?))?.matmul(&self.weight)?;
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        self.activation.compose(&y.reshape(shape)?)
+    }
+
+    fn compose_vjp(
+        &self,
+        _inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+        _kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = self.activation.composed_gate(output, cotangent)?;
+        let shape = with_last(cotangent.dims(), self.weight.dim(0)?);
+        let rows = cotangent.reshape(((), self.weight.dim(1)?))?;
+        Ok(vec![Some(rows.matmul(&self.weight.t()?)?.reshape(shape)?)])
+    }
+
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let shape = with_last(x.dims(), self.weight.dim(1)?);
-        if !matches!(x.device(), Device::Cpu) {
-            return self.forward_composed(x, shape);
-        }
         let (matrix, bias) = self.packed()?;
         kernel::apply(self.name(), x, shape, |x, out| {
             matrix.apply(x, bias.as_deref(), self.activation, out);
@@ -99,18 +110,10 @@ impl Operator for Linear {
     ) -> Result<Vec<Option<Tensor>>> {
         let cotangent = self.activation.gate(output, cotangent)?;
         let shape = with_last(cotangent.dims(), self.weight.dim(0)?);
-        let gradient = match cotangent.device() {
-            Device::Cpu => {
-                let matrix = self.transposed()?;
-                kernel::apply(self.name(), &cotangent, shape, |dy, out| {
-                    matrix.apply(dy, None, Activation::Identity, out);
-                })?
-            }
-            _ => {
-                let rows = cotangent.reshape(((), self.weight.dim(1)?))?;
-                rows.matmul(&self.weight.t()?)?.reshape(shape)?
-            }
-        };
+        let matrix = self.transposed()?;
+        let gradient = kernel::apply(self.name(), &cotangent, shape, |dy, out| {
+            matrix.apply(dy, None, Activation::Identity, out);
+        })?;
         Ok(vec![Some(gradient)])
     }
 

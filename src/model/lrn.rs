@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::composed::{Kept, along, sums};
 use super::kernel;
 use super::operator::{Operator, Saves};
 
@@ -36,6 +37,26 @@ impl LocalResponse {
         }
     }
 
+    /// Sums over windows as a matrix of channels, times `alpha / size`.
+    fn windows(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+        kept.get("windows", || {
+            let [before, after] = self.reach();
+            let share = self.alpha / self.size as f32;
+            let window = |channel: usize| {
+                let end = (channel + after + 1).min(self.channels);
+                (channel.saturating_sub(before)..end).map(|from| (from, share)).collect()
+            };
+            let windows: Vec<_> = (0..self.channels).map(window).collect();
+            sums(&windows, self.channels, x.device())
+        })
+    }
+
+    /// What the power is taken of.
+    fn composed_bases(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+        let sums = along(&x.sqr()?, self.plane, &self.windows(x, kept)?)?.reshape(x.shape())?;
+        sums + f64::from(self.bias)
+    }
+
     /// What the power is taken of, for one image.
     fn bases(&self, x: &[f32]) -> Vec<f32> {
         let squares: Vec<f32> = x.iter().map(|x| x * x).collect();
@@ -50,6 +71,27 @@ impl LocalResponse {
 impl Operator for LocalResponse {
     fn name(&self) -> &'static str {
         "LRN"
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        let bases = self.composed_bases(&inputs[0], kept)?;
+        &inputs[0] * bases.powf(-f64::from(self.beta))?
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let (x, beta) = (&inputs[0], f64::from(self.beta));
+        let bases = self.composed_bases(x, kept)?;
+        let direct = (cotangent * bases.powf(-beta)?)?;
+        let through = ((cotangent * x)? * bases.powf(-beta - 1.0)?)?;
+        let around = along(&through, self.plane, &self.windows(x, kept)?.t()?)?;
+        let around = (around.reshape(x.shape())? * x)?;
+        Ok(vec![Some((direct - (around * (2.0 * beta))?)?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

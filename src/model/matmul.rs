@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::binary::Term;
+use super::composed::{Kept, sum_to};
 use super::operator::{Operator, Saves, with_rows};
 
 /// `left @ right` over the last two dimensions; the dimensions before them repeat as NumPy's do.
@@ -40,13 +41,8 @@ fn unrepeated(term: &Term, gradient: &Tensor, front: &[usize]) -> Result<Option<
         return Ok(None);
     };
     let (n, (_, rows, columns)) = (front[0], gradient.dims3()?);
-    let mut gradient = gradient.reshape([front, &[rows, columns]].concat())?;
-    for (dim, &size) in with_rows(n, row).iter().enumerate() {
-        if size == 1 && gradient.dim(dim)? != 1 {
-            gradient = gradient.sum_keepdim(dim)?;
-        }
-    }
-    Ok(Some(gradient))
+    let gradient = gradient.reshape([front, &[rows, columns]].concat())?;
+    Ok(Some(sum_to(&gradient, &with_rows(n, row))?))
 }
 
 impl Operator for MatMul {
@@ -54,17 +50,18 @@ impl Operator for MatMul {
         "MatMul"
     }
 
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
         let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         let (a, b, _) = Self::flat(&a, &b)?;
         a.matmul(&b)?.reshape(with_rows(inputs[0].dim(0)?, &self.row))
     }
 
-    fn vjp(
+    fn compose_vjp(
         &self,
         inputs: &[Tensor],
         _output: &Tensor,
         cotangent: &Tensor,
+        _kept: &Kept,
     ) -> Result<Vec<Option<Tensor>>> {
         let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         let (a, b, front) = Self::flat(&a, &b)?;

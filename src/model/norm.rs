@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::composed::Kept;
 use super::kernel;
 use super::math;
 use super::operator::{Operator, Saves};
@@ -35,6 +36,34 @@ pub(crate) struct Normalization {
 impl Operator for Softmax {
     fn name(&self) -> &'static str {
         if self.log { "LogSoftmax" } else { "Softmax" }
+    }
+
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        let x = inputs[0].reshape(((), self.len, self.inner))?;
+        let x = x.broadcast_sub(&x.max_keepdim(1)?)?;
+        let powers = x.exp()?;
+        let sum = powers.sum_keepdim(1)?;
+        let y = match self.log {
+            true => x.broadcast_sub(&sum.log()?)?,
+            false => powers.broadcast_div(&sum)?,
+        };
+        y.reshape(inputs[0].shape())
+    }
+
+    fn compose_vjp(
+        &self,
+        _inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+        _kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let y = output.reshape(((), self.len, self.inner))?;
+        let dy = cotangent.reshape(y.shape())?;
+        let gradient = match self.log {
+            true => (&dy - y.exp()?.broadcast_mul(&dy.sum_keepdim(1)?)?)?,
+            false => (&y * dy.broadcast_sub(&(&dy * &y)?.sum_keepdim(1)?)?)?,
+        };
+        Ok(vec![Some(gradient.reshape(output.shape())?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
@@ -130,9 +159,64 @@ impl Normalization {
     }
 }
 
+impl Normalization {
+    /// Runs without their means, and one over their deviations.
+    fn composed_statistics(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let x = x.reshape(((), self.len))?;
+        let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(1)?;
+        let inverse = (variance + f64::from(self.epsilon))?.sqrt()?.recip()?;
+        Ok((centred, inverse))
+    }
+
+    /// A tensor with its values beside the parameters they have: `[_, parameters, repeat]`.
+    fn beside_parameters(&self, x: &Tensor) -> Result<Tensor> {
+        x.reshape(((), self.scale.len(), self.repeat))
+    }
+
+    fn kept_parameters(
+        &self,
+        name: &'static str,
+        values: &[f32],
+        x: &Tensor,
+        kept: &Kept,
+    ) -> Result<Tensor> {
+        kept.get(name, || Tensor::from_slice(values, (1, values.len(), 1), x.device()))
+    }
+}
+
 impl Operator for Normalization {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        let x = &inputs[0];
+        let (centred, inverse) = self.composed_statistics(x)?;
+        self.beside_parameters(&centred.broadcast_mul(&inverse)?)?
+            .broadcast_mul(&self.kept_parameters("scale", &self.scale, x, kept)?)?
+            .broadcast_add(&self.kept_parameters("bias", &self.bias, x, kept)?)?
+            .reshape(x.shape())
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let x = &inputs[0];
+        let (centred, inverse) = self.composed_statistics(x)?;
+        // As on the CPU: g = scale dy; (g - mean(g) - x_hat mean(g x_hat)) / sigma
+        let scale = self.kept_parameters("scale", &self.scale, x, kept)?;
+        let g = self.beside_parameters(cotangent)?.broadcast_mul(&scale)?;
+        let g = g.reshape(centred.shape())?;
+        let unit = centred.broadcast_mul(&inverse)?;
+        let of_product = (&g * &unit)?.mean_keepdim(1)?;
+        let rest = g.broadcast_sub(&g.mean_keepdim(1)?)?;
+        let gradient = (rest - unit.broadcast_mul(&of_product)?)?.broadcast_mul(&inverse)?;
+        Ok(vec![Some(gradient.reshape(x.shape())?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

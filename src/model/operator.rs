@@ -1,8 +1,9 @@
 //! What a step of a program can do, and the per-channel affine that other operators absorb.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor};
 
 use super::activation::Activation;
+use super::composed::Kept;
 use super::kernel;
 use super::load::{Affine, Load};
 
@@ -13,22 +14,37 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
     /// The ONNX name, for messages.
     fn name(&self) -> &'static str;
 
-    /// The output for these inputs.
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor>;
+    /// The output for these inputs, by candle's operators: they run on every device.
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor>;
 
     /// The gradient with respect to each input: `cotangent` times the Jacobian at `inputs`.
     /// `None` where the output does not depend on an input.
+    ///
+    /// By candle's operators, not by their gradients: several of those are wrong.
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>>;
+
+    /// [`Operator::compose`] on the CPU.
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        self.compose(inputs, &Kept::default())
+    }
+
+    /// [`Operator::compose_vjp`] on the CPU.
     fn vjp(
         &self,
         inputs: &[Tensor],
         output: &Tensor,
         cotangent: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let _ = (inputs, output, cotangent);
-        bail!("{} has no gradient", self.name())
+        self.compose_vjp(inputs, output, cotangent, &Kept::default())
     }
 
-    /// What [`Operator::vjp`] reads; the rest is given to it empty.
+    /// What the gradient reads; the rest is given to it empty.
     fn saves(&self) -> Saves {
         Saves { inputs: true, output: true }
     }
@@ -130,6 +146,41 @@ impl ChannelAffine {
         })
     }
 
+    /// The output by candle's operators.
+    pub(crate) fn composed(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+        self.activation.compose(&self.scaled(x, kept)?)
+    }
+
+    /// [`ChannelAffine::gradient`] by candle's operators.
+    pub(crate) fn composed_gradient(
+        &self,
+        x: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Tensor> {
+        let passed = match self.activation {
+            Activation::Identity => cotangent.clone(),
+            activation => activation.composed_gate(&self.scaled(x, kept)?, cotangent)?,
+        };
+        match self.is_unit() {
+            true => Ok(passed),
+            false => passed.broadcast_mul(&of_channels("scale", &self.scale, x, kept)?),
+        }
+    }
+
+    /// What the activation is taken of.
+    fn scaled(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+        if self.is_unit() {
+            return Ok(x.clone());
+        }
+        x.broadcast_mul(&of_channels("scale", &self.scale, x, kept)?)?.broadcast_add(&of_channels(
+            "shift",
+            &self.shift,
+            x,
+            kept,
+        )?)
+    }
+
     fn of_row(&self, row: usize) -> (f32, f32) {
         let channel = row % self.scale.len();
         (self.scale[channel], self.shift[channel])
@@ -140,9 +191,35 @@ impl ChannelAffine {
     }
 }
 
+/// One value for each channel of `x`, beside it.
+pub(crate) fn of_channels(
+    name: &'static str,
+    values: &[f32],
+    x: &Tensor,
+    kept: &Kept,
+) -> Result<Tensor> {
+    let mut shape = vec![1; x.rank()];
+    shape[1] = values.len();
+    kept.get(name, || Tensor::from_slice(values, shape, x.device()))
+}
+
 impl Operator for ChannelAffine {
     fn name(&self) -> &'static str {
         "channel affine"
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0], kept)
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.composed_gradient(&inputs[0], cotangent, kept)?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
@@ -204,23 +281,22 @@ impl Folded {
         let [channels, height, width] = self.images[which];
         tensor.reshape(((), channels, height, width))
     }
-}
 
-impl Operator for Folded {
-    fn name(&self) -> &'static str {
-        self.operator.name()
-    }
-
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let y = self.operator.forward(&[self.images(&inputs[0], 0)?])?;
+    fn on_images(
+        &self,
+        inputs: &[Tensor],
+        run: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let y = run(&[self.images(&inputs[0], 0)?])?;
         y.reshape(with_rows(inputs[0].dim(0)?, &self.row))
     }
 
-    fn vjp(
+    fn vjp_on_images(
         &self,
         inputs: &[Tensor],
         output: &Tensor,
         cotangent: &Tensor,
+        run: impl Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>,
     ) -> Result<Vec<Option<Tensor>>> {
         // What was not kept is empty, and stays so.
         let kept = |tensor: &Tensor, which: usize| match tensor.elem_count() {
@@ -230,8 +306,43 @@ impl Operator for Folded {
         let (x, y) = (kept(&inputs[0], 0)?, kept(output, 1)?);
         let dy = self.images(cotangent, 1)?;
         let rows = |gradient: Tensor| gradient.reshape((cotangent.dim(0)?, ()));
-        let gradients = self.operator.vjp(&[x], &y, &dy)?.into_iter();
+        let gradients = run(&[x], &y, &dy)?.into_iter();
         gradients.map(|gradient| gradient.map(rows).transpose()).collect()
+    }
+}
+
+impl Operator for Folded {
+    fn name(&self) -> &'static str {
+        self.operator.name()
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        self.on_images(inputs, |images| self.operator.compose(images, kept))
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let run = |x: &[Tensor], y: &Tensor, dy: &Tensor| self.operator.compose_vjp(x, y, dy, kept);
+        self.vjp_on_images(inputs, output, cotangent, run)
+    }
+
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        self.on_images(inputs, |images| self.operator.forward(images))
+    }
+
+    fn vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let run = |x: &[Tensor], y: &Tensor, dy: &Tensor| self.operator.vjp(x, y, dy);
+        self.vjp_on_images(inputs, output, cotangent, run)
     }
 
     fn saves(&self) -> Saves {
@@ -244,8 +355,12 @@ pub(crate) fn with_rows(n: usize, row: &[usize]) -> Vec<usize> {
     std::iter::once(n).chain(row.iter().copied()).collect()
 }
 
-/// `x + y` for equal shapes, on this thread: candle's own would wake its thread pool.
+/// `x + y` for equal shapes; on the CPU on this thread, where candle's own would wake its thread
+/// pool.
 pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if !matches!(x.device(), Device::Cpu) {
+        return x + y;
+    }
     kernel::zip("add", x, y, x.shape(), |x, y, out| {
         for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
             *out = x + y;

@@ -4,8 +4,11 @@
 //! windows that overlap; these do neither. Among equal maxima the first in row order takes the
 //! whole gradient, as in PyTorch.
 
+mod composed;
+
 use candle_core::{Result, Tensor};
 
+use super::composed::Kept;
 use super::conv::Window;
 use super::kernel;
 use super::operator::{Operator, Saves};
@@ -85,18 +88,20 @@ impl Pool {
 
     /// What an average over window `(y, x)` divides by.
     fn divisor(&self, y: usize, x: usize, count_padding: bool) -> f32 {
-        let along = |axis: usize, position: usize| {
-            if !count_padding {
-                return self.covered(axis, position).count();
-            }
-            // Positions past the declared padding, which rounding up adds, do not count.
-            let w = &self.window;
-            let padded = self.in_size[axis] + w.pad_begin[axis] + w.pad_end[axis];
-            (0..w.kernel[axis])
-                .filter(|k| position * w.stride[axis] + k * w.dilation[axis] < padded)
-                .count()
-        };
-        (along(0, y) * along(1, x)) as f32
+        (self.counted(0, y, count_padding) * self.counted(1, x, count_padding)) as f32
+    }
+
+    /// How many places along an axis an average counts.
+    fn counted(&self, axis: usize, position: usize, count_padding: bool) -> usize {
+        if !count_padding {
+            return self.covered(axis, position).count();
+        }
+        // Positions past the declared padding, which rounding up adds, do not count.
+        let w = &self.window;
+        let padded = self.in_size[axis] + w.pad_begin[axis] + w.pad_end[axis];
+        (0..w.kernel[axis])
+            .filter(|k| position * w.stride[axis] + k * w.dilation[axis] < padded)
+            .count()
     }
 
     fn max_index(&self, plane: &[f32], y: usize, x: usize) -> usize {
@@ -249,6 +254,20 @@ impl Operator for Pool {
             Kind::Average { .. } => "AveragePool",
             Kind::Max => "MaxPool",
         }
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0], kept)
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.composed_gradient(&inputs[0], cotangent, kept)?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

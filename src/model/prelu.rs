@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
 use super::binary::{Arithmetic, Binary, Term};
+use super::composed::Kept;
 use super::kernel;
 use super::operator::{Operator, Saves};
 
@@ -32,6 +33,22 @@ impl PRelu {
 impl Operator for PRelu {
     fn name(&self) -> &'static str {
         "PRelu"
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        let (x, scaled) = (&inputs[0], self.scaled.compose(inputs, kept)?);
+        x.gt(0f32)?.where_cond(x, &scaled)
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let scaled = self.scaled.compose(std::slice::from_ref(cotangent), kept)?;
+        Ok(vec![Some(inputs[0].gt(0f32)?.where_cond(cotangent, &scaled)?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -11,7 +11,7 @@ use super::graph::{Constant, Graph, MAX_SHOWN};
 use super::input::Input;
 use super::layout::Layout;
 use super::operator::{Operator, add, with_rows};
-use super::{Cotangent, Error, patterns};
+use super::{Cotangent, Error, composed, patterns};
 
 /// A compiled model.
 ///
@@ -131,6 +131,8 @@ impl Program {
         // What stood between steps may be gone.
         let mut steps = fuse::fuse(steps, slots, output);
         fuse::plan_liveness(&mut steps, slots, output);
+        let on_device = |step: Step| Step { operator: composed::on(device, step.operator), ..step };
+        let steps: Vec<Step> = steps.into_iter().map(on_device).collect();
         let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
         Ok(Self {

@@ -1,7 +1,8 @@
 //! Reductions over dimensions that follow each other.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
+use super::composed::{Kept, only_where};
 use super::kernel;
 use super::norm::lanes_sum;
 use super::operator::{Operator, Saves, with_rows};
@@ -130,6 +131,59 @@ impl Reduce {
 impl Operator for Reduce {
     fn name(&self) -> &'static str {
         self.kind.name()
+    }
+
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        let x = inputs[0].reshape(((), self.len, self.inner))?;
+        let y = match self.kind {
+            Reduction::L1 => x.abs()?.sum(1)?,
+            Reduction::L2 => x.sqr()?.sum(1)?.sqrt()?,
+            Reduction::LogSumExp => {
+                let largest = x.max_keepdim(1)?;
+                let sum = x.broadcast_sub(&largest)?.exp()?.sum_keepdim(1)?;
+                (sum.log()? + largest)?
+            }
+            Reduction::Max => x.max(1)?,
+            Reduction::Mean => x.mean(1)?,
+            Reduction::Min => x.min(1)?,
+            Reduction::Sum => x.sum(1)?,
+            Reduction::SumSquare => x.sqr()?.sum(1)?,
+        };
+        y.reshape(with_rows(inputs[0].dim(0)?, &self.row))
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        output: &Tensor,
+        cotangent: &Tensor,
+        _kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let shape = with_rows(cotangent.dim(0)?, &self.in_row);
+        let one = |tensor: &Tensor| tensor.reshape(((), 1, self.inner));
+        let dy = one(cotangent)?;
+        if self.is_linear() {
+            let share = (dy * f64::from(self.derivative(0.0, 0.0, 1.0)))?;
+            let all = share.broadcast_as((share.dim(0)?, self.len, self.inner))?;
+            return Ok(vec![Some(all.contiguous()?.reshape(shape)?)]);
+        }
+        let x = inputs[0].reshape(((), self.len, self.inner))?;
+        let y = one(output)?;
+        let derivative = match self.kind {
+            Reduction::L1 => x.sign()?,
+            Reduction::L2 => {
+                let ratio = x.broadcast_div(&y)?;
+                only_where(&y.gt(0f32)?.broadcast_as(x.shape())?.contiguous()?, &ratio)?
+            }
+            Reduction::LogSumExp => x.broadcast_sub(&y)?.exp()?,
+            Reduction::Max | Reduction::Min => {
+                let ties = x.broadcast_eq(&y)?.to_dtype(DType::F32)?;
+                ties.broadcast_div(&ties.sum_keepdim(1)?)?
+            }
+            Reduction::SumSquare => (&x * 2.0)?,
+            Reduction::Mean | Reduction::Sum => x.ones_like()?,
+        };
+        Ok(vec![Some(derivative.broadcast_mul(&dy)?.reshape(shape)?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

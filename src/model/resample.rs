@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::composed::{Kept, along, sums};
 use super::kernel;
 use super::operator::{Operator, Saves, with_rows};
 
@@ -17,9 +18,32 @@ pub(crate) struct Resample {
     pub(crate) rows: [Vec<usize>; 2],
 }
 
+impl Resample {
+    fn matrix(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+        kept.get("taps", || sums(&self.taps, self.size, x.device()))
+    }
+}
+
 impl Operator for Resample {
     fn name(&self) -> &'static str {
         "Resize"
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        let (x, shape) = (&inputs[0], with_rows(inputs[0].dim(0)?, &self.rows[1]));
+        along(x, self.inner, &self.matrix(x, kept)?)?.reshape(shape)
+    }
+
+    fn compose_vjp(
+        &self,
+        _inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let shape = with_rows(cotangent.dim(0)?, &self.rows[0]);
+        let matrix = self.matrix(cotangent, kept)?;
+        Ok(vec![Some(along(cotangent, self.inner, &matrix.t()?)?.reshape(shape)?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -57,6 +57,29 @@ impl<const N: usize> Walk<N> {
     }
 }
 
+/// From the strides of `walk`'s second tensor, `offset` values on, to those of its first, which has
+/// runs of stride one.
+#[inline(always)]
+pub(crate) fn copy(walk: &Walk<2>, offset: isize, x: &[f32], out: &mut [f32]) {
+    let [_, stride] = walk.inner;
+    walk.each(|[to, from], len| {
+        let from = from + offset;
+        let out = &mut out[to as usize..][..len];
+        match stride {
+            1 => out.copy_from_slice(&x[from as usize..][..len]),
+            0 => out.fill(x[from as usize]),
+            stride if stride > 0 => {
+                let values = x[from as usize..].iter().step_by(stride.unsigned_abs());
+                out.iter_mut().zip(values).for_each(|(out, x)| *out = *x);
+            }
+            stride => {
+                let values = x[..=from as usize].iter().rev().step_by(stride.unsigned_abs());
+                out.iter_mut().zip(values).for_each(|(out, x)| *out = *x);
+            }
+        }
+    });
+}
+
 /// Of a row-major layout.
 pub(crate) fn row_major(dims: &[usize]) -> Vec<isize> {
     let mut strides = vec![1isize; dims.len()];

@@ -1,7 +1,10 @@
 //! Functions of one value.
 
+mod composed;
+
 use candle_core::{Result, Tensor};
 
+use super::composed::Kept;
 use super::kernel;
 use super::math;
 use super::operator::{Operator, Saves};
@@ -240,6 +243,20 @@ impl Operator for Unary {
             Self::Tanh => "Tanh",
             Self::ThresholdedRelu { .. } => "ThresholdedRelu",
         }
+    }
+
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0])
+    }
+
+    fn compose_vjp(
+        &self,
+        inputs: &[Tensor],
+        _output: &Tensor,
+        cotangent: &Tensor,
+        _kept: &Kept,
+    ) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some((cotangent * self.composed_derivative(&inputs[0])?)?)])
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {

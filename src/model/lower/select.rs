@@ -5,7 +5,8 @@ use crate::model::Error;
 use crate::model::axes::Cut;
 use crate::model::layout::{BATCH, Layout, batches};
 use crate::model::operator::Operator;
-use crate::model::shape::{Gather, Pad, Reshape, View};
+use crate::model::select::{Gather, View};
+use crate::model::shape::{Pad, Reshape};
 use crate::model::strided::row_major;
 
 /// ONNX Slice, opsets 1 to 21, not along the batch.
