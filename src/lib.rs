@@ -10,6 +10,10 @@
 //! Every module has a rank and imports only from lower ranks; `tests/it/layering.rs` holds the
 //! table and fails when an import points up or sideways.
 
+// What tests/ shares with tests in here names the crate.
+#[cfg(test)]
+extern crate self as doorward;
+
 pub mod artifact;
 pub mod calibrate;
 pub mod cli;

@@ -350,3 +350,6 @@ const MAX_PART_ROWS: usize = 16;
 
 /// Rows that an accelerator takes at once.
 const DEVICE_PART_ROWS: usize = 256;
+
+#[cfg(test)]
+mod tests;
