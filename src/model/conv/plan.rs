@@ -238,7 +238,7 @@ impl Conv {
     }
 
     /// One channel in and one out for every group.
-    fn is_depthwise(&self) -> bool {
+    pub(super) fn is_depthwise(&self) -> bool {
         self.groups == self.in_shape[0] && self.groups == self.out_shape[0] && self.groups > 1
     }
 

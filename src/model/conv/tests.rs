@@ -20,18 +20,24 @@ fn composed_convolutions_equal_the_cpu_ones() {
         (2, [3, 2], [2, 3], [1, 0], [2, 1], [1, 1]),
         (1, [3, 3], [2, 2], [2, 1], [0, 3], [1, 2]),
         (2, [2, 3], [3, 1], [0, 1], [1, 0], [3, 2]),
+        (4, [3, 2], [1, 2], [1, 0], [2, 1], [2, 1]),
+        (4, [1, 1], [3, 3], [0, 0], [0, 0], [1, 1]),
     ];
     for (groups, kernel, stride, pad_begin, pad_end, dilation) in cases {
         let window = Window { kernel, stride, dilation, pad_begin, pad_end };
-        let weight = values(&[6, 4 / groups, kernel[0], kernel[1]], 7);
-        let bias = Some(vec![0.5, -0.5, 0.25, 0.0, 1.0, -1.0]);
-        let conv = Conv::new(window.clone(), groups, [4, 9, 8], weight, bias).unwrap();
-        let (x, kept) = (values(&[3, 4, 9, 8], 5), Kept::default());
-        let (a, b) = (conv.forward_cpu(&x).unwrap(), conv.composed(&x, &kept).unwrap());
-        assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
-        let dy = values(a.dims(), 3);
-        let (a, b) = (conv.backward_cpu(&dy).unwrap(), conv.composed_gradient(&dy, &kept).unwrap());
-        assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
+        // Both with and without several outputs of a group.
+        for outs in [groups, 6 * groups] {
+            let weight = values(&[outs, 4 / groups, kernel[0], kernel[1]], 7);
+            let bias = values(&[outs], 3).to_vec1().unwrap();
+            let conv = Conv::new(window.clone(), groups, [4, 9, 8], weight, Some(bias)).unwrap();
+            let (x, kept) = (values(&[3, 4, 9, 8], 5), Kept::default());
+            let (a, b) = (conv.forward_cpu(&x).unwrap(), conv.composed(&x, &kept).unwrap());
+            assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
+            let dy = values(a.dims(), 3);
+            let (a, b) =
+                (conv.backward_cpu(&dy).unwrap(), conv.composed_gradient(&dy, &kept).unwrap());
+            assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
+        }
     }
 }
 
