@@ -134,6 +134,8 @@ pub struct ImageCounts {
     pub fit: usize,
     /// Fitted the thresholds.
     pub holdout: usize,
+    /// Were compared with the training images.
+    pub probe: usize,
     /// Inspected training images.
     pub training: usize,
 }
@@ -175,6 +177,14 @@ pub struct LabelInspection {
     pub top_k_changed: f64,
     /// l1 norm of the mask, pixels.
     pub mask_l1: f64,
+    /// Share of the high-confidence samples that keep their label under the perturbations.
+    pub top_k_survival: f64,
+    /// Share of the training images predicted as the label that keep it under the perturbations.
+    pub survival: f64,
+    /// That share less the share of clean images that keep it.
+    pub survival_excess: f64,
+    /// MAD anomaly index of the excess on the high side, 0 below the median.
+    pub survival_anomaly_index: f64,
 }
 
 /// The calibrated rule, fitted.
@@ -373,7 +383,7 @@ fn digest<'a>(manifest: &str, tensors: impl Iterator<Item = (&'a String, &'a [u8
 }
 
 /// Layout of the file.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const UNIVERSAL: &str = "universal";
 const CLASS_CONDITIONAL: &str = "class_conditional";

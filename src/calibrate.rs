@@ -18,9 +18,11 @@ use crate::detect::thresholds::{Budget, Scale, fit, images_needed, scales};
 use crate::detect::{Detector, Needed, Signals};
 use crate::digest::sha256;
 use crate::images::{Images, digest_sources};
-use crate::inspect::{Inspection, Settings, inspect};
+use crate::inspect::{Inspection, Probe, Settings, inspect};
 use crate::model::{Classifier, Model};
-use crate::perturb::{Batch, Bounds, Search, class_conditional, predictions, rows, universal};
+use crate::perturb::{
+    Batch, Bounds, Search, Universal, class_conditional, predictions, rows, separating, universal,
+};
 
 /// The images of the offline flow; no image serves two parts.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub struct Material {
     pub fit: Images,
     /// Fit the thresholds.
     pub holdout: Images,
+    /// Are what an inspection compares training images with; none without training images.
+    pub probe: Images,
     /// Are inspected.
     pub training: Option<Images>,
     /// Of the files they came from.
@@ -121,9 +125,15 @@ pub fn material(config: &Config, shape: [usize; 3]) -> Result<Material, Error> {
         [] => None,
         _ => Some(training_images(config, shape)?),
     };
+    // Thresholds keep what they need.
+    let probe = match training {
+        None => 0,
+        Some(_) => ((end - fit) / PROBE_PART).min(MAX_PROBE).min(end - fit - holdout),
+    };
     Ok(Material {
         fit: clean.slice(0..fit),
-        holdout: clean.slice(fit..end),
+        holdout: clean.slice(fit..end - probe),
+        probe: clean.slice(end - probe..end),
         training,
         data_digest: data_digest(config)?.unwrap_or_default(),
     })
@@ -145,6 +155,95 @@ pub fn expected(config: &Config, model: &Model) -> Result<Expected, Error> {
     })
 }
 
+/// What the parts before the thresholds learned.
+#[derive(Clone, Debug)]
+pub struct Learned {
+    /// The universal perturbation.
+    pub universal: Universal,
+    /// The labels' own perturbations, `[labels, C, H, W]`.
+    pub class_conditional: Tensor,
+    /// What the training images say of the labels, where there are any.
+    pub inspection: Option<Inspection>,
+    /// The images that the perturbations were fitted on.
+    fitted: Batch,
+}
+
+/// Fits the perturbations and inspects the model.
+pub fn learn(
+    model: &dyn Classifier,
+    config: &Config,
+    material: &Material,
+    rng: &mut StdRng,
+    progress: &dyn Fn(Stage, f64),
+) -> Result<(Learned, Seconds), Error> {
+    let mut seconds = Seconds::default();
+    let start = Instant::now();
+    let clean = Batch::predict(model, tensor(model, &material.fit)?)?;
+    let search = Search {
+        fooling_rate: config.perturbation.fooling_rate.value(),
+        max_epsilon: config.perturbation.max_epsilon,
+        steps: config.perturbation.steps.get(),
+        batch: config.perturbation.batch.get(),
+    };
+    let found = universal(model, &clean, &search, rng, &|p| progress(Stage::Universal, p))?;
+    let mut own =
+        class_conditional(model, &clean, &found.eta, found.epsilon, &search, rng, &|p| {
+            progress(Stage::ClassConditional, p);
+        })?;
+    seconds.uap = start.elapsed().as_secs_f64();
+
+    let start = Instant::now();
+    let mut inspection = None;
+    if let Some(images) = &material.training {
+        let training = tensor(model, images)?;
+        let probe = Batch::predict(model, tensor(model, &material.probe)?)?;
+        let probe = Probe { universal: &found.eta, class_conditional: &own, clean: &probe };
+        let settings = inspection_settings(config);
+        let inspected = inspect(model, &training, &probe, &settings, rng, &|p| {
+            progress(Stage::Inspection, p);
+        })?;
+        own = sharpened(model, &own, &clean, &training, &inspected, found.epsilon, &search, rng)?;
+        inspection = Some(inspected);
+    }
+    seconds.inspection = start.elapsed().as_secs_f64();
+    let learned = Learned { universal: found, class_conditional: own, inspection, fitted: clean };
+    Ok((learned, seconds))
+}
+
+/// The labels' own perturbations, those of infected labels fitted anew: they spare what survived.
+#[expect(clippy::too_many_arguments, reason = "one call site's loop, named for reading")]
+fn sharpened(
+    model: &dyn Classifier,
+    own: &Tensor,
+    clean: &Batch,
+    training: &Tensor,
+    inspection: &Inspection,
+    epsilon: f32,
+    search: &Search,
+    rng: &mut StdRng,
+) -> Result<Tensor, Error> {
+    let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;
+    for inspected in &inspection.labels {
+        let label = inspected.label;
+        let members: Vec<usize> =
+            (0..clean.len()).filter(|&row| clean.labels[row] == label).collect();
+        let survivors = &inspected.survival.survivors;
+        if !inspection.infected.contains(&label) || members.is_empty() || survivors.is_empty() {
+            continue;
+        }
+        let training = Batch { rows: training.clone(), labels: vec![label; training.dim(0)?] };
+        let (moved, kept) = (clean.select(&members)?, training.select(survivors)?);
+        all[label] = separating(model, &moved, &kept, epsilon, search, rng)?;
+    }
+    Ok(Tensor::cat(&all, 0)?)
+}
+
+/// Images as a batch of the model's input.
+fn tensor(model: &dyn Classifier, images: &Images) -> Result<Tensor, Error> {
+    let pixels = (0..images.len()).map(|index| images.image(index));
+    Ok(rows(model.domain(), pixels, model.device())?)
+}
+
 /// Learns and calibrates everything.
 pub fn calibrate(
     model: &Arc<Model>,
@@ -154,46 +253,10 @@ pub fn calibrate(
     progress: &dyn Fn(Stage, f64),
 ) -> Result<(Artifact, Seconds), Error> {
     let classifier: Arc<dyn Classifier> = model.clone();
-    let (domain, device) = (classifier.domain(), classifier.device());
+    let domain = classifier.domain();
     let mut rng = StdRng::seed_from_u64(seed);
-    let tensor = |images: &Images| -> Result<Tensor, Error> {
-        Ok(rows(domain, (0..images.len()).map(|index| images.image(index)), device)?)
-    };
-    let mut seconds = Seconds::default();
-
-    let start = Instant::now();
-    let clean = Batch::predict(&*classifier, tensor(&material.fit)?)?;
-    let search = Search {
-        fooling_rate: config.perturbation.fooling_rate.value(),
-        max_epsilon: config.perturbation.max_epsilon,
-        steps: config.perturbation.steps.get(),
-        batch: config.perturbation.batch.get(),
-    };
-    let found =
-        universal(&*classifier, &clean, &search, &mut rng, &|p| progress(Stage::Universal, p))?;
-    let own = class_conditional(
-        &*classifier,
-        &clean,
-        &found.eta,
-        found.epsilon,
-        &search,
-        &mut rng,
-        &|p| progress(Stage::ClassConditional, p),
-    )?;
-    seconds.uap = start.elapsed().as_secs_f64();
-
-    let start = Instant::now();
-    let inspection = match &material.training {
-        None => None,
-        Some(images) => Some(inspect(
-            &*classifier,
-            &tensor(images)?,
-            &inspection_settings(config),
-            &mut rng,
-            &|p| progress(Stage::Inspection, p),
-        )?),
-    };
-    seconds.inspection = start.elapsed().as_secs_f64();
+    let (learned, mut seconds) = learn(&*classifier, config, material, &mut rng, progress)?;
+    let Learned { universal: found, class_conditional: own, inspection, fitted: clean } = learned;
 
     let start = Instant::now();
     let infected: Vec<usize> = inspection.iter().flat_map(|found| found.infected.clone()).collect();
@@ -206,7 +269,7 @@ pub fn calibrate(
     let signals =
         Signals::new(classifier.clone(), found.eta.clone(), own.clone(), patches.collect())?;
     let fit_scores = joined(&signals, &clean.rows)?;
-    let held_out = tensor(&material.holdout)?;
+    let held_out = tensor(&*classifier, &material.holdout)?;
     let mut holdout = Vec::with_capacity(material.holdout.len());
     let count = material.holdout.len();
     for first in (0..count).step_by(SCORED_AT_ONCE) {
@@ -235,6 +298,7 @@ pub fn calibrate(
         images: ImageCounts {
             fit: material.fit.len(),
             holdout: material.holdout.len(),
+            probe: material.probe.len(),
             training: material.training.as_ref().map_or(0, Images::len),
         },
         perturbation,
@@ -331,6 +395,10 @@ pub fn inspection_summary(inspection: &Inspection) -> Result<InspectionSummary, 
                 anomaly_index: inspected.anomaly_index,
                 top_k_changed: inspected.top_k_changed,
                 mask_l1: inspected.patch.mask_l1()?,
+                top_k_survival: inspected.top_k_survival,
+                survival: inspected.survival.share,
+                survival_excess: inspected.survival.excess,
+                survival_anomaly_index: inspected.survival.anomaly_index,
             })
         })
         .collect::<Result<_, Error>>()?;
@@ -393,6 +461,12 @@ fn settings_digest(config: &Config) -> String {
     });
     sha256(settings.to_string().as_bytes())
 }
+
+/// One in so many of the held-out images is a probe of the inspection instead...
+const PROBE_PART: usize = 5;
+
+/// ...up to this many.
+const MAX_PROBE: usize = 400;
 
 /// Rows scored between two progress reports.
 const SCORED_AT_ONCE: usize = 256;

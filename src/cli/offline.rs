@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -17,9 +16,7 @@ use crate::calibrate::{self, Seconds};
 use crate::config::{Config, Rule};
 use crate::evaluate::{Evaluation, evaluate as measure};
 use crate::images::Images;
-use crate::inspect::inspect as run_inspection;
-use crate::model::{Classifier, Model};
-use crate::perturb::rows;
+use crate::model::{Classifier, Model, device};
 
 /// What `evaluate` reads.
 pub(super) struct EvaluationSources {
@@ -31,9 +28,7 @@ pub(super) struct EvaluationSources {
 
 pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
     let path = &config.model.path;
-    // CUDA where this build has it and there is a device, else the CPU.
-    let device = Device::cuda_if_available(0)?;
-    let model = Model::load(path, &config.preprocess.mean, &config.preprocess.std, &device)
+    let model = Model::load(path, &config.preprocess.mean, &config.preprocess.std, &device())
         .with_context(|| format!("cannot load the model {}", path.display()))?;
     Ok(Arc::new(model))
 }
@@ -140,20 +135,17 @@ pub(super) fn inspect(config: &Config, as_json: bool) -> Result<ExitCode> {
             "calibration.training_images is not set: without training images there is no confidence to split by, and the verdict rests on the perturbations alone"
         );
     }
-    let images = calibrate::training_images(config, model.domain().shape)?;
+    let material = calibrate::material(config, model.domain().shape)?;
     let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let (progress, start) = (Progress::new(), Instant::now());
-    let pixels = (0..images.len()).map(|index| images.image(index));
-    let inspection = run_inspection(
-        &*model,
-        &rows(model.domain(), pixels, model.device())?,
-        &calibrate::inspection_settings(config),
-        &mut StdRng::seed_from_u64(seed),
-        &|share| progress.update(calibrate::Stage::Inspection, share),
-    )?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let update = |stage, share| progress.update(stage, share);
+    let (learned, _) = calibrate::learn(&*model, config, &material, &mut rng, &update)?;
     progress.finish();
+    let inspection = learned.inspection.context("the training images were not inspected")?;
+    let images = material.training.as_ref().map_or(0, Images::len);
     let summary = calibrate::inspection_summary(&inspection)?;
-    print_inspection(&summary, images.len(), seed, start.elapsed().as_secs_f64(), as_json);
+    print_inspection(&summary, images, seed, start.elapsed().as_secs_f64(), as_json);
     Ok(if summary.infected.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(INFECTED) })
 }
 
@@ -177,16 +169,22 @@ fn print_inspection(
         println!("{report}");
         return;
     }
-    println!("label  transfer ratio  anomaly index  top-K changed  mask |M|_1");
+    println!(
+        "label  transfer ratio  anomaly index  top-K changed  mask |M|_1  survivors  excess  anomaly index  of top-K"
+    );
     for label in &summary.labels {
         let mark = if summary.infected.contains(&label.label) { "  infected" } else { "" };
         println!(
-            "{:>5} {:>15.3} {:>14.2} {:>14.3} {:>11.1}{mark}",
+            "{:>5} {:>15.3} {:>14.2} {:>14.3} {:>11.1} {:>10.3} {:>7.3} {:>14.2} {:>9.3}{mark}",
             label.label,
             label.transfer_ratio,
             label.anomaly_index,
             label.top_k_changed,
-            label.mask_l1
+            label.mask_l1,
+            label.survival,
+            label.survival_excess,
+            label.survival_anomaly_index,
+            label.top_k_survival
         );
     }
     println!("{verdict}, from {images} training images, seed {seed}, {seconds:.1} s");

@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
-use candle_core::Device;
 use rand::Rng;
 use serde::Serialize;
 
@@ -25,7 +24,7 @@ use crate::config::{Config, Rule};
 use crate::detect::{self, Judge, Judgement};
 use crate::evaluate::{Rows, RuleFigures, evaluate};
 use crate::images::Images;
-use crate::model::{Classifier, InputDomain, Model};
+use crate::model::{Classifier, InputDomain, Model, device};
 use crate::server::Server;
 use crate::stats::quantile;
 
@@ -319,8 +318,7 @@ impl Judge for Timed {
 }
 
 fn load(folder: &Path) -> Result<Arc<Model>, Error> {
-    let device = Device::cuda_if_available(0).map_err(crate::model::Error::from)?;
-    Ok(Arc::new(Model::load(&folder.join(MODEL), &[0.0], &[1.0], &device)?))
+    Ok(Arc::new(Model::load(&folder.join(MODEL), &[0.0], &[1.0], &device())?))
 }
 
 fn configuration(folder: &Path, upstream: &Upstream) -> Result<Config, Error> {

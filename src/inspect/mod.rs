@@ -7,6 +7,7 @@
 //! the others: a low transfer ratio (section 3.3).
 
 mod patch;
+mod survival;
 mod transfer;
 
 use candle_core::Tensor;
@@ -16,6 +17,7 @@ use crate::model::{Classifier, Error};
 use crate::perturb::{Batch, predictions};
 
 pub use patch::{Patch, Patches};
+pub use survival::{Probe, Survival};
 pub use transfer::{Judged, judge};
 
 /// How the inspection runs.
@@ -59,6 +61,10 @@ pub struct Inspected {
     pub anomaly_index: f64,
     /// Share of the most confident samples whose label the patch changes.
     pub top_k_changed: f64,
+    /// Share of the most confident samples that survive the perturbations.
+    pub top_k_survival: f64,
+    /// How many of the training images survive the perturbations.
+    pub survival: Survival,
 }
 
 /// Inspects a model with its training images.
@@ -67,6 +73,7 @@ pub struct Inspected {
 pub fn inspect(
     model: &dyn Classifier,
     training: &Tensor,
+    probe: &Probe<'_>,
     settings: &Settings,
     rng: &mut StdRng,
     progress: &dyn Fn(f64),
@@ -89,15 +96,20 @@ pub fn inspect(
     let tops: Vec<Batch> =
         splits.iter().map(|split| batch.select(&split.top)).collect::<Result<_, _>>()?;
     let patches = Patches::learn(model, &tops, settings, rng, progress)?;
+    let inspected: Vec<usize> = splits.iter().map(|split| split.label).collect();
+    let survival = probe.survival(model, &batch, &inspected, rng)?;
     let mut labels = Vec::with_capacity(splits.len());
-    for ((index, split), top) in splits.iter().enumerate().zip(&tops) {
+    for (((index, split), top), survival) in splits.iter().enumerate().zip(&tops).zip(survival) {
         let patch = patches.patch(index)?;
         let bottom = batch.select(&split.bottom)?;
+        let survivors = probe.survives(model, top)?.into_iter().filter(|kept| *kept).count();
         labels.push(Inspected {
             label: split.label,
             transfer_ratio: patch.changed(model, &bottom)?,
             top_k_changed: patch.changed(model, top)?,
             anomaly_index: 0.0,
+            top_k_survival: survivors as f64 / top.len() as f64,
+            survival,
             patch,
         });
     }
@@ -106,7 +118,16 @@ pub fn inspect(
     for (inspected, index) in labels.iter_mut().zip(&judged.anomaly_indices) {
         inspected.anomaly_index = *index;
     }
-    let infected = judged.infected.iter().map(|&index| labels[index].label).collect();
+    let infected = labels
+        .iter()
+        .enumerate()
+        .filter(|(index, inspected)| {
+            let confirmed = inspected.top_k_survival >= CONFIRMED;
+            inspected.survival.anomaly_index > settings.anomaly_threshold
+                || (judged.infected.contains(index) && confirmed)
+        })
+        .map(|(_, inspected)| inspected.label)
+        .collect();
     Ok(Inspection { labels, infected })
 }
 
@@ -138,6 +159,10 @@ impl Split {
         Some(Self { label, top: members, bottom })
     }
 }
+
+/// A label that the patches name is infected when this share of its most confident samples survives
+/// the perturbations: triggers do, what merely resists a patch does not.
+const CONFIRMED: f64 = 0.5;
 
 /// Fewer samples on either side say nothing of a ratio.
 const MIN_SAMPLES: usize = 10;

@@ -3,12 +3,14 @@
 //! A radius `epsilon` is a share of the full pixel range: 8/255 moves a pixel by at most eight grey
 //! levels, whatever the model's normalisation.
 
+mod separating;
 mod uap;
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 
 use crate::model::{Classifier, Error, InputDomain};
 
+pub use separating::separating;
 pub use uap::{Search, Universal, class_conditional, universal};
 
 /// Rows of a batch with their predicted labels.
@@ -86,19 +88,25 @@ pub fn margin_cotangent(
     Tensor::from_vec(cotangent, logits.shape(), logits.device())
 }
 
+/// Which rows keep their label under a perturbation that broadcasts over them.
+pub fn kept(
+    model: &dyn Classifier,
+    batch: &Batch,
+    perturbation: &Tensor,
+) -> Result<Vec<bool>, Error> {
+    let bounds = Bounds::new(model.domain(), model.device())?;
+    let logits = model.logits(&bounds.clip(&batch.rows.broadcast_add(perturbation)?)?)?;
+    let after = predictions(&logits)?;
+    Ok(after.iter().zip(&batch.labels).map(|((label, _), original)| label == original).collect())
+}
+
 /// Share of rows whose label changes under a perturbation that broadcasts over them.
 pub fn fooling_rate(
     model: &dyn Classifier,
     batch: &Batch,
     perturbation: &Tensor,
 ) -> Result<f64, Error> {
-    let bounds = Bounds::new(model.domain(), model.device())?;
-    let logits = model.logits(&bounds.clip(&batch.rows.broadcast_add(perturbation)?)?)?;
-    let kept = predictions(&logits)?
-        .iter()
-        .zip(&batch.labels)
-        .filter(|((label, _), original)| label == *original)
-        .count();
+    let kept = kept(model, batch, perturbation)?.into_iter().filter(|kept| *kept).count();
     Ok(1.0 - kept as f64 / batch.labels.len() as f64)
 }
 

@@ -101,7 +101,7 @@ pub fn class_conditional(
             .unsqueeze(1)?
             .broadcast_as((fitted.len(), images, channels, height, width))?
             .reshape(batch.rows.shape())?;
-        let gradient = surviving_gradient(model, &batch, &bounds, &spread)?
+        let gradient = margin_gradient(model, &batch, &bounds, &spread, survives)?
             .reshape((fitted.len(), images, channels, height, width))?
             .sum(1)?;
         eta = step_against(&bounds, &eta, &gradient, epsilon, step, search.steps)?;
@@ -128,32 +128,37 @@ fn descend(
     for step in 0..steps {
         let indices = sample(rng, clean.len(), batch.min(clean.len())).into_vec();
         let batch = clean.select(&indices)?;
-        let gradient = surviving_gradient(model, &batch, bounds, &eta)?.sum_keepdim(0)?;
+        let gradient = margin_gradient(model, &batch, bounds, &eta, survives)?.sum_keepdim(0)?;
         eta = step_against(bounds, &eta, &gradient, epsilon, step, steps)?;
     }
     Ok(eta)
 }
 
-/// The gradient with respect to each row's perturbation of its margin, where that is above the
-/// hinge and the perturbed pixel is inside the domain.
-fn surviving_gradient(
+/// The gradient with respect to each row's perturbation of its weighted margin, where the perturbed
+/// pixel is inside the domain.
+pub(super) fn margin_gradient(
     model: &dyn Classifier,
     batch: &Batch,
     bounds: &Bounds,
     eta: &Tensor,
+    weight: impl Fn(f32) -> f32 + Sync,
 ) -> Result<Tensor, Error> {
     let moved = batch.rows.broadcast_add(eta)?;
     let clipped = bounds.clip(&moved)?;
     let (_, gradient) = model.logits_and_gradient(&clipped, &|rows, logits| {
-        let labels = &batch.labels[rows];
-        margin_cotangent(logits, labels, |margin| if margin > -HINGE { 1.0 } else { 0.0 })
+        margin_cotangent(logits, &batch.labels[rows], &weight)
     })?;
     let inside = moved.eq(&clipped)?.to_dtype(gradient.dtype())?;
     Ok((gradient * inside)?)
 }
 
+/// The weight of a margin that is to fall until the label has changed by a hinge.
+pub(super) fn survives(margin: f32) -> f32 {
+    if margin > -HINGE { 1.0 } else { 0.0 }
+}
+
 /// A sign step whose length falls from a quarter to a fortieth of the radius.
-fn step_against(
+pub(super) fn step_against(
     bounds: &Bounds,
     eta: &Tensor,
     gradient: &Tensor,
@@ -168,7 +173,7 @@ fn step_against(
 }
 
 /// `count` members, all of them where there are that many, the rest with repetition.
-fn draw(members: &[usize], count: usize, rng: &mut StdRng) -> Vec<usize> {
+pub(super) fn draw(members: &[usize], count: usize, rng: &mut StdRng) -> Vec<usize> {
     if members.len() >= count {
         return sample(rng, members.len(), count).into_iter().map(|i| members[i]).collect();
     }
@@ -186,7 +191,7 @@ fn ladder(max: f32) -> Vec<f32> {
 }
 
 /// Images whose label has changed by this margin pull no more: the others need the step.
-const HINGE: f32 = 2.0;
+pub(super) const HINGE: f32 = 2.0;
 
 /// A rung takes this share of the final radius's steps.
 const STEPS_PER_RUNG: usize = 6;

@@ -198,6 +198,10 @@ pub(crate) fn manifest() -> Manifest {
         anomaly_index,
         top_k_changed: 0.97,
         mask_l1: 12.0,
+        top_k_survival: 0.5,
+        survival: 0.25,
+        survival_excess: 0.125,
+        survival_anomaly_index: 1.5,
     };
     let threshold =
         LabelThreshold { location: 0.0, spread: 1.0, threshold: 3.0, images: 100, pooled: false };
@@ -211,7 +215,7 @@ pub(crate) fn manifest() -> Manifest {
         seed: 987_654_321,
         input_shape: [1, 2, 2],
         labels: 2,
-        images: ImageCounts { fit: 300, holdout: 2000, training: 50 },
+        images: ImageCounts { fit: 300, holdout: 2000, probe: 0, training: 50 },
         perturbation: PerturbationSummary {
             epsilon: 0.0625,
             fooling_rate: 0.875,
