@@ -3,6 +3,7 @@
 mod offline;
 mod online;
 mod progress;
+mod scan;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Rule, Settings};
+use crate::scan::Shard;
 use crate::telemetry;
 
 /// Turns away inputs that carry a backdoor trigger.
@@ -80,6 +82,31 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Find the images of a training set that look poisoned, and list the others. Exit status 0: no
+    /// more than a clean set has, 3: more.
+    ///
+    /// Every image is one JSON line: its source and index, labels, signals, and the verdicts of the
+    /// calibrated and of both published rules. With -o, the images that are not suspicious are listed
+    /// in FILE.clean.txt, which is a source itself; a run that was interrupted goes on where it was.
+    #[command(
+        after_help = "Example:\n  doorward scan -c doorward.toml --images training/ -o scan.jsonl"
+    )]
+    Scan {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Training images; may be repeated.
+        #[arg(long, value_name = "SRC", required = true)]
+        images: Vec<PathBuf>,
+        /// Scan every N-th image of each source, from index I on: one part of N.
+        #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
+        shard: Shard,
+        /// Where the lines go; default: standard output, without a list.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Print the totals as one JSON object.
+        #[arg(long, requires = "output")]
+        json: bool,
+    },
     /// Run the sidecar: a reverse proxy that turns away triggered inputs.
     #[command(after_help = "Example:\n  doorward serve -c doorward.toml")]
     Serve {
@@ -125,6 +152,9 @@ pub fn run() -> Result<ExitCode> {
             offline::evaluate(&config.load()?, &sources, json)
         }
         Command::Inspect { config, json } => offline::inspect(&config.load()?, json),
+        Command::Scan { config, images, shard, output, json } => {
+            scan::scan(&config.load()?, &images, shard, output.as_deref(), json)
+        }
         Command::Serve { config } => online::serve(&config.load()?),
     }
 }

@@ -17,5 +17,6 @@ mod metrics_contract;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod proxy_http;
+mod scan;
 mod support;
 mod wrong_inputs;
