@@ -24,6 +24,7 @@ pub mod model;
 pub mod perturb;
 pub mod protocol;
 pub mod proxy;
+pub mod report;
 pub mod scan;
 pub mod server;
 pub mod stats;

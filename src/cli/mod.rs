@@ -3,6 +3,7 @@
 mod offline;
 mod online;
 mod progress;
+mod report;
 mod scan;
 
 use std::path::PathBuf;
@@ -10,6 +11,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+
+use report::ReportRequest;
 
 use crate::config::{Config, Rule, Settings};
 use crate::scan::Shard;
@@ -74,10 +77,19 @@ enum Command {
         json: bool,
     },
     /// Is the model backdoored, and which labels? Exit status 0: clean, 3: infected.
-    #[command(after_help = "Example:\n  doorward inspect -c doorward.toml --json")]
+    #[command(
+        after_help = "Examples:\n  doorward inspect -c doorward.toml --json\n  doorward inspect -c doorward.toml --report report/"
+    )]
     Inspect {
         #[command(flatten)]
         config: ConfigFile,
+        /// Write DIR/report.html, one page with figures and pictures. It shows training images and,
+        /// where there is an artifact, its perturbation: keep it as secret.
+        #[arg(long, value_name = "DIR")]
+        report: Option<PathBuf>,
+        /// Images that carry the trigger, for the report's distribution of scores.
+        #[arg(long, value_name = "SRC", requires = "report")]
+        triggered: Vec<PathBuf>,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -151,7 +163,10 @@ pub fn run() -> Result<ExitCode> {
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }
-        Command::Inspect { config, json } => offline::inspect(&config.load()?, json),
+        Command::Inspect { config, report, triggered, json } => {
+            let report = report.map(|folder| ReportRequest { folder, triggered });
+            offline::inspect(&config.load()?, report.as_ref(), json)
+        }
         Command::Scan { config, images, shard, output, json } => {
             scan::scan(&config.load()?, &images, shard, output.as_deref(), json)
         }

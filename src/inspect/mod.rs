@@ -59,6 +59,10 @@ pub struct Inspected {
     pub anomaly_index: f64,
     /// Share of the most confident samples whose label the patch changes.
     pub top_k_changed: f64,
+    /// Rows of its most confident samples, the most confident first.
+    pub top: Vec<usize>,
+    /// Rows of its least confident samples, the least confident last.
+    pub bottom: Vec<usize>,
 }
 
 /// Inspects a model with its training images.
@@ -99,6 +103,8 @@ pub fn inspect(
             top_k_changed: patch.changed(model, top)?,
             anomaly_index: 0.0,
             patch,
+            top: split.top.clone(),
+            bottom: split.bottom.clone(),
         });
     }
     let ratios: Vec<f64> = labels.iter().map(|inspected| inspected.transfer_ratio).collect();
