@@ -28,6 +28,8 @@ pub mod model;
 pub mod perturb;
 pub mod protocol;
 pub mod proxy;
+pub mod report;
+pub mod scan;
 pub mod server;
 pub mod stats;
 pub mod telemetry;

@@ -65,6 +65,34 @@ pub fn true_positive_rate_at(negatives: &[f64], positives: &[f64], rate: f64) ->
     positives.iter().filter(|&&score| score > threshold).count() as f64 / positives.len() as f64
 }
 
+/// How many of `images` new values may lie above a threshold that was read off `held_out` values such
+/// that a share `rate` is expected to: more than this happens with probability `1 - confidence` at most.
+///
+/// The threshold is an order statistic of a sample, so that the share above it is itself random: the
+/// count is beta-binomial with parameters `rate * (n + 1)` and `(1 - rate) * (n + 1)`, wider than the
+/// binomial one by about `images / held_out` (Vovk 2012, proposition 2).
+pub fn most_exceedances(images: usize, held_out: usize, rate: f64, confidence: f64) -> usize {
+    let total = (held_out + 1) as f64;
+    let (above, below) = (rate * total, (1.0 - rate) * total);
+    if above <= 0.0 || below <= 0.0 {
+        return if above <= 0.0 { 0 } else { images };
+    }
+    let count = images as f64;
+    // Logarithms: the probability of no exceedance underflows where thousands are expected.
+    let mut log_probability: f64 =
+        (0..images).map(|i| ((below + i as f64) / (total + i as f64)).ln()).sum();
+    let mut cumulative = 0.0;
+    for exceedances in 0..images {
+        cumulative += log_probability.exp();
+        if cumulative >= confidence {
+            return exceedances;
+        }
+        let x = exceedances as f64;
+        log_probability += ((count - x) / (x + 1.0) * (above + x) / (below + count - x - 1.0)).ln();
+    }
+    images
+}
+
 /// The scale that makes a median absolute deviation a normal distribution's standard deviation.
 const MAD_CONSISTENCY: f64 = 1.4826;
 
@@ -100,6 +128,15 @@ mod tests {
         let negatives: Vec<f64> = (0..100).map(f64::from).collect();
         assert_eq!(true_positive_rate_at(&negatives, &[98.5, 50.0], 0.01), 0.5);
         assert_eq!(true_positive_rate_at(&negatives, &[98.5], 0.0), 0.0);
+    }
+
+    #[test]
+    fn exceedances_follow_the_beta_binomial() {
+        // SciPy: betabinom(20_000, 20.01, 1980.99).ppf(0.999), and binom(10_000, 0.01).ppf(0.999).
+        assert_eq!(most_exceedances(20_000, 2000, 0.01, 0.999), 374);
+        assert_eq!(most_exceedances(10_000, 100_000_000, 0.01, 0.999), 132);
+        assert_eq!(most_exceedances(10_000, 2000, 0.0, 0.999), 0);
+        assert_eq!(most_exceedances(0, 2000, 0.01, 0.999), 0);
     }
 
     proptest! {

@@ -3,6 +3,8 @@
 mod offline;
 mod online;
 mod progress;
+mod report;
+mod scan;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +12,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use report::ReportRequest;
+
 use crate::config::{Config, Rule, Settings};
+use crate::scan::Shard;
 use crate::telemetry;
 
 /// Turns away inputs that carry a backdoor trigger.
@@ -72,12 +77,46 @@ enum Command {
         json: bool,
     },
     /// Is the model backdoored, and which labels? Exit status 0: clean, 3: infected.
-    #[command(after_help = "Example:\n  doorward inspect -c doorward.toml --json")]
+    #[command(
+        after_help = "Examples:\n  doorward inspect -c doorward.toml --json\n  doorward inspect -c doorward.toml --report report/"
+    )]
     Inspect {
         #[command(flatten)]
         config: ConfigFile,
+        /// Write DIR/report.html, one page with figures and pictures. It shows training images and,
+        /// where there is an artifact, its perturbation: keep it as secret.
+        #[arg(long, value_name = "DIR")]
+        report: Option<PathBuf>,
+        /// Images that carry the trigger, for the report's distribution of scores.
+        #[arg(long, value_name = "SRC", requires = "report")]
+        triggered: Vec<PathBuf>,
         /// Print one JSON object.
         #[arg(long)]
+        json: bool,
+    },
+    /// Find the images of a training set that look poisoned, and list the others. Exit status 0: no
+    /// more than a clean set has, 3: more.
+    ///
+    /// Every image is one JSON line: its source and index, labels, signals, and the verdicts of the
+    /// calibrated and of both published rules. With -o, the images that are not suspicious are listed
+    /// in FILE.clean.txt, which is a source itself; a run that was interrupted goes on where it was.
+    #[command(
+        after_help = "Example:\n  doorward scan -c doorward.toml --images training/ -o scan.jsonl"
+    )]
+    Scan {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Training images; may be repeated.
+        #[arg(long, value_name = "SRC", required = true)]
+        images: Vec<PathBuf>,
+        /// Scan every N-th image of each source, from index I on: one part of N.
+        #[arg(long, value_name = "I/N", default_value_t = Shard::WHOLE)]
+        shard: Shard,
+        /// Where the lines go; default: standard output, without a list.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Print the totals as one JSON object.
+        #[arg(long, requires = "output")]
         json: bool,
     },
     /// Run the sidecar: a reverse proxy that turns away triggered inputs.
@@ -124,7 +163,13 @@ pub fn run() -> Result<ExitCode> {
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }
-        Command::Inspect { config, json } => offline::inspect(&config.load()?, json),
+        Command::Inspect { config, report, triggered, json } => {
+            let report = report.map(|folder| ReportRequest { folder, triggered });
+            offline::inspect(&config.load()?, report.as_ref(), json)
+        }
+        Command::Scan { config, images, shard, output, json } => {
+            scan::scan(&config.load()?, &images, shard, output.as_deref(), json)
+        }
         Command::Serve { config } => online::serve(&config.load()?),
     }
 }

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::json;
 
 use super::progress::Progress;
+use super::report::{self, Inspected, ReportRequest};
 use crate::artifact::{Artifact, InspectionSummary};
 use crate::calibrate::{self, Seconds};
 use crate::config::{Config, Rule};
@@ -37,12 +38,17 @@ pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
 pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Artifact> {
     let path = &config.calibration.artifact;
     if path.exists() {
-        let expected = calibrate::expected(config, model)?;
-        return Artifact::read(path, &expected, model.device()).with_context(|| {
+        return read_artifact(config, model).with_context(|| {
             format!("run `doorward calibrate` to replace {}, or remove it", path.display())
         });
     }
     Ok(write_artifact(config, model)?.0)
+}
+
+/// The artifact that is there, checked.
+pub(super) fn read_artifact(config: &Config, model: &Model) -> Result<Artifact> {
+    let expected = calibrate::expected(config, model)?;
+    Ok(Artifact::read(&config.calibration.artifact, &expected, model.device())?)
 }
 
 fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Artifact, Seconds)> {
@@ -128,7 +134,14 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
     );
 }
 
-pub(super) fn inspect(config: &Config, as_json: bool) -> Result<ExitCode> {
+pub(super) fn inspect(
+    config: &Config,
+    request: Option<&ReportRequest>,
+    as_json: bool,
+) -> Result<ExitCode> {
+    if let Some(request) = request {
+        report::prepare(config, request)?;
+    }
     let model = load_model(config)?;
     if config.calibration.training_images.is_empty() {
         bail!(
@@ -142,10 +155,19 @@ pub(super) fn inspect(config: &Config, as_json: bool) -> Result<ExitCode> {
     let update = |stage, share| progress.update(stage, share);
     let (learned, _) = calibrate::learn(&*model, config, &material, &mut rng, &update)?;
     progress.finish();
-    let inspection = learned.inspection.context("the training images were not inspected")?;
-    let images = material.training.as_ref().map_or(0, Images::len);
+    let seconds = start.elapsed().as_secs_f64();
+    let (Some(inspection), Some(images)) = (learned.inspection, material.training) else {
+        bail!("the training images were not inspected");
+    };
     let summary = calibrate::inspection_summary(&inspection)?;
-    print_inspection(&summary, images, seed, start.elapsed().as_secs_f64(), as_json);
+    print_inspection(&summary, images.len(), seed, seconds, as_json);
+    if let Some(request) = request {
+        let inspected = Inspected { inspection: &inspection, images: &images, seed, seconds };
+        let path = report::write(config, &model, &inspected, request)?;
+        if !as_json {
+            println!("report  {}", path.display());
+        }
+    }
     Ok(if summary.infected.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(INFECTED) })
 }
 

@@ -1,4 +1,4 @@
-//! Progress of the offline flow: bars on a terminal, log lines elsewhere.
+//! Progress of long work: bars on a terminal, log lines elsewhere.
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
@@ -11,7 +11,7 @@ use crate::calibrate::Stage;
 /// Shows how far each stage is.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
-    state: RefCell<Option<(Stage, Instant)>>,
+    state: RefCell<Option<(&'static str, Instant)>>,
 }
 
 impl Progress {
@@ -28,22 +28,27 @@ impl Progress {
         Self { bar, state: RefCell::new(None) }
     }
 
-    /// `share` of the stage is done.
+    /// `share` of a stage of the calibration is done.
     pub(super) fn update(&self, stage: Stage, share: f64) {
+        self.show(title(stage), share);
+    }
+
+    /// `share` of what `title` names is done.
+    pub(super) fn show(&self, title: &'static str, share: f64) {
         if let Some(bar) = &self.bar {
-            bar.set_message(title(stage));
+            bar.set_message(title);
             bar.set_position((share * TICKS as f64) as u64);
             return;
         }
         let mut state = self.state.borrow_mut();
         let now = Instant::now();
         let due = match *state {
-            Some((shown, at)) => shown != stage || now - at > QUIET || share >= 1.0,
+            Some((shown, at)) => shown != title || now - at > QUIET || share >= 1.0,
             None => true,
         };
         if due {
-            tracing::info!(stage = title(stage), percent = (share * 100.0).round(), "calibrating");
-            *state = Some((stage, now));
+            tracing::info!(stage = title, percent = (share * 100.0).round(), "working");
+            *state = Some((title, now));
         }
     }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::stream::Place;
+
 /// Why a source of images cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -105,6 +107,18 @@ pub enum Error {
         images_path: PathBuf,
         /// How many it has.
         images: usize,
+    },
+    /// A line asks for more images than its file has.
+    #[error(
+        "line {line} of {} names {place}, but the file holds fewer images", path.display()
+    )]
+    NoSuchImage {
+        /// The list.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What it names.
+        place: Place,
     },
     /// A directory of pictures holds something that is neither a picture nor, at its top and
     /// without pictures beside it, a directory.

@@ -1,4 +1,4 @@
-//! Which pictures a directory or a list file names, and with which labels.
+//! Which pictures a directory holds, and with which labels.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,39 +57,6 @@ pub(super) fn directory(path: &Path) -> Result<Vec<Entry>> {
             return Ok(entries);
         }
     }
-}
-
-/// The pictures of a list: a path relative to the list, then optionally a tab and a label.
-pub(super) fn list(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
-    let Ok(text) = std::str::from_utf8(bytes) else {
-        return Err(Error::Header {
-            path: path.to_owned(),
-            found: "something that is not utf-8".to_owned(),
-            expected: "one path per line",
-        });
-    };
-    let base = path.parent().unwrap_or(Path::new(""));
-    let mut entries = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let (name, label) = match line.rsplit_once('\t') {
-            None => (line, None),
-            Some((name, label)) => match label.trim().parse() {
-                Ok(label) => (name, Some(label)),
-                Err(_) => {
-                    return Err(Error::Label {
-                        path: path.to_owned(),
-                        line: index + 1,
-                        found: label.to_owned(),
-                    });
-                }
-            },
-        };
-        entries.push(Entry { path: base.join(name), label });
-    }
-    Ok(entries)
 }
 
 /// What a directory holds, without hidden files, sorted by name.

@@ -8,7 +8,10 @@
 //! - `.npy` with unsigned bytes, without labels;
 //! - one PNG or JPEG file, without a label;
 //! - a directory of pictures: flat and without labels, or one directory per label;
-//! - a list, `*.txt` or `*.lst`: one picture per line, then optionally a tab and its label.
+//! - a list, `*.txt` or `*.lst`: one picture per line, then optionally a tab and its label. An image
+//!   of a file that holds many is named by its index, `records.bin.gz#17`.
+//!
+//! [`Stream`] gives the images of a source one after the other, for sets that are larger than memory.
 //!
 //! Reading is strict and deterministic: the same source gives the same images in the same order,
 //! pictures sorted by name, and nothing is resized, skipped or guessed. A directory with one
@@ -17,12 +20,15 @@
 //! Sources may come from people who wish the reader harm: sizes are bounded before memory is
 //! taken for them, and a picture's dimensions are checked before it is decoded.
 
+mod array;
+mod bytes;
 mod error;
 mod idx;
+mod list;
 mod listing;
 mod npy;
 mod picture;
-mod records;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -31,14 +37,13 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
 
 pub use error::Error;
 use error::Result;
-use listing::Entry;
+pub use stream::{Image, Place, Stream};
 
 /// Images of one shape, row-major CHW bytes, each with a label where one is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,18 +51,6 @@ pub struct Images {
     shape: [usize; 3],
     pixels: Vec<u8>,
     labels: Vec<Option<usize>>,
-}
-
-/// What a source's name says it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    /// Not known by its name: its first bytes decide.
-    Binary,
-    Directory,
-    List,
-    Npy,
-    Picture,
-    Records,
 }
 
 /// SHA-256 over the names and bytes of the files that sources consist of, hexadecimal.
@@ -114,18 +107,32 @@ impl Images {
 
     /// Reads one source of images of shape C, H, W; one without images is an error.
     pub fn read(path: impl AsRef<Path>, shape: [usize; 3]) -> Result<Self> {
-        read_bounded(path.as_ref(), shape, MAX_BYTES)
+        Self::read_all(&[path], shape)
     }
 
     /// Reads sources one after the other, in the order given.
     pub fn read_all<P: AsRef<Path>>(paths: &[P], shape: [usize; 3]) -> Result<Self> {
         let mut all = Self { shape, pixels: Vec::new(), labels: Vec::new() };
         for path in paths {
-            let images = Self::read(path, shape)?;
-            all.pixels.extend_from_slice(&images.pixels);
-            all.labels.extend_from_slice(&images.labels);
+            all.append(path.as_ref(), MAX_BYTES)?;
         }
         Ok(all)
+    }
+
+    /// Reads one more source, which may take at most `limit` bytes, decoded.
+    fn append(&mut self, path: &Path, limit: u64) -> Result<()> {
+        let mut taken = 0;
+        for image in Stream::open(path, self.shape)? {
+            let image = image?;
+            // With a byte for the label.
+            taken += image.pixels.len() as u64 + 1;
+            if taken > limit {
+                return Err(Error::TooLarge { path: path.to_owned(), limit });
+            }
+            self.pixels.extend_from_slice(&image.pixels);
+            self.labels.push(image.label);
+        }
+        Ok(())
     }
 
     /// Channels, height, width of every image.
@@ -204,138 +211,6 @@ impl Images {
         hasher.update(&self.pixels);
         hex(&hasher.finalize())
     }
-}
-
-// === impl Format ===
-
-impl Format {
-    fn of(path: &Path) -> Self {
-        if path.is_dir() {
-            return Self::Directory;
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        let stem = name.strip_suffix(".gz").unwrap_or(&name);
-        match stem.rsplit_once('.').map(|(_, extension)| extension) {
-            Some("bin") => Self::Records,
-            Some("npy") => Self::Npy,
-            Some("lst" | "txt") => Self::List,
-            Some(extension) if listing::PICTURES.contains(&extension) => Self::Picture,
-            _ => Self::Binary,
-        }
-    }
-}
-
-/// Reads one source that may take at most `limit` bytes, unpacked and decoded.
-fn read_bounded(path: &Path, shape: [usize; 3], limit: u64) -> Result<Images> {
-    let images = match Format::of(path) {
-        Format::Binary => read_idx(path, shape, limit)?,
-        Format::Directory => read_pictures(&listing::directory(path)?, path, shape, limit)?,
-        Format::List => {
-            let entries = listing::list(path, &unpack(path, limit)?)?;
-            read_pictures(&entries, path, shape, limit)?
-        }
-        Format::Npy => {
-            let bytes = unpack(path, limit)?;
-            let (dims, start) = npy::header(path, &bytes)?;
-            let pixels = arrange(path, &dims, &bytes[start..], shape)?;
-            Images { shape, labels: vec![None; dims[0]], pixels }
-        }
-        Format::Picture => {
-            let entry = Entry { path: path.to_owned(), label: None };
-            read_pictures(&[entry], path, shape, limit)?
-        }
-        Format::Records => {
-            let (labels, pixels) = records::parse(path, &unpack(path, limit)?, row_length(shape))?;
-            Images { shape, pixels, labels }
-        }
-    };
-    if images.is_empty() {
-        return Err(Error::Empty { path: path.to_owned() });
-    }
-    Ok(images)
-}
-
-fn read_idx(path: &Path, shape: [usize; 3], limit: u64) -> Result<Images> {
-    let bytes = unpack(path, limit)?;
-    let (dims, start) = idx::header(path, &bytes)?;
-    let pixels = arrange(path, &dims, &bytes[start..], shape)?;
-    let Some(sibling) = idx::labels_beside(path) else {
-        return Ok(Images { shape, labels: vec![None; dims[0]], pixels });
-    };
-    let labels = idx::labels(&sibling, &unpack(&sibling, limit)?)?;
-    if labels.len() != dims[0] {
-        return Err(Error::LabelCount {
-            path: sibling,
-            labels: labels.len(),
-            images_path: path.to_owned(),
-            images: dims[0],
-        });
-    }
-    Ok(Images { shape, pixels, labels })
-}
-
-fn read_pictures(
-    entries: &[Entry],
-    source: &Path,
-    shape: [usize; 3],
-    limit: u64,
-) -> Result<Images> {
-    let size = row_length(shape).saturating_mul(entries.len());
-    if size as u64 > limit {
-        return Err(Error::TooLarge { path: source.to_owned(), limit });
-    }
-    let mut pixels = Vec::with_capacity(size);
-    for entry in entries {
-        pixels.extend_from_slice(&picture::decode(&entry.path, shape)?);
-    }
-    let labels = entries.iter().map(|entry| entry.label).collect();
-    Ok(Images { shape, pixels, labels })
-}
-
-/// The file's bytes, gunzipped when its name ends in `.gz`.
-///
-/// The name decides and not the first two bytes: a record file may well begin with a gzip magic.
-fn unpack(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let fail = |source| Error::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(fail)?;
-    let zipped = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
-    let reader: Box<dyn Read> =
-        if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let mut bytes = Vec::new();
-    let mut reader = reader.take(limit.saturating_add(1));
-    reader.read_to_end(&mut bytes).map_err(fail)?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::TooLarge { path: path.to_owned(), limit });
-    }
-    Ok(bytes)
-}
-
-/// The data of an array of dimensions N,H,W or N,C,H,W or N,H,W,C as rows of C,H,W.
-///
-/// Where N,C,H,W and N,H,W,C both fit, it is N,C,H,W.
-fn arrange(path: &Path, dims: &[usize], data: &[u8], shape: [usize; 3]) -> Result<Vec<u8>> {
-    let [channels, height, width] = shape;
-    let size = dims.iter().try_fold(1, |size: usize, &dim| size.checked_mul(dim));
-    if size != Some(data.len()) {
-        return Err(Error::ArraySize {
-            path: path.to_owned(),
-            dims: dims.to_vec(),
-            size: data.len(),
-        });
-    }
-    let wrong = || Error::ArrayShape { path: path.to_owned(), dims: dims.to_vec(), shape };
-    let row = dims.get(1..).ok_or_else(wrong)?;
-    if row == shape || (channels == 1 && row == [height, width]) {
-        return Ok(data.to_vec());
-    }
-    if row != [height, width, channels] {
-        return Err(wrong());
-    }
-    let mut pixels = Vec::with_capacity(data.len());
-    for image in data.chunks_exact(row_length(shape).max(1)) {
-        picture::planes(image, channels, &mut pixels);
-    }
-    Ok(pixels)
 }
 
 fn row_length(shape: [usize; 3]) -> usize {

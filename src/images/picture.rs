@@ -5,6 +5,42 @@ use std::path::Path;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::error::{Error, Result};
+use super::listing::Entry;
+use super::stream::{Cursor, Image, Place};
+
+/// Pictures in files of their own.
+pub(super) struct Pictures {
+    entries: Vec<Entry>,
+    shape: [usize; 3],
+    /// Entries moved to.
+    passed: usize,
+}
+
+// === impl Pictures ===
+
+impl Pictures {
+    pub(super) fn new(entries: Vec<Entry>, shape: [usize; 3]) -> Self {
+        Self { entries, shape, passed: 0 }
+    }
+}
+
+impl Cursor for Pictures {
+    fn advance(&mut self) -> Result<bool> {
+        let more = self.passed < self.entries.len();
+        self.passed += usize::from(more);
+        Ok(more)
+    }
+
+    fn image(&mut self) -> Result<Image> {
+        let Entry { path, label } = &self.entries[self.passed - 1];
+        let place = Place { path: path.clone(), number: None };
+        Ok(Image { place, label: *label, pixels: decode(path, self.shape)? })
+    }
+
+    fn share(&mut self) -> f64 {
+        self.passed as f64 / self.entries.len().max(1) as f64
+    }
+}
 
 /// The bytes of one picture, row-major CHW; its size must be the one of `shape`.
 pub(super) fn decode(path: &Path, shape: [usize; 3]) -> Result<Vec<u8>> {

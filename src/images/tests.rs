@@ -59,6 +59,11 @@ fn planar(first: u8) -> Vec<u8> {
     (0..3).flat_map(|channel| (0..8).map(move |pixel| first + 3 * pixel + channel)).collect()
 }
 
+fn read_bounded(path: &Path, limit: u64) -> Result<Images> {
+    let mut images = Images { shape: SHAPE, pixels: Vec::new(), labels: Vec::new() };
+    images.append(path, limit).map(|()| images)
+}
+
 fn message(result: Result<Images>) -> String {
     result.unwrap_err().to_string()
 }
@@ -125,11 +130,11 @@ fn a_truncated_or_mangled_gzip_file_is_refused() {
 fn a_source_that_unpacks_above_the_limit_is_refused() {
     let dir = directory();
     let path = write(&dir, "a.bin.gz", &gzip(&[0; 25 * 400]));
-    assert!(read_bounded(&path, SHAPE, 25 * 400).is_ok());
-    let result = read_bounded(&path, SHAPE, 25 * 400 - 1);
+    assert!(read_bounded(&path, 25 * 400).is_ok());
+    let result = read_bounded(&path, 25 * 400 - 1);
     assert!(matches!(result, Err(Error::TooLarge { limit: 9999, .. })), "{result:?}");
     picture(&dir, "flat/a.png", 0);
-    let result = read_bounded(&dir.path().join("flat"), SHAPE, 23);
+    let result = read_bounded(&dir.path().join("flat"), 23);
     assert!(matches!(result, Err(Error::TooLarge { .. })), "{result:?}");
 }
 
@@ -176,8 +181,11 @@ fn idx_labels_must_match_in_number_and_kind() {
         path.display()
     );
     assert_eq!(message(Images::read(&path, GREY)), expected);
-    write(&dir, "labels-idx1-ubyte", &idx([0, 0, 8, 1], &[3], &[0; 2]));
-    assert!(matches!(Images::read(&path, GREY), Err(Error::ArraySize { size: 2, .. })));
+    for size in [1, 3] {
+        write(&dir, "labels-idx1-ubyte", &idx([0, 0, 8, 1], &[2], &vec![0; size]));
+        let result = Images::read(&path, GREY);
+        assert!(matches!(result, Err(Error::ArraySize { size: got, .. }) if got == size));
+    }
     write(&dir, "labels-idx1-ubyte", &idx([0, 0, 8, 3], &[2, 1, 1], &[0; 2]));
     assert!(matches!(Images::read(&path, GREY), Err(Error::Header { .. })));
 }
@@ -193,8 +201,10 @@ fn idx_of_another_size_or_cut_short_is_refused() {
     assert_eq!(message(Images::read(path, GREY)), expected);
     let path = write(&dir, "b.idx", &idx([0, 0, 8, 3], &[2, 2, 3], &[0; 11]));
     assert!(matches!(Images::read(path, GREY), Err(Error::ArraySize { size: 11, .. })));
-    let path = write(&dir, "c.idx", &idx([0, 0, 8, 3], &[u32::MAX, u32::MAX, u32::MAX], &[]));
+    let path = write(&dir, "c.idx", &idx([0, 0, 8, 3], &[u32::MAX, 2, 3], &[]));
     assert!(matches!(Images::read(path, GREY), Err(Error::ArraySize { size: 0, .. })));
+    let path = write(&dir, "more.idx", &idx([0, 0, 8, 3], &[2, 2, 3], &[0; 15]));
+    assert!(matches!(Images::read(path, GREY), Err(Error::ArraySize { size: 15, .. })));
     let path = write(&dir, "d.idx", &[0, 0, 8, 3, 0, 0]);
     assert!(matches!(Images::read(path, GREY), Err(Error::Header { .. })));
     let path = write(&dir, "e.idx", &idx([0, 0, 13, 3], &[1, 2, 3], &[0; 24]));
@@ -333,6 +343,53 @@ fn a_list_names_pictures_relative_to_itself() {
     assert_eq!(message(Images::read(path, SHAPE)), expected);
     let missing = Images::read(write(&dir, "missing.txt", b"none.png\n"), SHAPE);
     assert!(message(missing).contains("none.png cannot be read"));
+}
+
+#[test]
+fn a_list_names_images_of_files_that_hold_many() {
+    let dir = directory();
+    write(&dir, "sets/a.bin.gz", &gzip(&records(5)));
+    write(&dir, "sets/b.bin", &records(2));
+    picture(&dir, "c.png", 1);
+    let text = "sets/a.bin.gz#1\nsets/a.bin.gz#4\t9\nsets/a.bin.gz#0\nsets/b.bin#1\nc.png#0\t3\n";
+    let images = Images::read(write(&dir, "kept.txt", text.as_bytes()), SHAPE).unwrap();
+    let labels = [Some(1), Some(9), Some(0), Some(1), Some(3)];
+    assert_eq!(images.labels(), labels);
+    assert_eq!((images.image(1)[0], images.image(2)[0], images.image(3)[0]), (4, 0, 1));
+    assert_eq!(images.image(4), planar(1));
+    let path = write(&dir, "short.txt", b"sets/b.bin#0\nsets/b.bin#2\n");
+    let expected = format!(
+        "line 2 of {} names {}#2, but the file holds fewer images",
+        path.display(),
+        dir.path().join("sets/b.bin").display()
+    );
+    assert_eq!(message(Images::read(path, SHAPE)), expected);
+    let path = write(&dir, "itself.txt", b"itself.txt#0\n");
+    assert!(matches!(Images::read(path, SHAPE), Err(Error::NotPicture { .. })));
+    let path = write(&dir, "long.txt", &[b'a'; 1 << 17]);
+    assert!(message(Images::read(path, SHAPE)).contains("more than 65536 bytes in line 1"));
+}
+
+#[test]
+fn a_stream_gives_what_reading_gives_and_passes_over_without_decoding() {
+    let dir = directory();
+    let path = write(&dir, "a.bin.gz", &gzip(&records(7)));
+    let all = Images::read(&path, SHAPE).unwrap();
+    let some: Vec<Image> =
+        Stream::open(&path, SHAPE).unwrap().skip(1).step_by(3).collect::<Result<_>>().unwrap();
+    assert_eq!(some.iter().map(|image| image.place.number).collect::<Vec<_>>(), [Some(1), Some(4)]);
+    assert_eq!(some[1].pixels, all.image(4));
+    assert_eq!(some[1].place.to_string(), format!("{}#4", path.display()));
+    let mut stream = Stream::open(&path, SHAPE).unwrap();
+    assert!(stream.nth(7).is_none() && stream.next().is_none());
+    assert_eq!((stream.passed(), stream.share()), (7, 1.0));
+
+    picture(&dir, "p/b.png", 2);
+    write(&dir, "p/a.png", b"not a picture");
+    let mut stream = Stream::open(dir.path().join("p"), SHAPE).unwrap();
+    let image = stream.nth(1).unwrap().unwrap();
+    assert_eq!((image.pixels, image.place.number), (planar(2), None));
+    assert!(stream.next().is_none());
 }
 
 #[test]

@@ -65,6 +65,10 @@ pub struct Inspected {
     pub top_k_survival: f64,
     /// How many of the training images survive the perturbations.
     pub survival: Survival,
+    /// Rows of its most confident samples, the most confident first.
+    pub top: Vec<usize>,
+    /// Rows of its least confident samples, the least confident last.
+    pub bottom: Vec<usize>,
 }
 
 /// Inspects a model with its training images.
@@ -111,6 +115,8 @@ pub fn inspect(
             top_k_survival: survivors as f64 / top.len() as f64,
             survival,
             patch,
+            top: split.top.clone(),
+            bottom: split.bottom.clone(),
         });
     }
     let ratios: Vec<f64> = labels.iter().map(|inspected| inspected.transfer_ratio).collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A module may use modules of a lower rank, and itself.
-const RANKS: [(&str, u8); 19] = [
+const RANKS: [(&str, u8); 21] = [
     ("digest", 0),
     ("stats", 0),
     ("config", 1),
@@ -16,6 +16,8 @@ const RANKS: [(&str, u8); 19] = [
     ("detect", 6),
     ("calibrate", 7),
     ("evaluate", 7),
+    ("report", 7),
+    ("scan", 7),
     ("telemetry", 8),
     ("protocol", 9),
     ("proxy", 10),

@@ -17,5 +17,7 @@ mod metrics_contract;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod proxy_http;
+mod report;
+mod scan;
 mod support;
 mod wrong_inputs;

@@ -1,0 +1,167 @@
+//! `inspect --report`.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+
+use super::offline::read_artifact;
+use crate::artifact::Artifact;
+use crate::calibrate;
+use crate::config::Config;
+use crate::digest::sha256;
+use crate::evaluate::score;
+use crate::images::{Images, digest_sources};
+use crate::inspect::Inspection;
+use crate::model::{Classifier, Model};
+use crate::report::{Firewall, Report};
+
+/// What a report is made of, and where it goes.
+pub(super) struct ReportRequest {
+    /// The folder.
+    pub(super) folder: PathBuf,
+    pub(super) triggered: Vec<PathBuf>,
+}
+
+/// An inspection that was run.
+pub(super) struct Inspected<'a> {
+    pub(super) inspection: &'a Inspection,
+    pub(super) images: &'a Images,
+    pub(super) seed: u64,
+    pub(super) seconds: f64,
+}
+
+/// Finds out, before the inspection takes its minutes, whether a report can be written.
+pub(super) fn prepare(config: &Config, request: &ReportRequest) -> Result<()> {
+    let folder = &request.folder;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    tempfile::tempfile_in(folder)
+        .with_context(|| format!("cannot write into {}", folder.display()))?;
+    let artifact = &config.calibration.artifact;
+    if !request.triggered.is_empty() && !artifact.exists() {
+        bail!(
+            "--triggered needs the artifact {}, which is not there: run `doorward calibrate`",
+            artifact.display()
+        );
+    }
+    Ok(())
+}
+
+/// Writes the page and returns its path.
+pub(super) fn write(
+    config: &Config,
+    model: &std::sync::Arc<Model>,
+    inspected: &Inspected<'_>,
+    request: &ReportRequest,
+) -> Result<PathBuf> {
+    let (artifact, without_firewall) = usable_artifact(config, model);
+    let thresholds =
+        artifact.as_ref().map(|artifact| calibrate::thresholds(artifact, &config.policy));
+    let mut triggered = Vec::new();
+    if !request.triggered.is_empty() {
+        let Some(artifact) = &artifact else { bail!("--triggered: {without_firewall}") };
+        let images = Images::read_all(&request.triggered, model.domain().shape)
+            .context("cannot use --triggered")?;
+        triggered = score(&calibrate::signals(model.clone(), artifact)?, &images)?;
+    }
+    let firewall = match (&artifact, &thresholds) {
+        (Some(artifact), Some(thresholds)) => {
+            Some(Firewall { artifact, thresholds, triggered: &triggered })
+        }
+        _ => None,
+    };
+    let html = Report {
+        model: &**model,
+        inspection: inspected.inspection,
+        images: inspected.images,
+        anomaly_threshold: config.inspection.anomaly_threshold.into(),
+        firewall,
+        without_firewall,
+        facts: facts(config, model, inspected, artifact.as_ref())?,
+    }
+    .html()?;
+    let path = request.folder.join("report.html");
+    std::fs::write(&path, html).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// The artifact, or why there is none: a report is of use without it.
+fn usable_artifact(config: &Config, model: &Model) -> (Option<Artifact>, String) {
+    let path = &config.calibration.artifact;
+    if !path.exists() {
+        let none = format!("There is no artifact {}: run doorward calibrate.", path.display());
+        return (None, none);
+    }
+    match read_artifact(config, model) {
+        Ok(artifact) => (Some(artifact), String::new()),
+        Err(error) => (None, format!("The artifact cannot be used: {error:#}.")),
+    }
+}
+
+fn facts(
+    config: &Config,
+    model: &Model,
+    inspected: &Inspected<'_>,
+    artifact: Option<&Artifact>,
+) -> Result<Vec<(String, String)>> {
+    let (calibration, inspection) = (&config.calibration, &config.inspection);
+    let sources: Vec<String> =
+        calibration.training_images.iter().map(|path| path.display().to_string()).collect();
+    let mut facts = vec![
+        ("Model", config.model.path.display().to_string()),
+        ("Model SHA-256", model.digest().to_owned()),
+        ("Training images", sources.join(", ")),
+        (
+            "Training images SHA-256",
+            digest_sources(&calibration.training_images)?.unwrap_or_default(),
+        ),
+        ("Artifact", calibration.artifact.display().to_string()),
+    ];
+    if let Some(artifact) = artifact {
+        facts.extend([
+            ("Artifact SHA-256", file_digest(&calibration.artifact)?),
+            ("Artifact made", date(artifact.manifest.created)),
+            ("Artifact seed", artifact.manifest.seed.to_string()),
+            (
+                "Artifact's infected labels",
+                artifact
+                    .manifest
+                    .inspection
+                    .as_ref()
+                    .map_or("not inspected".to_owned(), |found| format!("{:?}", found.infected)),
+            ),
+        ]);
+    }
+    facts.extend([
+        ("Date", httpdate::fmt_http_date(SystemTime::now())),
+        ("Doorward", env!("CARGO_PKG_VERSION").to_owned()),
+        ("Seed", inspected.seed.to_string()),
+        ("Seconds", format!("{:.0}", inspected.seconds)),
+        (
+            "Settings",
+            format!(
+                "samples {}, steps {}, batch {}, lambda {}, success_rate {}, anomaly_threshold {}, clean_ratio {}; \
+                 max_false_rejection_rate {}",
+                inspection.samples,
+                inspection.steps,
+                inspection.batch,
+                inspection.lambda,
+                inspection.success_rate.value(),
+                inspection.anomaly_threshold,
+                inspection.clean_ratio.value(),
+                config.policy.max_false_rejection_rate.value(),
+            ),
+        ),
+    ]);
+    Ok(facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+fn date(seconds: u64) -> String {
+    httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+}
+
+fn file_digest(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(sha256(&bytes))
+}

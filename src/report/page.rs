@@ -1,0 +1,341 @@
+//! The page's template.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::chart::{Bars, histogram};
+use super::{Example, Firewall, LabelCard, LabelScores, PatchPictures, Report};
+
+pub(super) fn page(
+    report: &Report<'_>,
+    cards: &[LabelCard<'_>],
+    eta: Option<&str>,
+    scores: &[LabelScores],
+) -> String {
+    let infected = &report.inspection.infected;
+    let verdict = verdict(infected);
+    let markup = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta name="robots" content="noindex";
+                title { "Doorward: " (verdict) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                main {
+                    header .verdict .infected[!infected.is_empty()] {
+                        p .name { "Doorward inspection" }
+                        h1 { (verdict) }
+                        p { (basis(report)) }
+                    }
+                    (labels(report, cards))
+                    (patches(report, cards))
+                    (firewall(report, eta))
+                    (distributions(report.firewall.as_ref(), scores))
+                    (facts(report))
+                }
+            }
+        }
+    };
+    markup.into_string()
+}
+
+/// The verdict, in one sentence.
+fn verdict(infected: &[usize]) -> String {
+    match infected {
+        [] => "No label looks infected.".to_owned(),
+        [label] => format!("The model looks backdoored: label {label} is infected."),
+        [first @ .., last] => {
+            let first: Vec<String> = first.iter().map(usize::to_string).collect();
+            format!(
+                "The model looks backdoored: labels {} and {last} are infected.",
+                first.join(", ")
+            )
+        }
+    }
+}
+
+fn basis(report: &Report<'_>) -> String {
+    let (inspected, labels) = (report.inspection.labels.len(), report.model.labels());
+    let images = thousands(report.images.len());
+    let all = match inspected {
+        _ if inspected == labels => format!("all {labels} labels"),
+        _ => format!("{inspected} of {labels} labels; the others have too few images"),
+    };
+    format!(
+        "{images} training images, {all}. Inspection can miss an infected label and can name a clean \
+         one: look at the pictures."
+    )
+}
+
+fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
+    let mut by_label: Vec<&LabelCard<'_>> = cards.iter().collect();
+    by_label.sort_by_key(|card| card.inspected.label);
+    let bars = |value: &dyn Fn(&LabelCard<'_>) -> f64| {
+        by_label.iter().map(|card| (card.inspected.label, value(card), card.infected)).collect()
+    };
+    let ratios = Bars {
+        title: "Transfer ratio per label",
+        bars: bars(&|card| card.inspected.transfer_ratio),
+        end: 1.0,
+        line: None,
+    };
+    let anomalies = Bars {
+        title: "Anomaly index per label",
+        bars: bars(&|card| card.inspected.anomaly_index),
+        end: 1.0,
+        line: Some((
+            report.anomaly_threshold,
+            format!("infected above {}", report.anomaly_threshold),
+        )),
+    };
+    let excesses = Bars {
+        title: "Survivors beyond clean images per label",
+        bars: bars(&|card| card.inspected.survival.excess.max(0.0)),
+        end: 1.0,
+        line: None,
+    };
+    let survivals = Bars {
+        title: "Anomaly index of the survivors per label",
+        bars: bars(&|card| card.inspected.survival.anomaly_index),
+        end: 1.0,
+        line: Some((
+            report.anomaly_threshold,
+            format!("infected above {}", report.anomaly_threshold),
+        )),
+    };
+    html! {
+        section {
+            h2 { "Labels" }
+            p {
+                "A patch is learned that changes the label of a label's most confident images. On a clean label it "
+                "changes the least confident ones too: a high transfer ratio. On an infected label it breaks the "
+                "trigger and little else: a low ratio, and a high anomaly index."
+            }
+            div .columns {
+                figure { figcaption { "Transfer ratio" } (ratios.svg()) }
+                figure { figcaption { "Anomaly index" } (anomalies.svg()) }
+            }
+            p {
+                "Images with a trigger keep their label under the adversarial perturbations. A label where far more "
+                "training images do than clean ones is infected, and so is one that its patch names if its most "
+                "confident images survive."
+            }
+            div .columns {
+                figure { figcaption { "Survivors beyond clean images" } (excesses.svg()) }
+                figure { figcaption { "Anomaly index of the survivors" } (survivals.svg()) }
+            }
+            div .wide {
+                table {
+                    thead {
+                        tr {
+                            th { "Label" } th { "Transfer ratio" } th { "Anomaly index" }
+                            th { "Top-K changed" } th { "Mask, pixels" }
+                            th { "Survivors" } th { "Beyond clean" } th { "of top-K" } th .verdict { "Verdict" }
+                        }
+                    }
+                    tbody {
+                        @for card in &by_label {
+                            tr .infected[card.infected] {
+                                td { (card.inspected.label) }
+                                td { (format!("{:.2}", card.inspected.transfer_ratio)) }
+                                td { (format!("{:.2}", card.inspected.anomaly_index)) }
+                                td { (percent(card.inspected.top_k_changed)) }
+                                td { (format!("{:.1}", card.mask_l1)) }
+                                td { (percent(card.inspected.survival.share)) }
+                                td { (percent(card.inspected.survival.excess)) }
+                                td { (percent(card.inspected.top_k_survival)) }
+                                td .verdict { @if card.infected { "infected" } @else { "clean" } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn patches(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
+    let left_out = cards.iter().filter(|card| card.patch.is_none()).count();
+    html! {
+        section {
+            h2 { "Patches" }
+            p {
+                "x' = (1 - mask) x + mask pattern. Below each patch, training images predicted as the label, without "
+                "and with it, and the label that it turns them into."
+                @if left_out > 0 { " The " (left_out) " least anomalous labels are left out." }
+            }
+            div .cards {
+                @for card in cards {
+                    @if let Some(pictures) = &card.patch { (patch(report, card, pictures)) }
+                }
+            }
+        }
+    }
+}
+
+fn patch(report: &Report<'_>, card: &LabelCard<'_>, pictures: &PatchPictures) -> Markup {
+    let label = card.inspected.label;
+    html! {
+        article .infected[card.infected] {
+            h3 {
+                "Label " (label)
+                @if card.infected { span .badge { "infected" } }
+            }
+            p .figures {
+                "ratio " (format!("{:.2}", card.inspected.transfer_ratio))
+                " · anomaly " (format!("{:.2}", card.inspected.anomaly_index))
+                " · mask " (format!("{:.1}", card.mask_l1)) " px"
+            }
+            div .pictures {
+                (picture(report, &pictures.mask, &format!("Mask of label {label}"), "mask"))
+                (picture(report, &pictures.pattern, &format!("Pattern of label {label}"), "pattern"))
+                (picture(report, &pictures.product, &format!("Mask times pattern of label {label}"), "mask × pattern"))
+            }
+            (examples(report, label, "Most confident images", &pictures.examples[0]))
+            (examples(report, label, "Least confident images", &pictures.examples[1]))
+        }
+    }
+}
+
+fn examples(report: &Report<'_>, label: usize, title: &str, examples: &[Example]) -> Markup {
+    html! {
+        h4 { (title) }
+        div .pictures .pairs {
+            @for example in examples {
+                figure {
+                    (image(report, &example.before, &format!("Image predicted as {label}")))
+                    (image(report, &example.after, &format!("The same, patched, predicted as {}", example.label)))
+                    figcaption .changed[example.label != label] {
+                        (label) " → " (example.label)
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn firewall(report: &Report<'_>, eta: Option<&str>) -> Markup {
+    let (Some(firewall), Some(eta)) = (&report.firewall, eta) else {
+        return html! {
+            section { h2 { "Universal perturbation" } p { (report.without_firewall) } }
+        };
+    };
+    let manifest = &firewall.artifact.manifest;
+    let found = &manifest.perturbation;
+    html! {
+        section {
+            h2 { "Universal perturbation" }
+            div .columns.uneven {
+                figure .large {
+                    (image(report, eta, "The universal perturbation"))
+                    figcaption { "amplified " (format!("{:.0}", 0.5 / found.epsilon)) " times; grey is no change" }
+                }
+                div {
+                    p {
+                        "Added to an image it changes the label of most clean ones. An image that keeps its label with "
+                        "a wide margin is suspect: a trigger survives."
+                    }
+                    dl {
+                        dt { "Fooling rate" }
+                        dd { (percent(found.fooling_rate)) " of " (thousands(manifest.images.holdout)) " held-out images" }
+                        dt { "Sink" }
+                        dd { "label " (found.sink) ", where " (percent(found.sink_share)) " of them land" }
+                        dt { "l∞ norm" }
+                        dd { (format!("{:.1}", found.epsilon * 255.0)) " of 255 grey levels" }
+                        dt { "l2 norm" }
+                        dd { (format!("{:.2}", found.l2)) " in units of the pixel range" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn distributions(firewall: Option<&Firewall<'_>>, scores: &[LabelScores]) -> Markup {
+    let Some(firewall) = firewall else { return html! {} };
+    let bound = firewall.thresholds.false_rejection_rate_bound;
+    let with_triggered = !firewall.triggered.is_empty();
+    html! {
+        section {
+            h2 { "Scores" }
+            p {
+                "Held-out clean images" @if with_triggered { " and triggered ones" }
+                " by predicted label: how many spreads of the label's clean scores they lie above its threshold. Right of "
+                "the line is turned away. Of inputs like the held-out images at most " (format!("{:.2} %", bound * 100.0))
+                " are. Heights are shares of each kind."
+            }
+            p .legend {
+                span .key.clean {} "clean"
+                @if with_triggered { span .key.triggered {} "triggered" }
+            }
+            div .cards.small {
+                @for scores in scores {
+                    figure {
+                        figcaption {
+                            b { "Label " (scores.label) }
+                            " " (turned_away("clean", &scores.clean))
+                            @if !scores.triggered.is_empty() { " · " (turned_away("triggered", &scores.triggered)) }
+                        }
+                        (histogram(scores))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn turned_away(kind: &str, scores: &[f32]) -> String {
+    let above = scores.iter().filter(|&&score| score > 0.0).count();
+    format!("{} of {} {kind} turned away", thousands(above), thousands(scores.len()))
+}
+
+fn facts(report: &Report<'_>) -> Markup {
+    html! {
+        section {
+            h2 { "Run" }
+            dl .facts {
+                @for (name, value) in &report.facts {
+                    dt { (name) }
+                    dd { (value) }
+                }
+            }
+        }
+    }
+}
+
+fn picture(report: &Report<'_>, data: &str, alt: &str, caption: &str) -> Markup {
+    html! { figure { (image(report, data, alt)) figcaption { (caption) } } }
+}
+
+fn image(report: &Report<'_>, data: &str, alt: &str) -> Markup {
+    let [_, height, width] = report.images.shape();
+    // Small pictures are shown pixel by pixel, large ones smoothly.
+    let small = width.max(height) <= PIXELATED;
+    html! { img .pixelated[small] src=(data) alt=(alt) width=(width) height=(height); }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// `12345` as `12,345`.
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+const STYLE: &str = include_str!("report.css");
+
+/// Longest side of a picture whose pixels are shown, pixels.
+const PIXELATED: usize = 96;
