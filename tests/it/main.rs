@@ -16,6 +16,7 @@ mod layering;
 mod metrics_contract;
 #[cfg(feature = "ort")]
 mod onnxruntime;
+mod perturbations;
 mod proxy_http;
 mod support;
 mod wrong_inputs;
