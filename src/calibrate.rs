@@ -1,5 +1,7 @@
 //! The offline flow: from a model and images to an artifact.
 
+mod settings;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -7,20 +9,25 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use serde_json::json;
+use rand::seq::index::sample;
 
 use crate::artifact::{
     Artifact, Expected, FORMAT, ImageCounts, InspectionSummary, LabelInspection, Manifest,
-    PerturbationSummary, Thresholds,
+    PerturbationSummary, StripReference, Thresholds,
 };
-use crate::config::{Config, Policy, Rule};
+use crate::config::{Algorithm, Config, Policy, Rule};
+use crate::detect::strip::{self, Strip};
 use crate::detect::thresholds::{Budget, Scale, fit, images_needed, scales};
-use crate::detect::{Detector, Needed, Signals};
-use crate::digest::sha256;
-use crate::images::{Images, digest_sources};
-use crate::inspect::{Inspection, Settings, inspect};
+use crate::detect::{Detector, Needed, Signals, Specific};
+use crate::images::Images;
+use crate::inspect::{Inspection, inspect};
 use crate::model::{Classifier, Model};
-use crate::perturb::{Batch, Bounds, Search, class_conditional, predictions, rows, universal};
+use crate::perturb::{
+    Batch, Bounds, class_conditional, predictions, rows, universal, universal_by_deepfool,
+};
+use settings::{data_digest, search, settings_digest};
+
+pub use settings::inspection_settings;
 
 /// The images of the offline flow; no image serves two parts.
 #[derive(Clone, Debug)]
@@ -46,6 +53,8 @@ pub enum Stage {
     Inspection,
     /// Scores of the held-out images.
     Holdout,
+    /// STRIP's entropies of held-out images.
+    Strip,
 }
 
 /// Seconds that the parts took.
@@ -163,14 +172,14 @@ pub fn calibrate(
 
     let start = Instant::now();
     let clean = Batch::predict(&*classifier, tensor(&material.fit)?)?;
-    let search = Search {
-        fooling_rate: config.perturbation.fooling_rate.value(),
-        max_epsilon: config.perturbation.max_epsilon,
-        steps: config.perturbation.steps.get(),
-        batch: config.perturbation.batch.get(),
+    let search = search(config);
+    let search_universal = match config.perturbation.algorithm {
+        Algorithm::DeepFool => universal_by_deepfool,
+        Algorithm::Gradient => universal,
     };
-    let found =
-        universal(&*classifier, &clean, &search, &mut rng, &|p| progress(Stage::Universal, p))?;
+    let found = search_universal(&*classifier, &clean, &search, &mut rng, &|p| {
+        progress(Stage::Universal, p);
+    })?;
     let own = class_conditional(
         &*classifier,
         &clean,
@@ -203,8 +212,14 @@ pub fn calibrate(
         .map(|inspected| (inspected.label, inspected.patch.clone()))
         .collect();
     let patches = all_patches.clone().into_iter().filter(|(label, _)| infected.contains(label));
-    let signals =
-        Signals::new(classifier.clone(), found.eta.clone(), own.clone(), patches.collect())?;
+    let specific = Specific::new(&*classifier, found.epsilon, seed)?;
+    let signals = Signals::new(
+        classifier.clone(),
+        found.eta.clone(),
+        own.clone(),
+        patches.collect(),
+        specific,
+    )?;
     let fit_scores = joined(&signals, &clean.rows)?;
     let held_out = tensor(&material.holdout)?;
     let mut holdout = Vec::with_capacity(material.holdout.len());
@@ -219,6 +234,14 @@ pub fn calibrate(
         fit(&scales, &holdout, &infected.iter().copied().collect(), budget(&config.policy));
     let labels = holdout.iter().map(|(label, _)| *label).collect();
     let held_out = Batch { rows: held_out, labels };
+    let strip = match config.policy.rule {
+        Rule::Strip => {
+            Some(strip_reference(&*classifier, &clean, &held_out.rows, &mut rng, &|p| {
+                progress(Stage::Strip, p);
+            })?)
+        }
+        _ => None,
+    };
     let perturbation = summary(&*classifier, &held_out, &found.eta, found.epsilon)?;
     seconds.calibration = start.elapsed().as_secs_f64();
 
@@ -247,6 +270,7 @@ pub fn calibrate(
         class_conditional: own,
         patches: all_patches,
         holdout,
+        strip,
     };
     Ok((artifact, seconds))
 }
@@ -258,13 +282,17 @@ pub fn detector(
     policy: &Policy,
     rule: Rule,
 ) -> Result<(Detector, Thresholds), Error> {
-    let signals = signals(model, artifact)?;
+    let signals = signals(model, artifact, policy)?;
     let thresholds = thresholds(artifact, policy);
     Ok((Detector::new(signals, rule, thresholds.clone()), thresholds))
 }
 
-/// The signals that an artifact's perturbations and patches give.
-pub fn signals(model: Arc<dyn Classifier>, artifact: &Artifact) -> Result<Signals, Error> {
+/// The signals that an artifact's perturbations, patches and overlays give.
+pub fn signals(
+    model: Arc<dyn Classifier>,
+    artifact: &Artifact,
+    policy: &Policy,
+) -> Result<Signals, Error> {
     let infected = infected(artifact);
     let patches = artifact
         .patches
@@ -273,7 +301,16 @@ pub fn signals(model: Arc<dyn Classifier>, artifact: &Artifact) -> Result<Signal
         .map(|(label, patch)| (*label, patch.clone()))
         .collect();
     let (universal, own) = (artifact.universal.clone(), artifact.class_conditional.clone());
-    Ok(Signals::new(model, universal, own, patches)?)
+    let manifest = &artifact.manifest;
+    let specific = Specific::new(&*model, manifest.perturbation.epsilon, manifest.seed)?;
+    let signals = Signals::new(model, universal, own, patches, specific)?;
+    let rate = policy.max_false_rejection_rate.value();
+    Ok(match &artifact.strip {
+        Some(strip) => {
+            signals.with_strip(Strip::new(strip.overlays.clone(), &strip.entropies, rate))
+        }
+        None => signals,
+    })
 }
 
 /// The thresholds that an artifact's held-out scores give for a policy's budget.
@@ -303,20 +340,6 @@ fn budget(policy: &Policy) -> Budget {
 fn joined(signals: &Signals, rows: &Tensor) -> Result<Vec<(usize, f32)>, Error> {
     let scored = signals.score(rows, Needed::All)?;
     Ok(scored.iter().map(|row| (row.label, row.joined())).collect())
-}
-
-/// The inspection's settings in a configuration.
-pub fn inspection_settings(config: &Config) -> Settings {
-    let settings = &config.inspection;
-    Settings {
-        samples: settings.samples.get(),
-        steps: settings.steps.get(),
-        batch: settings.batch.get(),
-        lambda: settings.lambda,
-        success_rate: settings.success_rate.value(),
-        anomaly_threshold: settings.anomaly_threshold.into(),
-        clean_ratio: settings.clean_ratio.value(),
-    }
 }
 
 /// What an inspection found, for people and files.
@@ -364,34 +387,24 @@ fn summary(
     })
 }
 
-fn data_digest(config: &Config) -> Result<Option<String>, Error> {
-    let settings = &config.calibration;
-    let sources = [settings.clean_images.as_slice(), settings.training_images.as_slice()].concat();
-    digest_sources(&sources).map_err(|source| Error::Images { key: "the images", source })
-}
-
-/// Over every setting that shapes an artifact; the policy does not: see [`thresholds`].
-fn settings_digest(config: &Config) -> String {
-    let (perturbation, inspection) = (&config.perturbation, &config.inspection);
-    let settings = json!({
-        "mean": config.preprocess.mean,
-        "std": config.preprocess.std,
-        "fit_images": config.calibration.fit_images,
-        "holdout_images": config.calibration.holdout_images,
-        "seed": config.calibration.seed,
-        "fooling_rate": perturbation.fooling_rate.value(),
-        "max_epsilon": perturbation.max_epsilon,
-        "perturbation_steps": perturbation.steps,
-        "perturbation_batch": perturbation.batch,
-        "samples": inspection.samples,
-        "inspection_steps": inspection.steps,
-        "inspection_batch": inspection.batch,
-        "lambda": inspection.lambda,
-        "success_rate": inspection.success_rate.value(),
-        "anomaly_threshold": inspection.anomaly_threshold,
-        "clean_ratio": inspection.clean_ratio.value(),
-    });
-    sha256(settings.to_string().as_bytes())
+/// Overlays from the fit images, and what entropy held-out ones keep under them.
+fn strip_reference(
+    model: &dyn Classifier,
+    fit: &Batch,
+    held_out: &Tensor,
+    rng: &mut StdRng,
+    progress: &dyn Fn(f64),
+) -> Result<StripReference, Error> {
+    let overlays =
+        fit.select(&sample(rng, fit.len(), strip::OVERLAYS.min(fit.len())).into_vec())?;
+    let count = strip::SCORED.min(held_out.dim(0)?);
+    let mut entropies = Vec::with_capacity(count);
+    for row in 0..count {
+        let row = held_out.narrow(0, row, 1)?;
+        entropies.extend(strip::entropies(model, &overlays.rows, &row)?);
+        progress(entropies.len() as f64 / count as f64);
+    }
+    Ok(StripReference { overlays: overlays.rows, entropies })
 }
 
 /// Rows scored between two progress reports.

@@ -18,5 +18,6 @@ mod metrics_contract;
 mod onnxruntime;
 mod perturbations;
 mod proxy_http;
+mod rules;
 mod support;
 mod wrong_inputs;
