@@ -5,6 +5,8 @@
 //! ```text
 //! cargo bench --bench main -- engine MODEL.onnx --batch 32 --iterations 20 --threads 1
 //! cargo bench --bench main -- engine MODEL.onnx --batch 50 --iterations 20 --gradient
+//! cargo bench --bench main -- universal MODEL.onnx IMAGES --fooling-rate 0.8
+//! cargo bench --bench main -- patches MODEL.onnx IMAGES --steps 60
 //! ```
 //!
 //! And two checks of the engine that are too large for `cargo test`, with exit status 1 if one fails:
@@ -16,6 +18,7 @@
 
 #[path = "../tests/exports/agree.rs"]
 mod agree;
+mod learn;
 #[path = "../tests/backend/report.rs"]
 mod report;
 #[path = "../tests/backend/runner.rs"]
@@ -74,6 +77,37 @@ enum Area {
         #[arg(long, default_value_t = 1)]
         threads: usize,
     },
+    /// The patches of all labels, from the first images of each.
+    Patches {
+        model: PathBuf,
+        #[arg(required = true)]
+        images: Vec<PathBuf>,
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+        #[arg(long, default_value_t = 60)]
+        steps: usize,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long, default_value_t = 1)]
+        threads: usize,
+    },
+    /// The universal perturbation of the first images.
+    Universal {
+        model: PathBuf,
+        #[arg(required = true)]
+        images: Vec<PathBuf>,
+        #[arg(long, default_value_t = 300)]
+        count: usize,
+        #[arg(long, default_value_t = 0.8)]
+        fooling_rate: f64,
+        /// By DeepFool instead of sign steps.
+        #[arg(long)]
+        deepfool: bool,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long, default_value_t = 1)]
+        threads: usize,
+    },
 }
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -83,6 +117,18 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         Area::Engine { model, batch, iterations, gradient, threads } => {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
             time(&model, batch, iterations, gradient)?;
+            true
+        }
+        Area::Patches { model, images, count, steps, seed, threads } => {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+            println!("{}", learn::time_patches(&model, &images, count, steps, seed)?);
+            true
+        }
+        Area::Universal { model, images, count, fooling_rate, deepfool, seed, threads } => {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+            let figures =
+                learn::time_universal(&model, &images, count, fooling_rate, deepfool, seed)?;
+            println!("{figures}");
             true
         }
     };

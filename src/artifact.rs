@@ -29,6 +29,17 @@ pub struct Artifact {
     pub patches: BTreeMap<usize, Patch>,
     /// Predicted label and joined score of every held-out image: another budget needs no new run.
     pub holdout: Vec<(usize, f32)>,
+    /// Only where the settings ask for the rule `strip`.
+    pub strip: Option<StripReference>,
+}
+
+/// What STRIP compares an input with.
+#[derive(Clone, Debug)]
+pub struct StripReference {
+    /// `[n, C, H, W]`, clean images.
+    pub overlays: Tensor,
+    /// Mean entropy of held-out images under them, bits.
+    pub entropies: Vec<f32>,
 }
 
 /// What an artifact must have been made for.
@@ -275,6 +286,12 @@ impl Artifact {
         let rows = Tensor::from_vec(rows, (self.holdout.len(), 2), &Device::Cpu)
             .map_err(|error| error.to_string())?;
         add(HOLDOUT.into(), &rows)?;
+        if let Some(strip) = &self.strip {
+            let entropies = Tensor::new(&strip.entropies[..], &Device::Cpu)
+                .map_err(|error| error.to_string())?;
+            add(STRIP_OVERLAYS.into(), &strip.overlays)?;
+            add(STRIP_ENTROPIES.into(), &entropies)?;
+        }
         let manifest = serde_json::to_string(&self.manifest).map_err(|error| error.to_string())?;
         let digest = digest(&manifest, tensors.iter().map(|(name, (_, bytes))| (name, &bytes[..])));
         let metadata =
@@ -342,11 +359,21 @@ impl Artifact {
         {
             return Err(corrupted(format!("its thresholds are not for {labels} labels")));
         }
+        let rows_of = |name| views.get(name).and_then(|view| view.shape().first().copied());
+        let strip = match (rows_of(STRIP_OVERLAYS), rows_of(STRIP_ENTROPIES)) {
+            (Some(overlays), Some(entropies)) => Some(StripReference {
+                overlays: tensor(STRIP_OVERLAYS, &[overlays, channels, height, width])?,
+                entropies: flat(&tensor(STRIP_ENTROPIES, &[entropies])?)
+                    .map_err(|error| corrupted(error.to_string()))?,
+            }),
+            _ => None,
+        };
         Ok(Self {
             universal: tensor(UNIVERSAL, &[1, channels, height, width])?,
             class_conditional: tensor(CLASS_CONDITIONAL, &[labels, channels, height, width])?,
             patches,
             holdout,
+            strip,
             manifest,
         })
     }
@@ -390,5 +417,7 @@ const CLASS_CONDITIONAL: &str = "class_conditional";
 const MASK: &str = "mask.";
 const PATTERN: &str = "pattern.";
 const HOLDOUT: &str = "holdout";
+const STRIP_OVERLAYS: &str = "strip.overlays";
+const STRIP_ENTROPIES: &str = "strip.entropies";
 const MANIFEST: &str = "doorward.manifest";
 const DIGEST: &str = "doorward.sha256";

@@ -1,5 +1,8 @@
 //! The offline flow: from a model and images to an artifact.
 
+mod learn;
+mod settings;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -7,22 +10,24 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use serde_json::json;
+use rand::seq::index::sample;
 
 use crate::artifact::{
     Artifact, Expected, FORMAT, ImageCounts, InspectionSummary, LabelInspection, Manifest,
-    PerturbationSummary, Thresholds,
+    PerturbationSummary, StripReference, Thresholds,
 };
 use crate::config::{Config, Policy, Rule};
+use crate::detect::strip::{self, Strip};
 use crate::detect::thresholds::{Budget, Scale, fit, images_needed, scales};
-use crate::detect::{Detector, Needed, Signals};
-use crate::digest::sha256;
-use crate::images::{Images, digest_sources};
-use crate::inspect::{Inspection, Probe, Settings, inspect};
+use crate::detect::{Detector, Needed, Signals, Specific};
+use crate::images::Images;
+use crate::inspect::Inspection;
 use crate::model::{Classifier, Model};
-use crate::perturb::{
-    Batch, Bounds, Search, Universal, class_conditional, predictions, rows, separating, universal,
-};
+use crate::perturb::{Batch, Bounds, predictions, rows};
+use settings::{data_digest, settings_digest};
+
+pub use learn::{Learned, learn};
+pub use settings::inspection_settings;
 
 /// The images of the offline flow; no image serves two parts.
 #[derive(Clone, Debug)]
@@ -50,6 +55,8 @@ pub enum Stage {
     Inspection,
     /// Scores of the held-out images.
     Holdout,
+    /// STRIP's entropies of held-out images.
+    Strip,
 }
 
 /// Seconds that the parts took.
@@ -155,89 +162,6 @@ pub fn expected(config: &Config, model: &Model) -> Result<Expected, Error> {
     })
 }
 
-/// What the parts before the thresholds learned.
-#[derive(Clone, Debug)]
-pub struct Learned {
-    /// The universal perturbation.
-    pub universal: Universal,
-    /// The labels' own perturbations, `[labels, C, H, W]`.
-    pub class_conditional: Tensor,
-    /// What the training images say of the labels, where there are any.
-    pub inspection: Option<Inspection>,
-    /// The images that the perturbations were fitted on.
-    fitted: Batch,
-}
-
-/// Fits the perturbations and inspects the model.
-pub fn learn(
-    model: &dyn Classifier,
-    config: &Config,
-    material: &Material,
-    rng: &mut StdRng,
-    progress: &dyn Fn(Stage, f64),
-) -> Result<(Learned, Seconds), Error> {
-    let mut seconds = Seconds::default();
-    let start = Instant::now();
-    let clean = Batch::predict(model, tensor(model, &material.fit)?)?;
-    let search = Search {
-        fooling_rate: config.perturbation.fooling_rate.value(),
-        max_epsilon: config.perturbation.max_epsilon,
-        steps: config.perturbation.steps.get(),
-        batch: config.perturbation.batch.get(),
-    };
-    let found = universal(model, &clean, &search, rng, &|p| progress(Stage::Universal, p))?;
-    let mut own =
-        class_conditional(model, &clean, &found.eta, found.epsilon, &search, rng, &|p| {
-            progress(Stage::ClassConditional, p);
-        })?;
-    seconds.uap = start.elapsed().as_secs_f64();
-
-    let start = Instant::now();
-    let mut inspection = None;
-    if let Some(images) = &material.training {
-        let training = tensor(model, images)?;
-        let probe = Batch::predict(model, tensor(model, &material.probe)?)?;
-        let probe = Probe { universal: &found.eta, class_conditional: &own, clean: &probe };
-        let settings = inspection_settings(config);
-        let inspected = inspect(model, &training, &probe, &settings, rng, &|p| {
-            progress(Stage::Inspection, p);
-        })?;
-        own = sharpened(model, &own, &clean, &training, &inspected, found.epsilon, &search, rng)?;
-        inspection = Some(inspected);
-    }
-    seconds.inspection = start.elapsed().as_secs_f64();
-    let learned = Learned { universal: found, class_conditional: own, inspection, fitted: clean };
-    Ok((learned, seconds))
-}
-
-/// The labels' own perturbations, those of infected labels fitted anew: they spare what survived.
-#[expect(clippy::too_many_arguments, reason = "one call site's loop, named for reading")]
-fn sharpened(
-    model: &dyn Classifier,
-    own: &Tensor,
-    clean: &Batch,
-    training: &Tensor,
-    inspection: &Inspection,
-    epsilon: f32,
-    search: &Search,
-    rng: &mut StdRng,
-) -> Result<Tensor, Error> {
-    let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;
-    for inspected in &inspection.labels {
-        let label = inspected.label;
-        let members: Vec<usize> =
-            (0..clean.len()).filter(|&row| clean.labels[row] == label).collect();
-        let survivors = &inspected.survival.survivors;
-        if !inspection.infected.contains(&label) || members.is_empty() || survivors.is_empty() {
-            continue;
-        }
-        let training = Batch { rows: training.clone(), labels: vec![label; training.dim(0)?] };
-        let (moved, kept) = (clean.select(&members)?, training.select(survivors)?);
-        all[label] = separating(model, &moved, &kept, epsilon, search, rng)?;
-    }
-    Ok(Tensor::cat(&all, 0)?)
-}
-
 /// Images as a batch of the model's input.
 fn tensor(model: &dyn Classifier, images: &Images) -> Result<Tensor, Error> {
     let pixels = (0..images.len()).map(|index| images.image(index));
@@ -266,8 +190,14 @@ pub fn calibrate(
         .map(|inspected| (inspected.label, inspected.patch.clone()))
         .collect();
     let patches = all_patches.clone().into_iter().filter(|(label, _)| infected.contains(label));
-    let signals =
-        Signals::new(classifier.clone(), found.eta.clone(), own.clone(), patches.collect())?;
+    let specific = Specific::new(&*classifier, found.epsilon, seed)?;
+    let signals = Signals::new(
+        classifier.clone(),
+        found.eta.clone(),
+        own.clone(),
+        patches.collect(),
+        specific,
+    )?;
     let fit_scores = joined(&signals, &clean.rows)?;
     let held_out = tensor(&*classifier, &material.holdout)?;
     let mut holdout = Vec::with_capacity(material.holdout.len());
@@ -282,6 +212,14 @@ pub fn calibrate(
         fit(&scales, &holdout, &infected.iter().copied().collect(), budget(&config.policy));
     let labels = holdout.iter().map(|(label, _)| *label).collect();
     let held_out = Batch { rows: held_out, labels };
+    let strip = match config.policy.rule {
+        Rule::Strip => {
+            Some(strip_reference(&*classifier, &clean, &held_out.rows, &mut rng, &|p| {
+                progress(Stage::Strip, p);
+            })?)
+        }
+        _ => None,
+    };
     let perturbation = summary(&*classifier, &held_out, &found.eta, found.epsilon)?;
     seconds.calibration = start.elapsed().as_secs_f64();
 
@@ -311,6 +249,7 @@ pub fn calibrate(
         class_conditional: own,
         patches: all_patches,
         holdout,
+        strip,
     };
     Ok((artifact, seconds))
 }
@@ -322,13 +261,17 @@ pub fn detector(
     policy: &Policy,
     rule: Rule,
 ) -> Result<(Detector, Thresholds), Error> {
-    let signals = signals(model, artifact)?;
+    let signals = signals(model, artifact, policy)?;
     let thresholds = thresholds(artifact, policy);
     Ok((Detector::new(signals, rule, thresholds.clone()), thresholds))
 }
 
-/// The signals that an artifact's perturbations and patches give.
-pub fn signals(model: Arc<dyn Classifier>, artifact: &Artifact) -> Result<Signals, Error> {
+/// The signals that an artifact's perturbations, patches and overlays give.
+pub fn signals(
+    model: Arc<dyn Classifier>,
+    artifact: &Artifact,
+    policy: &Policy,
+) -> Result<Signals, Error> {
     let infected = infected(artifact);
     let patches = artifact
         .patches
@@ -337,7 +280,16 @@ pub fn signals(model: Arc<dyn Classifier>, artifact: &Artifact) -> Result<Signal
         .map(|(label, patch)| (*label, patch.clone()))
         .collect();
     let (universal, own) = (artifact.universal.clone(), artifact.class_conditional.clone());
-    Ok(Signals::new(model, universal, own, patches)?)
+    let manifest = &artifact.manifest;
+    let specific = Specific::new(&*model, manifest.perturbation.epsilon, manifest.seed)?;
+    let signals = Signals::new(model, universal, own, patches, specific)?;
+    let rate = policy.max_false_rejection_rate.value();
+    Ok(match &artifact.strip {
+        Some(strip) => {
+            signals.with_strip(Strip::new(strip.overlays.clone(), &strip.entropies, rate))
+        }
+        None => signals,
+    })
 }
 
 /// The thresholds that an artifact's held-out scores give for a policy's budget.
@@ -367,20 +319,6 @@ fn budget(policy: &Policy) -> Budget {
 fn joined(signals: &Signals, rows: &Tensor) -> Result<Vec<(usize, f32)>, Error> {
     let scored = signals.score(rows, Needed::All)?;
     Ok(scored.iter().map(|row| (row.label, row.joined())).collect())
-}
-
-/// The inspection's settings in a configuration.
-pub fn inspection_settings(config: &Config) -> Settings {
-    let settings = &config.inspection;
-    Settings {
-        samples: settings.samples.get(),
-        steps: settings.steps.get(),
-        batch: settings.batch.get(),
-        lambda: settings.lambda,
-        success_rate: settings.success_rate.value(),
-        anomaly_threshold: settings.anomaly_threshold.into(),
-        clean_ratio: settings.clean_ratio.value(),
-    }
 }
 
 /// What an inspection found, for people and files.
@@ -432,34 +370,24 @@ fn summary(
     })
 }
 
-fn data_digest(config: &Config) -> Result<Option<String>, Error> {
-    let settings = &config.calibration;
-    let sources = [settings.clean_images.as_slice(), settings.training_images.as_slice()].concat();
-    digest_sources(&sources).map_err(|source| Error::Images { key: "the images", source })
-}
-
-/// Over every setting that shapes an artifact; the policy does not: see [`thresholds`].
-fn settings_digest(config: &Config) -> String {
-    let (perturbation, inspection) = (&config.perturbation, &config.inspection);
-    let settings = json!({
-        "mean": config.preprocess.mean,
-        "std": config.preprocess.std,
-        "fit_images": config.calibration.fit_images,
-        "holdout_images": config.calibration.holdout_images,
-        "seed": config.calibration.seed,
-        "fooling_rate": perturbation.fooling_rate.value(),
-        "max_epsilon": perturbation.max_epsilon,
-        "perturbation_steps": perturbation.steps,
-        "perturbation_batch": perturbation.batch,
-        "samples": inspection.samples,
-        "inspection_steps": inspection.steps,
-        "inspection_batch": inspection.batch,
-        "lambda": inspection.lambda,
-        "success_rate": inspection.success_rate.value(),
-        "anomaly_threshold": inspection.anomaly_threshold,
-        "clean_ratio": inspection.clean_ratio.value(),
-    });
-    sha256(settings.to_string().as_bytes())
+/// Overlays from the fit images, and what entropy held-out ones keep under them.
+fn strip_reference(
+    model: &dyn Classifier,
+    fit: &Batch,
+    held_out: &Tensor,
+    rng: &mut StdRng,
+    progress: &dyn Fn(f64),
+) -> Result<StripReference, Error> {
+    let overlays =
+        fit.select(&sample(rng, fit.len(), strip::OVERLAYS.min(fit.len())).into_vec())?;
+    let count = strip::SCORED.min(held_out.dim(0)?);
+    let mut entropies = Vec::with_capacity(count);
+    for row in 0..count {
+        let row = held_out.narrow(0, row, 1)?;
+        entropies.extend(strip::entropies(model, &overlays.rows, &row)?);
+        progress(entropies.len() as f64 / count as f64);
+    }
+    Ok(StripReference { overlays: overlays.rows, entropies })
 }
 
 /// One in so many of the held-out images is a probe of the inspection instead...

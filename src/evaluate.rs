@@ -1,6 +1,7 @@
 //! How well each rule tells clean rows from triggered ones.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -23,7 +24,7 @@ pub struct RuleFigures {
     pub auroc: f64,
     /// By false positive rate; the thresholds are read off the clean rows.
     pub tpr_at_fpr: BTreeMap<&'static str, f64>,
-    /// Mean number of predictions per clean row.
+    /// Mean number of passes through the model per clean row; a gradient is a forward and a backward one.
     pub forwards_per_input: f64,
 }
 
@@ -64,39 +65,55 @@ pub fn evaluate(
     targets: &[usize],
     rules: &[Rule],
 ) -> Result<Evaluation, Error> {
-    let clean_rows = score(signals, clean)?;
-    let triggered_rows = score(signals, triggered)?;
+    let mut scored = HashMap::new();
+    for &rule in rules {
+        let needed = scored_for(rule);
+        if let Entry::Vacant(place) = scored.entry(needed) {
+            let rows = (score(signals, clean, needed)?, score(signals, triggered, needed)?);
+            place.insert(rows);
+        }
+    }
+    let labels = |scored: &(Vec<RowSignals>, Vec<RowSignals>)| -> Vec<usize> {
+        scored.1.iter().map(|row| row.label).collect()
+    };
+    // The same in all of them.
+    let predicted = scored.values().next().map(labels).unwrap_or_default();
     let targets = match targets {
-        [] => vec![usual_target(&triggered_rows, triggered.labels(), thresholds.labels.len())],
+        [] => vec![usual_target(&predicted, triggered.labels(), thresholds.labels.len())],
         given => given.to_vec(),
     };
-    let successful: Vec<RowSignals> =
-        triggered_rows.iter().filter(|row| targets.contains(&row.label)).copied().collect();
-    let rules = rules
-        .iter()
-        .map(|&rule| (rule.name(), figures(rule, thresholds, &clean_rows, &successful)))
-        .collect();
+    let figures = |rule: Rule| {
+        let (clean, triggered) = &scored[&scored_for(rule)];
+        let successful: Vec<RowSignals> =
+            triggered.iter().filter(|row| targets.contains(&row.label)).copied().collect();
+        (rule.name(), figures(rule, thresholds, clean, &successful))
+    };
     Ok(Evaluation {
         rows: Rows {
-            clean: clean_rows.len(),
-            triggered: triggered_rows.len(),
-            triggered_successful: successful.len(),
+            clean: clean.len(),
+            triggered: triggered.len(),
+            triggered_successful: predicted.iter().filter(|label| targets.contains(label)).count(),
         },
+        rules: rules.iter().map(|&rule| figures(rule)).collect(),
         targets,
-        rules,
         false_rejection_rate_bound: thresholds.false_rejection_rate_bound,
     })
 }
 
-/// All signals of all images.
-pub fn score(signals: &Signals, images: &Images) -> Result<Vec<RowSignals>, Error> {
+/// The cheap rules read their signals from one scoring, so that all of them cost what one does.
+fn scored_for(rule: Rule) -> Needed {
+    if Rule::CHEAP.contains(&rule) { Needed::All } else { needed(rule) }
+}
+
+/// The signals of all images.
+pub fn score(signals: &Signals, images: &Images, needed: Needed) -> Result<Vec<RowSignals>, Error> {
     let model = signals.model();
     let mut scored = Vec::with_capacity(images.len());
     for first in (0..images.len()).step_by(SCORED_AT_ONCE) {
         let last = images.len().min(first + SCORED_AT_ONCE);
         let batch: Tensor =
             rows(model.domain(), (first..last).map(|index| images.image(index)), model.device())?;
-        scored.extend(signals.score(&batch, Needed::All)?);
+        scored.extend(signals.score(&batch, needed)?);
     }
     Ok(scored)
 }
@@ -134,10 +151,15 @@ pub fn figures(
 
 /// What a rule orders rows by.
 fn rank(rule: Rule, row: &RowSignals, thresholds: &Thresholds) -> f64 {
+    let or_never = |score: Option<f32>| score.map_or(f64::NEG_INFINITY, f64::from);
     match rule {
+        Rule::Both => or_never(row.universal).min(or_never(row.patch)),
         Rule::Calibrated => excess(row, thresholds).into(),
-        Rule::Patch => row.patch.map_or(f64::NEG_INFINITY, f64::from),
-        Rule::Uap => row.universal.map_or(f64::NEG_INFINITY, f64::from),
+        Rule::CarliniWagner | Rule::DeepFool | Rule::Pgd => or_never(row.specific),
+        Rule::Either => or_never(row.universal).max(or_never(row.patch)),
+        Rule::Patch => or_never(row.patch),
+        Rule::Strip => or_never(row.strip.map(|entropy| -entropy.bits)),
+        Rule::Uap => or_never(row.universal),
     }
 }
 
@@ -146,16 +168,18 @@ fn forwards(rule: Rule, row: &RowSignals) -> f64 {
     let count = match needed(rule) {
         Needed::All => 3 + patch,
         Needed::Patch => 1 + patch,
+        Needed::Specific(_) | Needed::Strip => row.forwards,
         Needed::Universal => 2,
+        Needed::UniversalAndPatch => 2 + patch,
     };
     count as f64
 }
 
-fn usual_target(rows: &[RowSignals], truth: &[Option<usize>], labels: usize) -> usize {
+fn usual_target(predicted: &[usize], truth: &[Option<usize>], labels: usize) -> usize {
     let mut counts = vec![0usize; labels];
-    for (row, truth) in rows.iter().zip(truth) {
-        if *truth != Some(row.label) {
-            counts[row.label] += 1;
+    for (&label, truth) in predicted.iter().zip(truth) {
+        if *truth != Some(label) {
+            counts[label] += 1;
         }
     }
     (0..labels).max_by_key(|&label| counts[label]).unwrap_or(0)

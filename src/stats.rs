@@ -39,6 +39,16 @@ pub fn quantile(values: &[f64], q: f64) -> f64 {
     sorted[low] + (sorted[high] - sorted[low]) * position.fract()
 }
 
+/// Entropy of the softmax of one row of logits, bits.
+pub fn softmax_entropy(logits: &[f32]) -> f64 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let shares: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - top).exp()).collect();
+    let sum: f64 = shares.iter().sum();
+    // The limit of p log p at 0 is 0, where the product is NaN.
+    let positive = shares.iter().map(|share| share / sum).filter(|&share| share > 0.0);
+    positive.map(|share| -share * share.log2()).sum()
+}
+
 /// Probability that a positive scores above a negative, ties counted half. NaN without either.
 pub fn auroc(negatives: &[f64], positives: &[f64]) -> f64 {
     let mut all: Vec<(f64, bool)> = negatives.iter().map(|&score| (score, false)).collect();
@@ -114,6 +124,15 @@ mod tests {
         ratios.push(0.1);
         let indices = low_anomaly_indices(&ratios, 0.05);
         assert!(indices[9] > 3.5 && indices[..9].iter().all(|&index| index == 0.0));
+    }
+
+    #[test]
+    fn softmax_entropy_is_in_bits() {
+        assert_eq!(softmax_entropy(&[3.0; 8]), 3.0);
+        // Shares 1/2, 1/4, 1/4.
+        let logits = [2f32.ln(), 0.0, 0.0];
+        assert!((softmax_entropy(&logits) - 1.5).abs() < 1e-6);
+        assert_eq!(softmax_entropy(&[0.0, -2000.0]), 0.0);
     }
 
     #[test]

@@ -69,7 +69,7 @@ enum Command {
         /// The attack's label; default: the one most triggered images are answered with.
         #[arg(long, value_name = "LABEL")]
         target: Vec<usize>,
-        /// Rule to measure; default: all.
+        /// Rule to measure, as policy.rule names it; default: those of at most four predictions an input.
         #[arg(long, value_name = "RULE")]
         rule: Vec<Rule>,
         /// Print one JSON object.
@@ -159,7 +159,7 @@ pub fn run() -> Result<ExitCode> {
         }
         Command::Demo { serve, json } => online::demo(serve, json),
         Command::Evaluate { config, clean, triggered, target, rule, json } => {
-            let rules = if rule.is_empty() { Rule::ALL.to_vec() } else { rule };
+            let rules = if rule.is_empty() { Rule::CHEAP.to_vec() } else { rule };
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }

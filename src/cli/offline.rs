@@ -223,7 +223,7 @@ pub(super) fn evaluate(
     let clean = Images::read_all(&sources.clean, shape).context("cannot use --clean")?;
     let triggered =
         Images::read_all(&sources.triggered, shape).context("cannot use --triggered")?;
-    let signals = calibrate::signals(model, &artifact)?;
+    let signals = calibrate::signals(model, &artifact, &config.policy)?;
     let thresholds = calibrate::thresholds(&artifact, &config.policy);
     let evaluation =
         measure(&signals, &thresholds, &clean, &triggered, &sources.target, &sources.rules)?;
@@ -242,11 +242,13 @@ pub(super) fn print_evaluation(evaluation: &Evaluation) {
         "{} clean rows, {} triggered, {} of them answered with {:?}",
         rows.clean, rows.triggered, rows.triggered_successful, evaluation.targets
     );
-    println!("rule             BDR     CIIR   AUROC  TPR@0.1%  TPR@0.5%  TPR@1%  TPR@5%  forwards");
+    println!(
+        "rule               BDR     CIIR   AUROC  TPR@0.1%  TPR@0.5%  TPR@1%  TPR@5%    passes"
+    );
     for (rule, figures) in &evaluation.rules {
         let at = |rate: &str| figures.tpr_at_fpr.get(rate).copied().unwrap_or(f64::NAN) * 100.0;
         println!(
-            "{rule:11} {:>6.2} % {:>6.2} %  {:.4} {:>8.2}% {:>8.2}% {:>6.2}% {:>6.2}% {:>9.2}",
+            "{rule:14} {:>6.2} % {:>6.2} %  {:.4} {:>8.2}% {:>8.2}% {:>6.2}% {:>6.2}% {:>9.2}",
             figures.bdr * 100.0,
             figures.ciir * 100.0,
             figures.auroc,

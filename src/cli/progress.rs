@@ -65,6 +65,7 @@ fn title(stage: Stage) -> &'static str {
         Stage::ClassConditional => "per-label perturbations",
         Stage::Inspection => "patches (DTInspector)",
         Stage::Holdout => "held-out scores",
+        Stage::Strip => "STRIP entropies",
     }
 }
 

@@ -9,6 +9,7 @@ use super::offline::read_artifact;
 use crate::artifact::Artifact;
 use crate::calibrate;
 use crate::config::Config;
+use crate::detect::Needed;
 use crate::digest::sha256;
 use crate::evaluate::score;
 use crate::images::{Images, digest_sources};
@@ -63,7 +64,8 @@ pub(super) fn write(
         let Some(artifact) = &artifact else { bail!("--triggered: {without_firewall}") };
         let images = Images::read_all(&request.triggered, model.domain().shape)
             .context("cannot use --triggered")?;
-        triggered = score(&calibrate::signals(model.clone(), artifact)?, &images)?;
+        let signals = calibrate::signals(model.clone(), artifact, &config.policy)?;
+        triggered = score(&signals, &images, Needed::All)?;
     }
     let firewall = match (&artifact, &thresholds) {
         (Some(artifact), Some(thresholds)) => {

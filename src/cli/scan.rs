@@ -40,7 +40,7 @@ pub(super) fn scan(
     }
     let model = load_model(config)?;
     let artifact = artifact(config, &model)?;
-    let signals = calibrate::signals(model.clone(), &artifact)?;
+    let signals = calibrate::signals(model.clone(), &artifact, &config.policy)?;
     let thresholds = calibrate::thresholds(&artifact, &config.policy);
     let rule = config.policy.rule;
     let plan = Plan { signals: &signals, thresholds: &thresholds, rule, sources: images, shard };

@@ -8,6 +8,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 mod layers;
 mod raw;
 mod value;
@@ -110,6 +112,18 @@ pub struct Perturbation {
     pub steps: NonZeroUsize,
     /// Images per step.
     pub batch: NonZeroUsize,
+    /// How the universal perturbation is searched for.
+    pub algorithm: Algorithm,
+}
+
+/// How the universal perturbation is searched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// As published, image by image; `steps` and `batch` play no part.
+    DeepFool,
+    /// Sign steps on the margins of a batch.
+    Gradient,
 }
 
 /// `[inspection]`
@@ -156,12 +170,26 @@ pub enum Mode {
 }
 
 /// How signals become a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Rule {
+    /// Reject when `Uap` and `Patch` both do.
+    Both,
     /// Joined margins against split-conformal thresholds per predicted label.
     Calibrated,
+    /// Reject when the label survives the perturbation that Carlini and Wagner's attack finds for this input.
+    CarliniWagner,
+    /// Reject when the label survives the perturbation that DeepFool finds for this input.
+    #[serde(rename = "deepfool")]
+    DeepFool,
+    /// Reject when `Uap` or `Patch` does.
+    Either,
     /// DTInspector's: reject when the patch of the predicted, infected label changes the label.
     Patch,
+    /// Reject when the label survives the perturbation that PGD finds for this input.
+    Pgd,
+    /// Reject when the predictions of blends with clean images are too certain.
+    Strip,
     /// Intentional adversarial perturbations: reject when the label survives the universal perturbation.
     Uap,
 }
@@ -302,13 +330,33 @@ impl Probability {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Self; 3] = [Self::Calibrated, Self::Patch, Self::Uap];
+    pub const ALL: [Self; 9] = [
+        Self::Both,
+        Self::Calibrated,
+        Self::CarliniWagner,
+        Self::DeepFool,
+        Self::Either,
+        Self::Patch,
+        Self::Pgd,
+        Self::Strip,
+        Self::Uap,
+    ];
+
+    /// Those of at most four predictions an input.
+    pub const CHEAP: [Self; 5] =
+        [Self::Both, Self::Calibrated, Self::Either, Self::Patch, Self::Uap];
 
     /// As the configuration writes it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Both => "both",
             Self::Calibrated => "calibrated",
+            Self::CarliniWagner => "carlini_wagner",
+            Self::DeepFool => "deepfool",
+            Self::Either => "either",
             Self::Patch => "patch",
+            Self::Pgd => "pgd",
+            Self::Strip => "strip",
             Self::Uap => "uap",
         }
     }

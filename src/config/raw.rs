@@ -12,8 +12,8 @@ use super::value::{
     probability, required, scales, share,
 };
 use super::{
-    Action, Admin, Calibration, Config, Inspection, Limits, Listen, LogFormat, Mode, Model,
-    Perturbation, Policy, Preprocess, Result, Rule, Telemetry, Unverified, Upstream,
+    Action, Admin, Algorithm, Calibration, Config, Inspection, Limits, Listen, LogFormat, Mode,
+    Model, Perturbation, Policy, Preprocess, Result, Rule, Telemetry, Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -84,6 +84,7 @@ struct RawPerturbation {
     max_epsilon: Option<f64>,
     steps: Option<i64>,
     batch: Option<i64>,
+    algorithm: Option<Algorithm>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -102,7 +103,7 @@ struct RawInspection {
 #[serde(default, deny_unknown_fields)]
 struct RawPolicy {
     mode: Option<RawMode>,
-    rule: Option<RawRule>,
+    rule: Option<Rule>,
     max_false_rejection_rate: Option<f64>,
     infected_budget: Option<f64>,
     unverified: RawUnverified,
@@ -143,14 +144,6 @@ struct RawTelemetry {
 enum RawMode {
     Enforce,
     Monitor,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawRule {
-    Calibrated,
-    Patch,
-    Uap,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -230,6 +223,7 @@ impl RawPerturbation {
             max_epsilon: epsilon.value() as f32,
             steps: count("perturbation.steps", self.steps)?,
             batch: count("perturbation.batch", self.batch)?,
+            algorithm: required("perturbation.algorithm", self.algorithm)?,
         })
     }
 }
@@ -274,11 +268,7 @@ impl RawPolicy {
         }
         Ok(Policy {
             mode,
-            rule: match required("policy.rule", self.rule)? {
-                RawRule::Calibrated => Rule::Calibrated,
-                RawRule::Patch => Rule::Patch,
-                RawRule::Uap => Rule::Uap,
-            },
+            rule: required("policy.rule", self.rule)?,
             max_false_rejection_rate,
             infected_budget,
             unverified: self.unverified.convert(mode)?,

@@ -1,6 +1,8 @@
 //! One input, one verdict.
 
 mod signals;
+mod specific;
+pub mod strip;
 pub mod thresholds;
 
 use std::collections::BTreeSet;
@@ -12,6 +14,7 @@ use crate::config::Rule;
 use crate::model::InputDomain;
 
 pub use signals::{Needed, RowSignals, Signals};
+pub use specific::{Generator, Left, Specific};
 
 /// What judges rows: the detector in the program, a fake in tests of the proxy.
 pub trait Judge: Send + Sync + 'static {
@@ -60,6 +63,11 @@ pub enum Error {
     /// The engine failed.
     #[error("the model could not be evaluated")]
     Model(#[from] crate::model::Error),
+    /// The artifact was made for other rules than STRIP.
+    #[error(
+        "the artifact holds no overlays for the rule \"strip\": set policy.rule = \"strip\" and run `doorward calibrate`"
+    )]
+    NoOverlays,
 }
 
 impl From<candle_core::Error> for Error {
@@ -100,8 +108,13 @@ impl Judge for Detector {
 /// The signals a rule reads.
 pub fn needed(rule: Rule) -> Needed {
     match rule {
+        Rule::Both | Rule::Either => Needed::UniversalAndPatch,
         Rule::Calibrated => Needed::All,
+        Rule::CarliniWagner => Needed::Specific(Generator::CarliniWagner),
+        Rule::DeepFool => Needed::Specific(Generator::DeepFool),
         Rule::Patch => Needed::Patch,
+        Rule::Pgd => Needed::Specific(Generator::Pgd),
+        Rule::Strip => Needed::Strip,
         Rule::Uap => Needed::Universal,
     }
 }
@@ -115,10 +128,15 @@ pub fn excess(row: &RowSignals, thresholds: &Thresholds) -> f32 {
 /// The verdict of a rule on a row.
 pub fn apply(rule: Rule, row: &RowSignals, thresholds: &Thresholds) -> Judgement {
     let joined = (rule == Rule::Calibrated).then(|| excess(row, thresholds));
+    let above = |score: Option<f32>| score.is_some_and(|score| score > 0.0);
     let rejected = match rule {
-        Rule::Calibrated => joined.is_some_and(|excess| excess > 0.0),
-        Rule::Patch => row.patch.is_some_and(|flip| flip > 0.0),
-        Rule::Uap => row.universal.is_some_and(|margin| margin > 0.0),
+        Rule::Both => above(row.universal) && above(row.patch),
+        Rule::Calibrated => above(joined),
+        Rule::CarliniWagner | Rule::DeepFool | Rule::Pgd => above(row.specific),
+        Rule::Either => above(row.universal) || above(row.patch),
+        Rule::Patch => above(row.patch),
+        Rule::Strip => row.strip.is_some_and(|entropy| entropy.low),
+        Rule::Uap => above(row.universal),
     };
     let scores = Scores {
         universal: row.universal,

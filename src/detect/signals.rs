@@ -6,9 +6,11 @@ use std::sync::Arc;
 use candle_core::{Result as CandleResult, Tensor};
 
 use super::Error;
+use super::specific::{Generator, Specific};
+use super::strip::{Entropy, Strip};
 use crate::inspect::Patch;
 use crate::model::Classifier;
-use crate::perturb::{Bounds, margins, predictions};
+use crate::perturb::{Batch, Bounds, margins, predictions};
 
 /// A model with everything that was learned to perturb its inputs.
 #[derive(Clone)]
@@ -21,21 +23,30 @@ pub struct Signals {
     class_conditional: Tensor,
     /// Of the infected labels.
     patches: BTreeMap<usize, Patch>,
+    specific: Specific,
+    /// Where the artifact holds what it takes.
+    strip: Option<Strip>,
 }
 
 /// Which signals a rule needs; the prediction itself always comes along.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Needed {
     /// Every signal: three forward passes a row, four where the label is infected.
     All,
     /// Only the patch flip: one pass, two where the label is infected.
     Patch,
+    /// Only a perturbation made for the row.
+    Specific(Generator),
+    /// Only the entropy of blends: a pass for each overlay.
+    Strip,
     /// Only the universal perturbation: two passes.
     Universal,
+    /// The universal perturbation and the patch flip: two passes, three where the label is infected.
+    UniversalAndPatch,
 }
 
 /// A row's prediction and its signals; larger is more like a trigger.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowSignals {
     /// `y`, the label predicted for the unperturbed row.
     pub label: usize,
@@ -45,7 +56,11 @@ pub struct RowSignals {
     pub class_conditional: Option<f32>,
     /// `s_p = -m_y((1 - M_y) x + M_y P_y)`, for infected labels.
     pub patch: Option<f32>,
-    /// Forward passes this row took.
+    /// The margin `m_y` that is left under a perturbation made for this row.
+    pub specific: Option<f32>,
+    /// The entropy of the row's blends.
+    pub strip: Option<Entropy>,
+    /// Passes through the model this row took, forward and backward.
     pub forwards: usize,
 }
 
@@ -58,9 +73,16 @@ impl Signals {
         universal: Tensor,
         class_conditional: Tensor,
         patches: BTreeMap<usize, Patch>,
+        specific: Specific,
     ) -> Result<Self, Error> {
         let bounds = Bounds::new(model.domain(), model.device())?;
-        Ok(Self { model, bounds, universal, class_conditional, patches })
+        let strip = None;
+        Ok(Self { model, bounds, universal, class_conditional, patches, specific, strip })
+    }
+
+    /// The same, able to score for STRIP as well.
+    pub fn with_strip(self, strip: Strip) -> Self {
+        Self { strip: Some(strip), ..self }
     }
 
     /// The model that is asked.
@@ -75,6 +97,14 @@ impl Signals {
 
     /// Scores rows `[n, C, H, W]`, in two batches: what needs no label, then what does.
     pub fn score(&self, rows: &Tensor, needed: Needed) -> Result<Vec<RowSignals>, Error> {
+        match needed {
+            Needed::Specific(generator) => self.score_specific(rows, generator),
+            Needed::Strip => self.score_strip(rows),
+            _ => self.score_margins(rows, needed),
+        }
+    }
+
+    fn score_margins(&self, rows: &Tensor, needed: Needed) -> Result<Vec<RowSignals>, Error> {
         let count = rows.dim(0)?;
         let with_universal = needed != Needed::Patch;
         let first = if with_universal {
@@ -87,13 +117,7 @@ impl Signals {
             predictions(&first.narrow(0, 0, count)?)?.into_iter().map(|(label, _)| label).collect();
         let mut signals: Vec<RowSignals> = labels
             .iter()
-            .map(|&label| RowSignals {
-                label,
-                universal: None,
-                class_conditional: None,
-                patch: None,
-                forwards: 1,
-            })
+            .map(|&label| RowSignals { label, forwards: 1, ..RowSignals::default() })
             .collect();
         if with_universal {
             let margins = margins(&first.narrow(0, count, count)?, &labels)?;
@@ -145,6 +169,35 @@ impl Signals {
             signals[row].forwards += 1;
         }
         Ok(())
+    }
+
+    fn score_specific(
+        &self,
+        rows: &Tensor,
+        generator: Generator,
+    ) -> Result<Vec<RowSignals>, Error> {
+        let batch = Batch::predict(&*self.model, rows.clone())?;
+        let left = self.specific.attack(generator, &*self.model, &batch)?;
+        let signals = batch.labels.iter().zip(left).map(|(&label, left)| RowSignals {
+            label,
+            specific: Some(left.margin),
+            forwards: 1 + left.passes,
+            ..RowSignals::default()
+        });
+        Ok(signals.collect())
+    }
+
+    fn score_strip(&self, rows: &Tensor) -> Result<Vec<RowSignals>, Error> {
+        let strip = self.strip.as_ref().ok_or(Error::NoOverlays)?;
+        let labels = predictions(&self.model.logits(rows)?)?;
+        let entropies = strip.judge(&*self.model, rows)?;
+        let signals = labels.iter().zip(entropies).map(|(&(label, _), entropy)| RowSignals {
+            label,
+            strip: Some(entropy),
+            forwards: 1 + strip.forwards(),
+            ..RowSignals::default()
+        });
+        Ok(signals.collect())
     }
 }
 

@@ -3,15 +3,24 @@
 //! A radius `epsilon` is a share of the full pixel range: 8/255 moves a pixel by at most eight grey
 //! levels, whatever the model's normalisation.
 
+mod adam;
+mod carlini_wagner;
+mod deepfool;
+mod pgd;
 mod separating;
 mod uap;
+mod uap_deepfool;
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 
 use crate::model::{Classifier, Error, InputDomain};
 
+pub use carlini_wagner::{CarliniWagner, Nearest, carlini_wagner};
+pub use deepfool::{DeepFool, Fooling, deepfool};
+pub use pgd::{Pgd, pgd, random_start};
 pub use separating::separating;
 pub use uap::{Search, Universal, class_conditional, universal};
+pub use uap_deepfool::universal_by_deepfool;
 
 /// Rows of a batch with their predicted labels.
 #[derive(Clone, Debug)]

@@ -181,7 +181,7 @@ pub(super) fn draw(members: &[usize], count: usize, rng: &mut StdRng) -> Vec<usi
 }
 
 /// Radii from about one grey level to `max`, each a quarter larger.
-fn ladder(max: f32) -> Vec<f32> {
+pub(super) fn ladder(max: f32) -> Vec<f32> {
     let mut rungs = vec![max];
     while rungs[rungs.len() - 1] > FIRST_EPSILON * 1.25 {
         rungs.push(rungs[rungs.len() - 1] / 1.25);

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::Thresholds;
 use crate::config::Rule;
-use crate::detect::{Needed, RowSignals, Signals, apply, excess};
+use crate::detect::{Needed, RowSignals, Signals, apply, excess, needed};
 use crate::images::{Image, Stream};
 use crate::perturb::rows;
 
@@ -216,10 +216,18 @@ fn judge(plan: &Plan<'_>, source: &str, batch: &[(usize, Image)]) -> Result<Vec<
     let tensor =
         rows(model.domain(), pixels, model.device()).map_err(crate::detect::Error::from)?;
     let scored = plan.signals.score(&tensor, Needed::All)?;
+    let rule = plan.rule;
+    let by_rule = match Rule::CHEAP.contains(&rule) {
+        true => scored.clone(),
+        false => plan.signals.score(&tensor, needed(rule))?,
+    };
     batch
         .iter()
-        .zip(&scored)
-        .map(|((index, image), row)| finding(plan, source, *index, image, row))
+        .zip(scored.iter().zip(&by_rule))
+        .map(|((index, image), (row, by_rule))| {
+            let suspicious = apply(rule, by_rule, plan.thresholds).rejected;
+            finding(plan, source, *index, image, row, suspicious)
+        })
         .collect()
 }
 
@@ -229,6 +237,7 @@ fn finding(
     index: usize,
     image: &Image,
     row: &RowSignals,
+    suspicious: bool,
 ) -> Result<Finding, Error> {
     let path = &image.place.path;
     let file = path.to_str().ok_or_else(|| Error::Name { path: path.clone() })?;
@@ -244,8 +253,8 @@ fn finding(
         s_c: row.class_conditional,
         s_p: row.patch,
         excess: excess(row, plan.thresholds),
-        rules: RULES.iter().map(|&rule| (rule.name().to_owned(), removes(rule))).collect(),
-        suspicious: removes(plan.rule),
+        rules: Rule::CHEAP.iter().map(|&rule| (rule.name().to_owned(), removes(rule))).collect(),
+        suspicious,
     })
 }
 
@@ -296,9 +305,6 @@ impl Tally {
         }
     }
 }
-
-/// The rules that every image is judged by.
-const RULES: [Rule; 3] = [Rule::Calibrated, Rule::Patch, Rule::Uap];
 
 /// Images a batch; 64 of 3 x 224 x 224 take 37 MiB, and as much again per perturbation.
 const SCORED_AT_ONCE: usize = 64;

@@ -88,6 +88,16 @@ fn embedded_file_shows_the_keys_without_default() {
 }
 
 #[test]
+fn every_rule_is_written_as_it_is_named() {
+    for rule in Rule::ALL {
+        let settings = format!("{REQUIRED}\npolicy.rule = '{}'", rule.name());
+        let config = Config::parse("user.toml", &settings, NOTHING).expect("settings");
+        assert_eq!(config.policy.rule, rule);
+        assert_eq!(rule.name().parse(), Ok(rule));
+    }
+}
+
+#[test]
 fn required_keys_are_named() {
     for key in ["upstream.url", "model.path", "calibration.clean_images"] {
         let rest: Vec<&str> =

@@ -16,8 +16,10 @@ mod layering;
 mod metrics_contract;
 #[cfg(feature = "ort")]
 mod onnxruntime;
+mod perturbations;
 mod proxy_http;
 mod report;
+mod rules;
 mod scan;
 mod support;
 mod wrong_inputs;
