@@ -106,6 +106,7 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
             "images": { "fit": manifest.images.fit, "holdout": manifest.images.holdout },
             "false_rejection_rate_bound": bound,
             "infected_labels": infected,
+            "inspection": manifest.inspection.as_ref().map(|inspection| &inspection.labels),
             "seed": manifest.seed,
         });
         println!("{report}");
