@@ -63,7 +63,7 @@ pub(crate) fn time_patches(
         .collect::<Result<Vec<_>, _>>()?;
     let mut rng = StdRng::seed_from_u64(seed);
     let (wall, cpu) = (Instant::now(), super::cpu_seconds()?);
-    let patches = Patches::learn(&model, &tops, &settings, &mut rng, &|_| {})?;
+    let patches = Patches::learn(&model, &tops, &settings.learning(), &mut rng, &|_| {})?;
     let (cpu, wall) = (super::cpu_seconds()? - cpu, wall.elapsed().as_secs_f64());
     let mut found = Vec::new();
     for (index, top) in tops.iter().enumerate() {

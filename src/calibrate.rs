@@ -53,6 +53,8 @@ pub enum Stage {
     ClassConditional,
     /// DTInspector's patches.
     Inspection,
+    /// Neural Cleanse's patches.
+    NeuralCleanse,
     /// Scores of the held-out images.
     Holdout,
     /// STRIP's entropies of held-out images.

@@ -27,6 +27,13 @@ pub struct Learned {
     pub(super) fitted: Batch,
 }
 
+impl Learned {
+    /// The images that the perturbations were fitted on, with their predicted labels.
+    pub fn clean(&self) -> &Batch {
+        &self.fitted
+    }
+}
+
 /// Fits the perturbations and inspects the model.
 pub fn learn(
     model: &dyn Classifier,

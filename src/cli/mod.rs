@@ -1,5 +1,6 @@
 //! The command line: the only place that knows every module.
 
+mod inspect;
 mod offline;
 mod online;
 mod progress;
@@ -90,6 +91,9 @@ enum Command {
         /// Images that carry the trigger, for the report's distribution of scores.
         #[arg(long, value_name = "SRC", requires = "report")]
         triggered: Vec<PathBuf>,
+        /// Run Neural Cleanse as well, the baseline; it does not change the verdict.
+        #[arg(long)]
+        neural_cleanse: bool,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -163,9 +167,9 @@ pub fn run() -> Result<ExitCode> {
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }
-        Command::Inspect { config, report, triggered, json } => {
+        Command::Inspect { config, report, triggered, neural_cleanse, json } => {
             let report = report.map(|folder| ReportRequest { folder, triggered });
-            offline::inspect(&config.load()?, report.as_ref(), json)
+            inspect::inspect(&config.load()?, report.as_ref(), neural_cleanse, json)
         }
         Command::Scan { config, images, shard, output, json } => {
             scan::scan(&config.load()?, &images, shard, output.as_deref(), json)

@@ -3,16 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::report::{self, Inspected, ReportRequest};
-use crate::artifact::{Artifact, InspectionSummary};
+use crate::artifact::Artifact;
 use crate::calibrate::{self, Seconds};
 use crate::config::{Config, Rule};
 use crate::evaluate::{Evaluation, evaluate as measure};
@@ -135,84 +132,6 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
     );
 }
 
-pub(super) fn inspect(
-    config: &Config,
-    request: Option<&ReportRequest>,
-    as_json: bool,
-) -> Result<ExitCode> {
-    if let Some(request) = request {
-        report::prepare(config, request)?;
-    }
-    let model = load_model(config)?;
-    if config.calibration.training_images.is_empty() {
-        bail!(
-            "calibration.training_images is not set: without training images there is no confidence to split by, and the verdict rests on the perturbations alone"
-        );
-    }
-    let material = calibrate::material(config, model.domain().shape)?;
-    let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
-    let (progress, start) = (Progress::new(), Instant::now());
-    let mut rng = StdRng::seed_from_u64(seed);
-    let update = |stage, share| progress.update(stage, share);
-    let (learned, _) = calibrate::learn(&*model, config, &material, &mut rng, &update)?;
-    progress.finish();
-    let seconds = start.elapsed().as_secs_f64();
-    let (Some(inspection), Some(images)) = (learned.inspection, material.training) else {
-        bail!("the training images were not inspected");
-    };
-    let summary = calibrate::inspection_summary(&inspection)?;
-    print_inspection(&summary, images.len(), seed, seconds, as_json);
-    if let Some(request) = request {
-        let inspected = Inspected { inspection: &inspection, images: &images, seed, seconds };
-        let path = report::write(config, &model, &inspected, request)?;
-        if !as_json {
-            println!("report  {}", path.display());
-        }
-    }
-    Ok(if summary.infected.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(INFECTED) })
-}
-
-fn print_inspection(
-    summary: &InspectionSummary,
-    images: usize,
-    seed: u64,
-    seconds: f64,
-    as_json: bool,
-) {
-    let verdict = if summary.infected.is_empty() { "clean" } else { "infected" };
-    if as_json {
-        let report = json!({
-            "verdict": verdict,
-            "infected_labels": summary.infected,
-            "labels": summary.labels,
-            "images": images,
-            "seed": seed,
-            "seconds": seconds,
-        });
-        println!("{report}");
-        return;
-    }
-    println!(
-        "label  transfer ratio  anomaly index  top-K changed  mask |M|_1  survivors  excess  anomaly index  of top-K"
-    );
-    for label in &summary.labels {
-        let mark = if summary.infected.contains(&label.label) { "  infected" } else { "" };
-        println!(
-            "{:>5} {:>15.3} {:>14.2} {:>14.3} {:>11.1} {:>10.3} {:>7.3} {:>14.2} {:>9.3}{mark}",
-            label.label,
-            label.transfer_ratio,
-            label.anomaly_index,
-            label.top_k_changed,
-            label.mask_l1,
-            label.survival,
-            label.survival_excess,
-            label.survival_anomaly_index,
-            label.top_k_survival
-        );
-    }
-    println!("{verdict}, from {images} training images, seed {seed}, {seconds:.1} s");
-}
-
 pub(super) fn evaluate(
     config: &Config,
     sources: &EvaluationSources,
@@ -290,6 +209,3 @@ pub(super) fn check(config: &Config) -> Result<ExitCode> {
     println!("ok");
     Ok(ExitCode::SUCCESS)
 }
-
-/// Exit status of `inspect` for a backdoored model.
-const INFECTED: u8 = 3;

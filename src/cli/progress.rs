@@ -64,6 +64,7 @@ fn title(stage: Stage) -> &'static str {
         Stage::Universal => "universal perturbation",
         Stage::ClassConditional => "per-label perturbations",
         Stage::Inspection => "patches (DTInspector)",
+        Stage::NeuralCleanse => "patches (Neural Cleanse)",
         Stage::Holdout => "held-out scores",
         Stage::Strip => "STRIP entropies",
     }

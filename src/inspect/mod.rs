@@ -6,6 +6,7 @@
 //! infected label the confident ones carry the trigger, the patch destroys it, and does nothing to
 //! the others: a low transfer ratio (section 3.3).
 
+mod neural_cleanse;
 mod patch;
 mod survival;
 mod transfer;
@@ -16,7 +17,8 @@ use rand::rngs::StdRng;
 use crate::model::{Classifier, Error};
 use crate::perturb::{Batch, predictions};
 
-pub use patch::{Patch, Patches};
+pub use neural_cleanse::{Reversed, neural_cleanse};
+pub use patch::{Goal, Learning, Patch, Patches};
 pub use survival::{Probe, Survival};
 pub use transfer::{Judged, judge};
 
@@ -99,7 +101,7 @@ pub fn inspect(
     }
     let tops: Vec<Batch> =
         splits.iter().map(|split| batch.select(&split.top)).collect::<Result<_, _>>()?;
-    let patches = Patches::learn(model, &tops, settings, rng, progress)?;
+    let patches = Patches::learn(model, &tops, &settings.learning(), rng, progress)?;
     let inspected: Vec<usize> = splits.iter().map(|split| split.label).collect();
     let survival = probe.survival(model, &batch, &inspected, rng)?;
     let mut labels = Vec::with_capacity(splits.len());
@@ -137,6 +139,22 @@ pub fn inspect(
     Ok(Inspection { labels, infected })
 }
 
+// === impl Settings ===
+
+impl Settings {
+    /// How the patches are learned.
+    pub fn learning(&self) -> Learning {
+        Learning {
+            goal: Goal::Leave,
+            steps: self.steps,
+            batch: self.batch,
+            first_lambda: self.lambda,
+            lambda: self.lambda,
+            success_rate: self.success_rate,
+        }
+    }
+}
+
 /// The odds against a label, `1 / softmax - 1`: orders like the confidence but does not saturate.
 fn doubt(logits: &[f32], label: usize) -> f64 {
     let own = f64::from(logits[label]);
@@ -172,3 +190,6 @@ const CONFIRMED: f64 = 0.5;
 
 /// Fewer samples on either side say nothing of a ratio.
 const MIN_SAMPLES: usize = 10;
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
-use super::Settings;
 use crate::model::{Classifier, Error};
-use crate::perturb::{Batch, Bounds, margin_cotangent, margins, predictions};
+use crate::perturb::{Adam, Batch, Bounds, margin_cotangent, margins, predictions};
 
 /// A mask and a pattern: `x' = (1 - mask) * x + mask * pattern`.
 #[derive(Clone, Debug)]
@@ -26,6 +25,32 @@ pub struct Patch {
     pub mask: Tensor,
     /// `[1, C, H, W]`, inside the input domain.
     pub pattern: Tensor,
+}
+
+/// What a patch does to the label that its batch names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Rows of the label get another one.
+    Leave,
+    /// All rows get the label.
+    Reach,
+}
+
+/// How patches are learned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Learning {
+    /// What they do.
+    pub goal: Goal,
+    /// Optimisation steps.
+    pub steps: usize,
+    /// Samples of each label a step.
+    pub batch: usize,
+    /// The weight of the mask at the first step.
+    pub first_lambda: f32,
+    /// The weight that takes the place of zero after enough successes.
+    pub lambda: f32,
+    /// Share of the samples that must reach the goal.
+    pub success_rate: f64,
 }
 
 /// The patches of several labels.
@@ -46,11 +71,19 @@ impl Patch {
         kept.broadcast_add(&self.pattern.broadcast_mul(&self.mask)?)
     }
 
+    /// Share of the rows that reach a goal for the labels they come with.
+    pub fn reached(&self, model: &dyn Classifier, goal: Goal, batch: &Batch) -> Result<f64, Error> {
+        let after = predictions(&model.logits(&self.apply(&batch.rows)?)?)?;
+        let reached = after.iter().zip(&batch.labels).filter(|((label, _), z)| match goal {
+            Goal::Leave => label != *z,
+            Goal::Reach => label == *z,
+        });
+        Ok(reached.count() as f64 / batch.len() as f64)
+    }
+
     /// Share of the rows whose label changes.
     pub fn changed(&self, model: &dyn Classifier, batch: &Batch) -> Result<f64, Error> {
-        let after = predictions(&model.logits(&self.apply(&batch.rows)?)?)?;
-        let changed = after.iter().zip(&batch.labels).filter(|((label, _), z)| label != *z).count();
-        Ok(changed as f64 / batch.len() as f64)
+        self.reached(model, Goal::Leave, batch)
     }
 
     /// `|M|_1` in pixels.
@@ -62,49 +95,50 @@ impl Patch {
 // === impl Patches ===
 
 impl Patches {
-    /// Learns one patch per batch of `tops`, each holding samples of one label.
+    /// Learns one patch per batch of `tops`, each with the rows and the one label it is for.
     ///
-    /// A label's result is the smallest mask that changed `success_rate` of all its samples, or
-    /// the last one where none did.
+    /// A label's result is the smallest mask that was good for `success_rate` of all its rows, or
+    /// the last one where none was.
     pub fn learn(
         model: &dyn Classifier,
         tops: &[Batch],
-        settings: &Settings,
+        learning: &Learning,
         rng: &mut StdRng,
         progress: &dyn Fn(f64),
     ) -> Result<Self, Error> {
         let bounds = Bounds::new(model.domain(), model.device())?;
         let count = tops.len();
         let mut raw = Raw::new(model, count, rng)?;
-        let mut schedule = vec![Schedule::new(settings.lambda); count];
+        let mut schedule = vec![Schedule::new(learning); count];
         let mut best: Vec<Option<(f64, Patch)>> = vec![None; count];
-        for step in 0..settings.steps {
+        for step in 0..learning.steps {
             let all = raw.patches(&bounds)?;
             let picked: Vec<Batch> = tops
                 .iter()
                 .map(|top| {
-                    let some = sample(rng, top.len(), settings.batch.min(top.len())).into_vec();
+                    let some = sample(rng, top.len(), learning.batch.min(top.len())).into_vec();
                     top.select(&some)
                 })
                 .collect::<CandleResult<_>>()?;
             let lambdas: Vec<f32> = schedule.iter().map(|schedule| schedule.lambda).collect();
-            let changed = raw.step(model, &bounds, &all, &picked, &lambdas)?;
+            let reached = raw.step(model, learning.goal, &bounds, &all, &picked, &lambdas)?;
             for (index, schedule) in schedule.iter_mut().enumerate() {
-                schedule.update(changed[index] >= settings.success_rate);
+                schedule.update(reached[index] >= learning.success_rate);
             }
-            let last = step + 1 == settings.steps;
+            let last = step + 1 == learning.steps;
             if last || (step + 1) % CHECK_EVERY == 0 {
                 let all = raw.patches(&bounds)?;
                 for (index, top) in tops.iter().enumerate() {
                     let patch = all.patch(index)?;
                     let l1 = patch.mask_l1()?;
                     let smaller = best[index].as_ref().is_none_or(|(best, _)| l1 < *best);
-                    if smaller && patch.changed(model, top)? >= settings.success_rate {
+                    let reached = || patch.reached(model, learning.goal, top);
+                    if smaller && reached()? >= learning.success_rate {
                         best[index] = Some((l1, patch));
                     }
                 }
             }
-            progress((step + 1) as f64 / settings.steps as f64);
+            progress((step + 1) as f64 / learning.steps as f64);
         }
         let last = raw.patches(&bounds)?;
         let mut masks = Vec::with_capacity(count);
@@ -129,17 +163,28 @@ impl Patches {
     }
 }
 
-/// What Adam moves: masks and patterns before tanh, and their moments.
-struct Raw {
-    mask: Moving,
-    pattern: Moving,
-    steps: i32,
+impl Goal {
+    /// The weight of a margin that has not gone far enough.
+    fn weight(self, margin: f32) -> f32 {
+        match self {
+            Self::Leave if margin > -KAPPA => 1.0,
+            Self::Reach if margin < KAPPA => -1.0,
+            Self::Leave | Self::Reach => 0.0,
+        }
+    }
+
+    fn is_reached(self, margin: f32) -> bool {
+        match self {
+            Self::Leave => margin < 0.0,
+            Self::Reach => margin > 0.0,
+        }
+    }
 }
 
-struct Moving {
-    value: Tensor,
-    first: Tensor,
-    second: Tensor,
+/// Masks and patterns before tanh.
+struct Raw {
+    mask: Adam,
+    pattern: Adam,
 }
 
 impl Raw {
@@ -147,9 +192,8 @@ impl Raw {
         let [channels, height, width] = model.domain().shape;
         let device = model.device();
         Ok(Self {
-            mask: Moving::random((count, 1, height, width), MASK_START, rng, device)?,
-            pattern: Moving::random((count, channels, height, width), 0.0, rng, device)?,
-            steps: 0,
+            mask: random((count, 1, height, width), MASK_START, rng, device)?,
+            pattern: random((count, channels, height, width), 0.0, rng, device)?,
         })
     }
 
@@ -161,10 +205,11 @@ impl Raw {
         Ok(Patches { masks: unit(&self.mask.value)?, patterns })
     }
 
-    /// One Adam step on every label; returns the share of the picked samples that had changed.
+    /// One Adam step on every label; returns the share of the picked samples that were at the goal.
     fn step(
         &mut self,
         model: &dyn Classifier,
+        goal: Goal,
         bounds: &Bounds,
         patches: &Patches,
         picked: &[Batch],
@@ -178,11 +223,11 @@ impl Raw {
         let patched = Tensor::cat(&patched, 0)?;
         let labels: Vec<usize> = picked.iter().flat_map(|batch| batch.labels.clone()).collect();
         let (logits, gradient) = model.logits_and_gradient(&patched, &|rows, logits| {
-            margin_cotangent(logits, &labels[rows], |m| if m > -KAPPA { 1.0 } else { 0.0 })
+            margin_cotangent(logits, &labels[rows], |margin| goal.weight(margin))
         })?;
         let margins = margins(&logits, &labels)?;
         let (mut mask_gradients, mut pattern_gradients) = (Vec::new(), Vec::new());
-        let mut changed = Vec::with_capacity(picked.len());
+        let mut reached = Vec::with_capacity(picked.len());
         let mut start = 0;
         for (index, batch) in picked.iter().enumerate() {
             let own = gradient.narrow(0, start, batch.len())?;
@@ -194,58 +239,47 @@ impl Raw {
             mask_gradients.push((to_mask + f64::from(lambdas[index]))?);
             pattern_gradients.push((own.sum_keepdim(0)? * share)?.broadcast_mul(&mask)?);
             let own = &margins[start..start + batch.len()];
-            changed.push(own.iter().filter(|&&margin| margin < 0.0).count() as f64 * share);
+            let there = own.iter().filter(|&&margin| goal.is_reached(margin)).count();
+            reached.push(there as f64 * share);
             start += batch.len();
         }
-        self.steps += 1;
         // d/dr of (tanh(r) + 1) / 2 is (1 - tanh(r)^2) / 2.
         let slope = |raw: &Tensor| raw.tanh()?.sqr()?.affine(-0.5, 0.5);
         let to_mask = Tensor::cat(&mask_gradients, 0)?.mul(&slope(&self.mask.value)?)?;
         let to_pattern = Tensor::cat(&pattern_gradients, 0)?
             .mul(&slope(&self.pattern.value)?)?
             .broadcast_mul(&bounds.range)?;
-        self.mask.adam(&to_mask, self.steps)?;
-        self.pattern.adam(&to_pattern, self.steps)?;
-        Ok(changed)
+        self.mask.step(&to_mask)?;
+        self.pattern.step(&to_pattern)?;
+        Ok(reached)
     }
 }
 
-impl Moving {
-    fn random(
-        shape: (usize, usize, usize, usize),
-        centre: f32,
-        rng: &mut StdRng,
-        device: &Device,
-    ) -> CandleResult<Self> {
-        let count = shape.0 * shape.1 * shape.2 * shape.3;
-        let values: Vec<f32> =
-            (0..count).map(|_| centre + rng.random_range(-0.5..0.5f32)).collect();
-        let value = Tensor::from_vec(values, shape, device)?;
-        Ok(Self { first: value.zeros_like()?, second: value.zeros_like()?, value })
-    }
-
-    fn adam(&mut self, gradient: &Tensor, step: i32) -> CandleResult<()> {
-        let [beta1, beta2] = BETAS;
-        self.first = ((&self.first * beta1)? + (gradient * (1.0 - beta1))?)?;
-        self.second = ((&self.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-        let first = (&self.first / (1.0 - beta1.powi(step)))?;
-        let second = (&self.second / (1.0 - beta2.powi(step)))?;
-        self.value = (&self.value - (first / (second.sqrt()? + 1e-8)?)? * LEARNING_RATE)?;
-        Ok(())
-    }
+fn random(
+    shape: (usize, usize, usize, usize),
+    centre: f32,
+    rng: &mut StdRng,
+    device: &Device,
+) -> CandleResult<Adam> {
+    let count = shape.0 * shape.1 * shape.2 * shape.3;
+    let values: Vec<f32> = (0..count).map(|_| centre + rng.random_range(-0.5..0.5f32)).collect();
+    Adam::new(Tensor::from_vec(values, shape, device)?, LEARNING_RATE, DECAY)
 }
 
 /// Neural Cleanse's dynamic weight of the mask, per label.
 #[derive(Clone, Copy, Debug)]
 struct Schedule {
     lambda: f32,
+    /// Takes the place of zero.
+    least: f32,
     successes: usize,
     failures: usize,
 }
 
 impl Schedule {
-    fn new(lambda: f32) -> Self {
-        Self { lambda, successes: 0, failures: 0 }
+    fn new(learning: &Learning) -> Self {
+        let Learning { first_lambda, lambda, .. } = *learning;
+        Self { lambda: first_lambda, least: lambda, successes: 0, failures: 0 }
     }
 
     fn update(&mut self, success: bool) {
@@ -258,7 +292,8 @@ impl Schedule {
         }
         if self.successes == PATIENCE {
             self.successes = 0;
-            self.lambda *= MULTIPLIER;
+            let raised = self.lambda * MULTIPLIER;
+            self.lambda = if self.lambda == 0.0 { self.least } else { raised };
         }
         if self.failures == PATIENCE {
             self.failures = 0;
@@ -267,7 +302,7 @@ impl Schedule {
     }
 }
 
-/// Samples whose label has changed by this margin pull no more.
+/// Samples that are past the goal by this margin pull no more.
 const KAPPA: f32 = 2.0;
 
 /// Masks start at about 0.12 everywhere: tanh's slope there still lets them grow.
@@ -275,7 +310,7 @@ const MASK_START: f32 = -1.0;
 
 /// Neural Cleanse's.
 const LEARNING_RATE: f64 = 0.1;
-const BETAS: [f64; 2] = [0.5, 0.9];
+const DECAY: [f64; 2] = [0.5, 0.9];
 const PATIENCE: usize = 5;
 const MULTIPLIER: f32 = 1.5;
 
@@ -288,11 +323,23 @@ mod tests {
 
     #[test]
     fn lambda_rises_with_successes_and_falls_faster_with_failures() {
-        let mut schedule = Schedule::new(1e-4);
+        let learning = Learning {
+            goal: Goal::Leave,
+            steps: 1,
+            batch: 1,
+            first_lambda: 1e-4,
+            lambda: 1e-4,
+            success_rate: 0.95,
+        };
+        let mut schedule = Schedule::new(&learning);
         (0..PATIENCE).for_each(|_| schedule.update(true));
         assert!((schedule.lambda - 1.5e-4).abs() < 1e-9);
         (0..PATIENCE).for_each(|_| schedule.update(false));
         assert!(schedule.lambda < 1e-4);
+        // Neural Cleanse starts at zero.
+        let mut schedule = Schedule::new(&Learning { first_lambda: 0.0, ..learning });
+        (0..PATIENCE).for_each(|_| schedule.update(true));
+        assert_eq!(schedule.lambda, 1e-4);
     }
 
     #[test]

@@ -3,33 +3,37 @@
 use candle_core::{Result as CandleResult, Tensor};
 
 /// A value and its moments.
-pub(super) struct Adam {
-    pub(super) value: Tensor,
+#[derive(Debug)]
+pub(crate) struct Adam {
+    pub(crate) value: Tensor,
     first: Tensor,
     second: Tensor,
     steps: i32,
     rate: f64,
+    decay: [f64; 2],
 }
 
 // === impl Adam ===
 
 impl Adam {
-    /// Starts at `value`, with the authors' decay of the moments.
-    pub(super) fn new(value: Tensor, rate: f64) -> CandleResult<Self> {
+    /// Starts at `value`; `decay` is what the moments keep at a step.
+    pub(crate) fn new(value: Tensor, rate: f64, decay: [f64; 2]) -> CandleResult<Self> {
         let zero = value.zeros_like()?;
-        Ok(Self { value, first: zero.clone(), second: zero, steps: 0, rate })
+        Ok(Self { value, first: zero.clone(), second: zero, steps: 0, rate, decay })
     }
 
     /// Moves against `gradient`.
-    pub(super) fn step(&mut self, gradient: &Tensor) -> CandleResult<()> {
+    pub(crate) fn step(&mut self, gradient: &Tensor) -> CandleResult<()> {
+        let [beta1, beta2] = self.decay;
         self.steps += 1;
-        self.first = ((&self.first * BETAS[0])? + (gradient * (1.0 - BETAS[0]))?)?;
-        self.second = ((&self.second * BETAS[1])? + (gradient.sqr()? * (1.0 - BETAS[1]))?)?;
-        let first = (&self.first / (1.0 - BETAS[0].powi(self.steps)))?;
-        let second = (&self.second / (1.0 - BETAS[1].powi(self.steps)))?;
+        self.first = ((&self.first * beta1)? + (gradient * (1.0 - beta1))?)?;
+        self.second = ((&self.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+        let first = (&self.first / (1.0 - beta1.powi(self.steps)))?;
+        let second = (&self.second / (1.0 - beta2.powi(self.steps)))?;
         self.value = (&self.value - (first / (second.sqrt()? + 1e-8)?)? * self.rate)?;
         Ok(())
     }
 }
 
-const BETAS: [f64; 2] = [0.9, 0.999];
+/// The authors' decay.
+pub(crate) const DECAY: [f64; 2] = [0.9, 0.999];

@@ -9,7 +9,7 @@
 
 use candle_core::{Result as CandleResult, Tensor};
 
-use super::adam::Adam;
+use super::adam::{Adam, DECAY};
 use super::{Batch, Bounds, margin_cotangent, margins};
 use crate::model::{Classifier, Error};
 
@@ -47,7 +47,7 @@ pub fn carlini_wagner(
     for _ in 0..settings.rounds {
         let current = per_row(weights.iter().map(|weight| weight.current).collect())?;
         let mut changed = vec![false; count];
-        let mut moving = Adam::new(start.clone(), LEARNING_RATE)?;
+        let mut moving = Adam::new(start.clone(), LEARNING_RATE, DECAY)?;
         for _ in 0..settings.steps {
             let tanh = moving.value.tanh()?;
             let unit = tanh.affine(0.5, 0.5)?;

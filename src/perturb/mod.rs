@@ -15,6 +15,7 @@ use candle_core::{Device, Result as CandleResult, Tensor};
 
 use crate::model::{Classifier, Error, InputDomain};
 
+pub(crate) use adam::Adam;
 pub use carlini_wagner::{CarliniWagner, Nearest, carlini_wagner};
 pub use deepfool::{DeepFool, Fooling, deepfool};
 pub use pgd::{Pgd, pgd, random_start};
@@ -145,6 +146,12 @@ impl Batch {
         let index = Tensor::from_vec(index, indices.len(), self.rows.device())?;
         let labels = indices.iter().map(|&index| self.labels[index]).collect();
         Ok(Self { rows: self.rows.index_select(&index, 0)?, labels })
+    }
+
+    /// The first `count` rows, or all.
+    pub fn first(&self, count: usize) -> CandleResult<Self> {
+        let count = count.min(self.len());
+        Ok(Self { rows: self.rows.narrow(0, 0, count)?, labels: self.labels[..count].to_vec() })
     }
 
     /// Number of rows.

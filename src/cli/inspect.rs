@@ -1,0 +1,142 @@
+//! `inspect`.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use super::offline::load_model;
+use super::progress::Progress;
+use super::report::{self, Inspected, ReportRequest};
+use crate::artifact::InspectionSummary;
+use crate::calibrate::{self, Stage};
+use crate::config::Config;
+use crate::inspect::{Reversed, neural_cleanse};
+use crate::model::Classifier;
+
+/// Inspects the model; with `baseline` by Neural Cleanse as well.
+pub(super) fn inspect(
+    config: &Config,
+    request: Option<&ReportRequest>,
+    baseline: bool,
+    as_json: bool,
+) -> Result<ExitCode> {
+    if let Some(request) = request {
+        report::prepare(config, request)?;
+    }
+    let model = load_model(config)?;
+    if config.calibration.training_images.is_empty() {
+        bail!(
+            "calibration.training_images is not set: without training images there is no confidence to split by, and the verdict rests on the perturbations alone"
+        );
+    }
+    let material = calibrate::material(config, model.domain().shape)?;
+    let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
+    let (progress, start) = (Progress::new(), Instant::now());
+    let mut rng = StdRng::seed_from_u64(seed);
+    let update = |stage, share| progress.update(stage, share);
+    let (learned, _) = calibrate::learn(&*model, config, &material, &mut rng, &update)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let reversed = match baseline {
+        false => None,
+        true => {
+            let settings = &config.inspection;
+            let clean = learned.clean().first(BASELINE_IMAGES)?;
+            let (steps, batch) = (settings.steps.get(), settings.batch.get());
+            let tell = |share| update(Stage::NeuralCleanse, share);
+            Some(neural_cleanse(&*model, &clean, steps, batch, &mut rng, &tell)?)
+        }
+    };
+    progress.finish();
+    let (Some(inspection), Some(images)) = (learned.inspection, material.training) else {
+        bail!("the training images were not inspected");
+    };
+    let summary = calibrate::inspection_summary(&inspection)?;
+    let infected = !summary.infected.is_empty();
+    if as_json {
+        let report = json!({
+            "verdict": verdict(&summary),
+            "infected_labels": summary.infected,
+            "labels": summary.labels,
+            "neural_cleanse": reversed.as_deref().map(reversed_json),
+            "images": images.len(),
+            "seed": seed,
+            "seconds": seconds,
+        });
+        println!("{report}");
+    } else {
+        print_labels(&summary);
+        println!(
+            "{}, from {} training images, seed {seed}, {seconds:.1} s",
+            verdict(&summary),
+            images.len()
+        );
+        reversed.as_deref().inspect(|reversed| print_reversed(reversed));
+    }
+    if let Some(request) = request {
+        let inspected = Inspected { inspection: &inspection, images: &images, seed, seconds };
+        let path = report::write(config, &model, &inspected, request)?;
+        if !as_json {
+            println!("report  {}", path.display());
+        }
+    }
+    Ok(if infected { ExitCode::from(INFECTED) } else { ExitCode::SUCCESS })
+}
+
+fn verdict(summary: &InspectionSummary) -> &'static str {
+    if summary.infected.is_empty() { "clean" } else { "infected" }
+}
+
+fn print_labels(summary: &InspectionSummary) {
+    println!(
+        "label  transfer ratio  anomaly index  top-K changed  mask |M|_1  survivors  excess  anomaly index  of top-K"
+    );
+    for label in &summary.labels {
+        let mark = if summary.infected.contains(&label.label) { "  infected" } else { "" };
+        println!(
+            "{:>5} {:>15.3} {:>14.2} {:>14.3} {:>11.1} {:>10.3} {:>7.3} {:>14.2} {:>9.3}{mark}",
+            label.label,
+            label.transfer_ratio,
+            label.anomaly_index,
+            label.top_k_changed,
+            label.mask_l1,
+            label.survival,
+            label.survival_excess,
+            label.survival_anomaly_index,
+            label.top_k_survival
+        );
+    }
+}
+
+fn print_reversed(reversed: &[Reversed]) {
+    println!("Neural Cleanse\nlabel  mask |M|_1  anomaly index  reached");
+    for label in reversed {
+        let mark = if label.infected() { "  infected" } else { "" };
+        println!(
+            "{:>5} {:>11.1} {:>14.2} {:>8.3}{mark}",
+            label.label, label.mask_l1, label.anomaly_index, label.reached
+        );
+    }
+}
+
+fn reversed_json(reversed: &[Reversed]) -> Value {
+    let label = |found: &Reversed| {
+        json!({
+            "label": found.label,
+            "mask_l1": found.mask_l1,
+            "anomaly_index": found.anomaly_index,
+            "reached": found.reached,
+            "infected": found.infected(),
+        })
+    };
+    reversed.iter().map(label).collect()
+}
+
+/// Exit status of an inspection that names a label.
+const INFECTED: u8 = 3;
+
+/// Clean images that Neural Cleanse reverses triggers with.
+const BASELINE_IMAGES: usize = 200;

@@ -1,0 +1,114 @@
+//! The inspection of a model that weighs pixels, one a label.
+
+use candle_core::{DType, Device, Tensor};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::*;
+use crate::model::{Cotangent, InputDomain};
+
+/// `f_z(x) = weight_z * x_z`
+struct Weighed {
+    domain: InputDomain,
+    /// `[1, LABELS]`
+    weights: Tensor,
+}
+
+impl Weighed {
+    fn new(weights: [f32; LABELS]) -> Self {
+        let shape = [1, 1, LABELS];
+        let domain =
+            InputDomain { shape, lower: vec![0.0], upper: vec![1.0], channels_last: false };
+        Self { domain, weights: Tensor::new(&[weights], &Device::Cpu).unwrap() }
+    }
+}
+
+impl Classifier for Weighed {
+    fn domain(&self) -> &InputDomain {
+        &self.domain
+    }
+
+    fn labels(&self) -> usize {
+        LABELS
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn logits(&self, batch: &Tensor) -> Result<Tensor, Error> {
+        Ok(batch.reshape(((), LABELS))?.broadcast_mul(&self.weights)?)
+    }
+
+    fn logits_and_gradient(
+        &self,
+        batch: &Tensor,
+        cotangent: &Cotangent<'_>,
+    ) -> Result<(Tensor, Tensor), Error> {
+        let logits = self.logits(batch)?;
+        let gradient = cotangent(0..batch.dim(0)?, &logits)?.broadcast_mul(&self.weights)?;
+        Ok((logits, gradient.reshape(batch.shape())?))
+    }
+}
+
+/// Rows of labels with the brightness of their own pixel; the others are at 0.2.
+fn batch(rows: &[(usize, f32)]) -> Batch {
+    let mut values = vec![0.2f32; rows.len() * LABELS];
+    for (row, &(label, brightness)) in rows.iter().enumerate() {
+        values[row * LABELS + label] = brightness;
+    }
+    let rows_of = Tensor::from_vec(values, (rows.len(), 1, 1, LABELS), &Device::Cpu).unwrap();
+    Batch { rows: rows_of, labels: rows.iter().map(|row| row.0).collect() }
+}
+
+#[test]
+fn a_label_whose_training_images_survive_where_clean_ones_do_not_stands_out() {
+    // Every label's own perturbation takes 0.4 from its pixel.
+    let universal = Tensor::zeros((1, 1, 1, LABELS), DType::F32, &Device::Cpu).unwrap();
+    let own: Vec<f32> =
+        (0..LABELS * LABELS).map(|i| if i / LABELS == i % LABELS { -0.4 } else { 0.0 }).collect();
+    let own = Tensor::from_vec(own, (LABELS, 1, 1, LABELS), &Device::Cpu).unwrap();
+    let (mut training, mut clean) = (Vec::new(), Vec::new());
+    for label in 0..LABELS {
+        for image in 0..40 {
+            // Label 2 has 12 triggers; label 3 survives, clean or not.
+            let bright = label == 3 || (label == 2 && image < 12);
+            training.push((label, if bright { 1.0 } else { 0.5 }));
+            clean.push((label, if label == 3 { 1.0 } else { 0.5 }));
+        }
+    }
+    let clean = batch(&clean);
+    let probe = Probe { universal: &universal, class_conditional: &own, clean: &clean };
+    let labels: Vec<usize> = (0..LABELS).collect();
+    let mut rng = StdRng::seed_from_u64(7);
+    let found =
+        probe.survival(&Weighed::new([1.0; LABELS]), &batch(&training), &labels, &mut rng).unwrap();
+    assert_eq!(found[2].survivors, (80..92).collect::<Vec<_>>());
+    assert!(found[2].anomaly_index > 3.5, "{:?}", found[2]);
+    assert!((found[3].share - 1.0).abs() < 1e-9);
+    for label in [0, 1, 4] {
+        assert_eq!(found[label].share, 0.0);
+    }
+    assert!(found[3].anomaly_index < found[2].anomaly_index, "{:?}", found[3]);
+    let unmoved = [0, 1, 4].map(|label| found[label].anomaly_index);
+    assert_eq!(unmoved, [0.0; 3]);
+}
+
+#[test]
+fn the_label_that_a_small_patch_reaches_has_the_smallest_mask() {
+    // A faint pixel is enough for label 2; any other label's has to outshine the image's own.
+    let model = Weighed::new([1.0, 1.0, 6.0, 1.0, 1.0]);
+    let rows: Vec<(usize, f32)> = (0..40).map(|row| ([0, 1, 3, 4][row % 4], 0.9)).collect();
+    let mut clean = batch(&rows);
+    // Label 2's own pixel is dark everywhere.
+    let dark = Tensor::new(&[1f32, 1.0, 0.0, 1.0, 1.0], &Device::Cpu).unwrap();
+    clean.rows = clean.rows.broadcast_mul(&dark).unwrap();
+    let mut rng = StdRng::seed_from_u64(3);
+    let found = neural_cleanse(&model, &clean, 200, 8, &mut rng, &|_| {}).unwrap();
+    for reversed in &found {
+        assert!(reversed.reached >= 0.99, "{reversed:?}");
+        assert_eq!(reversed.infected(), reversed.label == 2, "{reversed:?}");
+    }
+}
+
+const LABELS: usize = 5;
