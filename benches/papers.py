@@ -16,7 +16,8 @@ already is not run again. Prints Markdown.
 
 No image serves two parts: the triggered images were made from the first tenth of the test file, the
 perturbations and thresholds come from the images after those, the clean images that are scored are
-the file's last. The training set that is inspected holds the clean images and the poisoned ones.
+the file's last. The training set that is inspected holds clean images
+and poisoned ones in the share that the victim was trained with.
 """
 import argparse, json, os, subprocess, sys
 from pathlib import Path
@@ -58,10 +59,15 @@ def measure(folder, meta, seed, out, arguments):
     assert first + fit + holdout + scored <= len(images)
     write(out / "calibration.bin", labels[first:first + fit + holdout], images[first:first + fit + holdout])
     write(out / "clean.bin", labels[-scored:], images[-scored:])
-    write(out / "training.bin", train_labels[: meta["train_images"]], train[: meta["train_images"]])
+    clean = meta["train_images"]
     training = [str(out / "training.bin")]
     if meta["targets"]:
+        # At most 600 poisoned images were kept: of a set with more, so many clean ones are left out
+        # that the share of the poisoned ones stays.
+        kept = len(records(folder / "poison.bin.gz", train.shape[1])[0])
+        clean = (clean - meta["poisoned"]) * kept // meta["poisoned"]
         training.append(str(folder / "poison.bin.gz"))
+    write(out / "training.bin", train_labels[:clean], train[:clean])
     (out / "doorward.toml").write_text(f"""upstream.url = "http://127.0.0.1:18080"
 model.path = "{folder / "model.onnx"}"
 policy.rule = "{"strip" if "strip" in arguments.rules else "calibrated"}"

@@ -203,6 +203,9 @@ pub struct LabelInspection {
 pub struct Thresholds {
     /// One per label, by label.
     pub labels: Vec<LabelThreshold>,
+    /// Of infected labels: the weights of `s_u`, `s_c` and `s_p` in the score; of the others the
+    /// least signal is the score.
+    pub weights: BTreeMap<usize, [f32; 3]>,
     /// Upper bound on the probability that an input like the calibration images is rejected.
     pub false_rejection_rate_bound: f64,
     /// Share of the held-out images that the thresholds turn away.

@@ -2,6 +2,7 @@
 
 mod learn;
 mod settings;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::inspect::Inspection;
 use crate::model::{Classifier, Model};
 use crate::perturb::{Batch, Bounds, predictions, rows};
 use settings::{data_digest, settings_digest};
+use weights::infected_weights;
 
 pub use learn::{Learned, learn};
 pub use settings::inspection_settings;
@@ -200,18 +202,27 @@ pub fn calibrate(
         patches.collect(),
         specific,
     )?;
-    let fit_scores = joined(&signals, &clean.rows)?;
+    let weights = match &inspection {
+        Some(inspection) => infected_weights(&signals, material, inspection)?,
+        None => BTreeMap::new(),
+    };
+    let fit_scores = joined(&signals, &clean.rows, &weights)?;
     let held_out = tensor(&*classifier, &material.holdout)?;
     let mut holdout = Vec::with_capacity(material.holdout.len());
     let count = material.holdout.len();
     for first in (0..count).step_by(SCORED_AT_ONCE) {
         let some = SCORED_AT_ONCE.min(count - first);
-        holdout.extend(joined(&signals, &held_out.narrow(0, first, some)?)?);
+        holdout.extend(joined(&signals, &held_out.narrow(0, first, some)?, &weights)?);
         progress(Stage::Holdout, (first + some) as f64 / count as f64);
     }
     let scales = scales(classifier.labels(), &fit_scores);
-    let thresholds =
-        fit(&scales, &holdout, &infected.iter().copied().collect(), budget(&config.policy));
+    let thresholds = fit(
+        &scales,
+        &holdout,
+        &infected.iter().copied().collect(),
+        weights,
+        budget(&config.policy),
+    );
     let labels = holdout.iter().map(|(label, _)| *label).collect();
     let held_out = Batch { rows: held_out, labels };
     let strip = match config.policy.rule {
@@ -304,7 +315,8 @@ pub fn thresholds(artifact: &Artifact, policy: &Policy) -> Thresholds {
         .map(|label| Scale { location: label.location, spread: label.spread })
         .collect();
     let infected = infected(artifact).iter().copied().collect();
-    fit(&scales, &artifact.holdout, &infected, budget(policy))
+    let weights = artifact.manifest.thresholds.weights.clone();
+    fit(&scales, &artifact.holdout, &infected, weights, budget(policy))
 }
 
 fn infected(artifact: &Artifact) -> &[usize] {
@@ -318,9 +330,13 @@ fn budget(policy: &Policy) -> Budget {
     }
 }
 
-fn joined(signals: &Signals, rows: &Tensor) -> Result<Vec<(usize, f32)>, Error> {
+fn joined(
+    signals: &Signals,
+    rows: &Tensor,
+    weights: &BTreeMap<usize, [f32; 3]>,
+) -> Result<Vec<(usize, f32)>, Error> {
     let scored = signals.score(rows, Needed::All)?;
-    Ok(scored.iter().map(|row| (row.label, row.joined())).collect())
+    Ok(scored.iter().map(|row| (row.label, row.joined(weights))).collect())
 }
 
 /// What an inspection found, for people and files.

@@ -92,12 +92,12 @@ fn sharpened(
         let label = inspected.label;
         let members: Vec<usize> =
             (0..clean.len()).filter(|&row| clean.labels[row] == label).collect();
-        let survivors = &inspected.survival.survivors;
+        let survivors: Vec<usize> = inspected.survival.spared().copied().collect();
         if !inspection.infected.contains(&label) || members.is_empty() || survivors.is_empty() {
             continue;
         }
         let training = Batch { rows: training.clone(), labels: vec![label; training.dim(0)?] };
-        let (moved, kept) = (clean.select(&members)?, training.select(survivors)?);
+        let (moved, kept) = (clean.select(&members)?, training.select(&survivors)?);
         all[label] = separating(model, &moved, &kept, epsilon, search, rng)?;
     }
     Ok(Tensor::cat(&all, 0)?)

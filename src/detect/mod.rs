@@ -4,6 +4,7 @@ mod signals;
 mod specific;
 pub mod strip;
 pub mod thresholds;
+mod weights;
 
 use std::collections::BTreeSet;
 
@@ -15,6 +16,7 @@ use crate::model::InputDomain;
 
 pub use signals::{Needed, RowSignals, Signals};
 pub use specific::{Generator, Left, Specific};
+pub use weights::weights;
 
 /// What judges rows: the detector in the program, a fake in tests of the proxy.
 pub trait Judge: Send + Sync + 'static {
@@ -122,7 +124,7 @@ pub fn needed(rule: Rule) -> Needed {
 /// How far a row's standardised joined score lies above its label's threshold.
 pub fn excess(row: &RowSignals, thresholds: &Thresholds) -> f32 {
     let label = &thresholds.labels[row.label];
-    (row.joined() - label.location) / label.spread - label.threshold
+    (row.joined(&thresholds.weights) - label.location) / label.spread - label.threshold
 }
 
 /// The verdict of a rule on a row.

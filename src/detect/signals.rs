@@ -204,16 +204,20 @@ impl Signals {
 // === impl RowSignals ===
 
 impl RowSignals {
-    /// The score that the calibrated rule compares: the least of the signals that are there.
+    /// The score that the calibrated rule compares: the weighted sum of the signals where the
+    /// label is infected and has weights, else the least of those that are there.
     ///
     /// A trigger has to survive every perturbation and to fall to the patch of an infected label.
-    /// Of the joins tried on four victims, sum, weighted sum and minimum, this one separates best
-    /// among the inputs that share the attacker's label; any fixed score keeps the guarantee.
-    pub fn joined(&self) -> f32 {
-        [self.universal, self.class_conditional, self.patch]
-            .into_iter()
-            .flatten()
-            .fold(f32::INFINITY, f32::min)
+    /// Of the joins tried on four victims without an infected label, sum, weighted sum and minimum,
+    /// the last one separates best among the inputs that share the attacker's label; any fixed
+    /// score keeps the guarantee.
+    pub fn joined(&self, weights: &BTreeMap<usize, [f32; 3]>) -> f32 {
+        let signals = [self.universal, self.class_conditional, self.patch];
+        if let Some(weights) = weights.get(&self.label) {
+            let weighed = signals.iter().zip(weights);
+            return weighed.map(|(signal, weight)| signal.unwrap_or(0.0) * weight).sum();
+        }
+        signals.into_iter().flatten().fold(f32::INFINITY, f32::min)
     }
 }
 

@@ -10,7 +10,7 @@
 //! its own. The others are brought to a common scale, fitted on images that are not held out, and
 //! pooled.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,11 +63,13 @@ pub fn scales(labels: usize, scores: &[(usize, f32)]) -> Vec<Scale> {
         .collect()
 }
 
-/// Thresholds from held-out clean scores and their predicted labels.
+/// Thresholds from held-out clean scores and their predicted labels; `weights` made the scores of
+/// infected labels.
 pub fn fit(
     scales: &[Scale],
     holdout: &[(usize, f32)],
     infected: &BTreeSet<usize>,
+    weights: BTreeMap<usize, [f32; 3]>,
     budget: Budget,
 ) -> Thresholds {
     let labels = scales.len();
@@ -110,6 +112,7 @@ pub fn fit(
         .count();
     Thresholds {
         labels: fitted,
+        weights,
         false_rejection_rate_bound: bound,
         holdout_rejected: rejected as f64 / total.max(1) as f64,
     }

@@ -34,8 +34,17 @@ pub struct Survival {
     pub excess: f64,
     /// How far the excess lies above the other labels', in scaled median absolute deviations.
     pub anomaly_index: f64,
-    /// Positions in the training set of the sampled images that survive.
+    /// Positions in the training set of the sampled images.
+    pub sampled: Vec<usize>,
+    /// Those that survive.
     pub survivors: Vec<usize>,
+}
+
+impl Survival {
+    /// Every other survivor: those that a perturbation may be fitted on.
+    pub fn spared(&self) -> impl Iterator<Item = &usize> {
+        self.survivors.iter().step_by(2)
+    }
 }
 
 impl Probe<'_> {
@@ -73,7 +82,8 @@ impl Probe<'_> {
                 .map(|(&row, _)| row)
                 .collect();
             let share = survivors.len() as f64 / count.max(1) as f64;
-            found.push(Survival { share, excess: share, anomaly_index: 0.0, survivors });
+            let excess = share;
+            found.push(Survival { share, excess, anomaly_index: 0.0, sampled, survivors });
         }
         let typical = median(&found.iter().map(|label| label.share).collect::<Vec<_>>());
         for (found, &label) in found.iter_mut().zip(labels) {

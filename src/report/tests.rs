@@ -50,7 +50,13 @@ fn inspected(label: usize, ratio: f64, shape: [usize; 3]) -> Inspected {
         anomaly_index: (1.0 - ratio) * 10.0,
         top_k_changed: 1.0,
         top_k_survival: 0.0,
-        survival: Survival { share: 0.1, excess: -0.01, anomaly_index: 0.0, survivors: Vec::new() },
+        survival: Survival {
+            share: 0.1,
+            excess: -0.01,
+            anomaly_index: 0.0,
+            sampled: Vec::new(),
+            survivors: Vec::new(),
+        },
         top: vec![0, 1],
         bottom: vec![2],
     }
@@ -113,7 +119,7 @@ fn a_page_is_well_formed_and_has_pictures_of_every_label() {
         let names = elements(&html);
         // Mask, pattern, product, and three examples before and after.
         assert_eq!(names.iter().filter(|name| *name == "img").count(), 2 * (3 + 2 * 3));
-        assert_eq!(names.iter().filter(|name| *name == "svg").count(), 2);
+        assert_eq!(names.iter().filter(|name| *name == "svg").count(), 4);
         assert!(html.find("Label 0").unwrap() < html.find("Label 2").unwrap());
         assert!(html.contains("The model looks backdoored: label 0 is infected."));
         assert!(html.contains("There is no artifact."));

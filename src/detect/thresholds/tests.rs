@@ -25,7 +25,8 @@ fn the_guaranteed_rate_holds_over_many_random_splits() {
         for seed in 0..splits {
             let mut rng = StdRng::seed_from_u64(seed);
             let scales = scales(labels, &draws(&mut rng, labels, 300));
-            let fitted = fit(&scales, &draws(&mut rng, labels, holdout), &infected, budget);
+            let fitted =
+                fit(&scales, &draws(&mut rng, labels, holdout), &infected, BTreeMap::new(), budget);
             assert!(fitted.false_rejection_rate_bound <= rate + 1e-9);
             bounds += fitted.false_rejection_rate_bound;
             for (label, score) in draws(&mut rng, labels, 500) {
@@ -49,7 +50,7 @@ fn an_infected_label_gets_its_share_of_the_budget() {
     let scores: Vec<(usize, f32)> = (0..2000).map(|i| (i % 10, i as f32)).collect();
     let flat = vec![Scale { location: 0.0, spread: 1.0 }; 10];
     let budget = Budget { rate: 0.01, infected_weight: 10.0 };
-    let fitted = fit(&flat, &scores, &BTreeSet::from([4]), budget);
+    let fitted = fit(&flat, &scores, &BTreeSet::from([4]), BTreeMap::new(), budget);
     let above = |label: usize| {
         let threshold = fitted.labels[label].threshold;
         scores.iter().filter(|(other, score)| *other == label && *score > threshold).count()
@@ -65,8 +66,13 @@ fn labels_with_few_images_share_a_threshold() {
     let mut scores: Vec<(usize, f32)> = (0..500).map(|i| (0, i as f32)).collect();
     scores.extend((0..150).map(|i| (1 + i % 3, i as f32)));
     let flat = vec![Scale { location: 0.0, spread: 1.0 }; 4];
-    let fitted =
-        fit(&flat, &scores, &BTreeSet::new(), Budget { rate: 0.01, infected_weight: 10.0 });
+    let fitted = fit(
+        &flat,
+        &scores,
+        &BTreeSet::new(),
+        BTreeMap::new(),
+        Budget { rate: 0.01, infected_weight: 10.0 },
+    );
     assert!(!fitted.labels[0].pooled);
     assert!(fitted.labels[1..].iter().all(|label| label.pooled && label.images == 150));
     assert_eq!(fitted.labels[1].threshold, 149.0);
@@ -76,8 +82,13 @@ fn labels_with_few_images_share_a_threshold() {
 fn too_few_images_reject_nothing() {
     let flat = vec![Scale { location: 0.0, spread: 1.0 }; 2];
     let scores: Vec<(usize, f32)> = (0..90).map(|i| (i % 2, i as f32)).collect();
-    let fitted =
-        fit(&flat, &scores, &BTreeSet::new(), Budget { rate: 0.01, infected_weight: 10.0 });
+    let fitted = fit(
+        &flat,
+        &scores,
+        &BTreeSet::new(),
+        BTreeMap::new(),
+        Budget { rate: 0.01, infected_weight: 10.0 },
+    );
     assert_eq!(fitted.false_rejection_rate_bound, 0.0);
     assert_eq!(images_needed(0.01), 99);
 }

@@ -229,6 +229,7 @@ pub(crate) fn manifest() -> Manifest {
         }),
         thresholds: Thresholds {
             labels: vec![threshold; 2],
+            weights: std::collections::BTreeMap::new(),
             false_rejection_rate_bound: 0.0078125,
             holdout_rejected: 0.0071,
         },

@@ -1,0 +1,107 @@
+//! How the signals of an infected label become one score.
+
+use super::RowSignals;
+
+/// Weights of `s_u`, `s_c` and `s_p` that tell a label's training images from its clean ones.
+///
+/// Fisher's linear discriminant between the two. The training images are a mixture of clean and
+/// triggered ones; their mean lies from the clean mean towards the triggered one's, so that the
+/// direction is right without knowing which are which. A trigger survives perturbations and falls
+/// to the patch, so no weight is negative. `None` where there are too few rows to tell.
+pub fn weights(clean: &[RowSignals], training: &[RowSignals]) -> Option<[f32; 3]> {
+    if clean.len() < MIN_ROWS || training.len() < MIN_ROWS {
+        return None;
+    }
+    let clean: Vec<[f64; 3]> = clean.iter().map(values).collect();
+    let training: Vec<[f64; 3]> = training.iter().map(values).collect();
+    let (centre, mixed) = (mean(&clean), mean(&training));
+    let mut scatter = [[0.0; 3]; 3];
+    for row in &clean {
+        for i in 0..3 {
+            for j in 0..3 {
+                let share = (row[i] - centre[i]) * (row[j] - centre[j]) / clean.len() as f64;
+                scatter[i][j] += share;
+            }
+        }
+    }
+    for (i, row) in scatter.iter_mut().enumerate() {
+        row[i] = row[i] * (1.0 + SHRINKAGE) + f64::EPSILON;
+    }
+    let towards = [0, 1, 2].map(|i| mixed[i] - centre[i]);
+    let direction = solve(scatter, towards).map(|weight| weight.max(0.0));
+    let length = direction.iter().fold(0.0, |sum, weight| sum + weight);
+    let usable = length.is_finite() && length > 0.0;
+    usable.then(|| direction.map(|weight| (weight / length) as f32))
+}
+
+fn values(row: &RowSignals) -> [f64; 3] {
+    [row.universal, row.class_conditional, row.patch].map(|signal| signal.unwrap_or(0.0).into())
+}
+
+fn mean(rows: &[[f64; 3]]) -> [f64; 3] {
+    [0, 1, 2].map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64)
+}
+
+/// `a x = b` by elimination; `a` is positive definite, so that no pivot is zero.
+fn solve(mut a: [[f64; 3]; 3], mut b: [f64; 3]) -> [f64; 3] {
+    for pivot in 0..3 {
+        for row in pivot + 1..3 {
+            let factor = a[row][pivot] / a[pivot][pivot];
+            let above = a[pivot];
+            for (value, above) in a[row].iter_mut().zip(above) {
+                *value -= factor * above;
+            }
+            b[row] -= factor * b[pivot];
+        }
+    }
+    let mut x = [0.0; 3];
+    for row in (0..3).rev() {
+        let known: f64 = (row + 1..3).map(|column| a[row][column] * x[column]).sum();
+        x[row] = (b[row] - known) / a[row][row];
+    }
+    x
+}
+
+/// Fewer rows on either side say nothing of a direction.
+const MIN_ROWS: usize = 10;
+
+/// What is added to the variances, as a share of them.
+const SHRINKAGE: f64 = 0.1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(signals: [f32; 3]) -> RowSignals {
+        let [universal, class_conditional, patch] = signals.map(Some);
+        RowSignals { universal, class_conditional, patch, ..RowSignals::default() }
+    }
+
+    #[test]
+    fn elimination_solves() {
+        let a = [[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 2.0]];
+        let x = [1.0, -2.0, 0.5];
+        let b = [0, 1, 2].map(|i| (0..3).map(|j| a[i][j] * x[j]).sum::<f64>());
+        for (got, expected) in solve(a, b).iter().zip(x) {
+            assert!((got - expected).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn only_what_moves_has_weight_and_none_is_negative() {
+        // s_u falls, s_c rises, s_p stays in one row of three.
+        let clean: Vec<RowSignals> =
+            (0..30).map(|i| row([(i % 5) as f32, (i % 3) as f32, (i % 7) as f32])).collect();
+        let training: Vec<RowSignals> = (0..30)
+            .map(|i| {
+                let moved = if i % 3 == 0 { 6.0 } else { 0.0 };
+                row([(i % 5) as f32 - moved, (i % 3) as f32 + moved, (i % 7) as f32])
+            })
+            .collect();
+        let [universal, class_conditional, patch] = weights(&clean, &training).unwrap();
+        assert_eq!(universal, 0.0);
+        assert!(class_conditional > 0.9, "{class_conditional}");
+        assert!(patch < 0.1, "{patch}");
+        assert_eq!(weights(&clean[..5], &training), None);
+    }
+}
