@@ -32,6 +32,7 @@ mod admin;
 mod listener;
 mod reload;
 mod security;
+mod status;
 mod watch;
 
 use admin::{Phase, Readiness};
@@ -134,23 +135,18 @@ impl Server {
             let proxy = Arc::clone(&path);
             async move { Ok::<_, std::convert::Infallible>(proxy.handle(request).await) }
         });
-        let router = admin::router(Arc::clone(&metrics), Arc::clone(&readiness));
+        let in_effect = Arc::new(InEffect::new(config));
+        let listening = Arc::clone(&security);
+        let handle = Handle { proxy, in_effect, audit, security, metrics, readiness };
         Ok(Self {
-            proxy: Listener::serve(proxy_socket, Arc::clone(&security), service, connections)?,
+            proxy: Listener::serve(proxy_socket, listening, service, connections)?,
             admin: Listener::serve(
                 admin_socket,
                 plain,
-                TowerToHyperService::new(router),
+                TowerToHyperService::new(admin::router(handle.clone())),
                 ADMIN_CONNECTIONS,
             )?,
-            handle: Handle {
-                proxy,
-                in_effect: Arc::new(InEffect::new(config)),
-                audit,
-                security,
-                metrics,
-                readiness,
-            },
+            handle,
         })
     }
 
@@ -218,6 +214,7 @@ impl Handle {
     pub fn ready(&self, judge: Arc<dyn Judge>, manifest: &Manifest) -> Result<(), Error> {
         self.proxy.open(judge)?;
         self.metrics.publish(manifest);
+        self.in_effect.describe(manifest);
         self.readiness.set(Phase::Ready);
         Ok(())
     }

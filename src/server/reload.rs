@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+
 use super::{Error, Handle};
 use crate::artifact::{Artifact, Manifest, Thresholds};
 use crate::calibrate;
@@ -12,7 +14,11 @@ use crate::model::Classifier;
 
 /// What a running firewall works with. Locked by who changes it, so that changes come one by one.
 #[derive(Debug)]
-pub(super) struct InEffect(Mutex<State>);
+pub(super) struct InEffect {
+    state: Mutex<State>,
+    /// Of the detector that there is; apart, because it is told while the state is locked.
+    manifest: ArcSwapOption<Manifest>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -30,7 +36,18 @@ struct Source {
 
 impl InEffect {
     pub(super) fn new(config: &Config) -> Self {
-        Self(Mutex::new(State { config: config.clone(), source: None }))
+        let state = Mutex::new(State { config: config.clone(), source: None });
+        Self { state, manifest: ArcSwapOption::empty() }
+    }
+
+    /// What the detector in effect was calibrated to.
+    pub(super) fn describe(&self, manifest: &Manifest) {
+        self.manifest.store(Some(Arc::new(manifest.clone())));
+    }
+
+    /// The settings, and what the detector was calibrated to.
+    pub(super) fn snapshot(&self) -> (Config, Option<Arc<Manifest>>) {
+        (self.lock().config.clone(), self.manifest.load_full())
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {
@@ -39,7 +56,7 @@ impl InEffect {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Whoever panicked had not changed it yet: it is changed by single assignments.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,7 +100,9 @@ impl Handle {
         self.audit.replace(sink);
         if let (Some(source), Some(thresholds)) = (&state.source, thresholds) {
             self.metrics.compare_with(source.excesses(&thresholds));
-            self.metrics.publish(&source.manifest(thresholds));
+            let manifest = source.manifest(thresholds);
+            self.metrics.publish(&manifest);
+            self.in_effect.describe(&manifest);
         }
         state.config.policy = config.policy.clone();
         state.config.limits = config.limits.clone();

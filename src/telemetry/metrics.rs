@@ -3,6 +3,7 @@
 //! Families are fields of one struct that is built from a registry passed in; each closed label set
 //! appears with zeros from the start, so that a rate over a counter misses no first event.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,10 +45,6 @@ pub struct Metrics {
     drift: Mutex<Drift>,
 }
 
-/// Rows are counted by label up to this one; `other` takes the rest, so that a model with a
-/// thousand labels does not make a thousand series out of what clients send.
-const COUNTED_LABELS: usize = 64;
-
 const OTHER: &str = "other";
 
 const RELOADS: [&str; 2] = ["failure", "success"];
@@ -68,6 +65,10 @@ const ROWS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 // === impl Metrics ===
 
 impl Metrics {
+    /// Rows are counted by label up to this one; `other` takes the rest, so that a model with a
+    /// thousand labels does not make a thousand series out of what clients send.
+    pub const COUNTED_LABELS: usize = 64;
+
     /// Registers every family with `registry`.
     pub fn new(registry: Registry) -> Result<Self, Error> {
         let families = Families { registry: &registry };
@@ -214,7 +215,7 @@ impl Metrics {
         {
             family.reset();
         }
-        for label in 0..manifest.labels.min(COUNTED_LABELS) {
+        for label in 0..manifest.labels.min(Self::COUNTED_LABELS) {
             self.rejected_rows.with_label_values(&[label.to_string()]);
         }
         if let Some(inspection) = &manifest.inspection {
@@ -258,6 +259,27 @@ impl Metrics {
         self.config_reloads.with_label_values(&[RELOADS[usize::from(applied)]]).inc();
     }
 
+    /// Requests so far by verdict, of all protocols.
+    pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
+        let sum = |verdict| {
+            let counts = Protocol::ALL.map(|protocol| {
+                self.requests.with_label_values(&[protocol.label(), verdict]).get()
+            });
+            (verdict, counts.iter().sum())
+        };
+        Verdict::LABELS.into_iter().map(sum).collect()
+    }
+
+    /// Rows so far that the rule turned away, predicted as `label`, one of the counted ones.
+    pub fn rejected_rows(&self, label: usize) -> u64 {
+        self.rejected_rows.with_label_values(&[label.to_string()]).get()
+    }
+
+    /// How far the live scores are from the held-out ones; `None` if it is not known.
+    pub fn score_drift(&self) -> Option<f64> {
+        self.drift().distance()
+    }
+
     /// Counts the rows of one detection batch.
     pub fn record_batch(&self, rows: usize) {
         self.batch_rows.observe(rows as f64);
@@ -276,7 +298,7 @@ impl Metrics {
     /// The page that Prometheus scrapes.
     pub fn page(&self) -> Result<String, Error> {
         let signal = [Signal::Joined.label()];
-        match self.drift().distance() {
+        match self.score_drift() {
             Some(distance) => self.score_drift.with_label_values(&signal).set(distance),
             // Unknown is not zero.
             None => self.score_drift.reset(),
@@ -320,7 +342,7 @@ impl Metrics {
         self.rows.with_label_values(&[row_verdict.label()]).inc();
         if judgement.rejected {
             let number = judgement.label.to_string();
-            let label = if judgement.label < COUNTED_LABELS { &number } else { OTHER };
+            let label = if judgement.label < Self::COUNTED_LABELS { &number } else { OTHER };
             self.rejected_rows.with_label_values(&[label]).inc();
         }
         let scores = &judgement.scores;

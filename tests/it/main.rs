@@ -23,6 +23,7 @@ mod reload;
 mod report;
 mod rules;
 mod scan;
+mod status;
 mod support;
 mod tls;
 mod wrong_inputs;
