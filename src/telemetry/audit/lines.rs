@@ -45,6 +45,14 @@ impl Lines {
         }))
     }
 
+    /// Goes on where whoever wrote to the same file ended.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.open(),
+            Self::Stdout => Ok(()),
+        }
+    }
+
     /// One line with its line break. After an error nothing of it is in the file.
     pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
@@ -83,6 +91,10 @@ impl Rotating {
             rename(&self.numbered(number), &self.numbered(number + 1))?;
         }
         rename(&self.path, &self.numbered(1))?;
+        self.open()
+    }
+
+    fn open(&mut self) -> io::Result<()> {
         self.file = append(&self.path)?;
         self.bytes = self.file.metadata()?.len();
         Ok(())

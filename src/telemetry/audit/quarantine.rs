@@ -47,6 +47,12 @@ impl Quarantine {
         Ok(Self { settings: settings.clone(), files: files.into(), bytes })
     }
 
+    /// Counts the files again, which whoever used the folder before may have added to.
+    pub(super) fn resume(&mut self) -> Result<(), Error> {
+        *self = Self::open(&self.settings)?;
+        Ok(())
+    }
+
     /// Writes one row, and removes the oldest ones that it leaves no room for. The file's name.
     pub(super) fn store(
         &mut self,
