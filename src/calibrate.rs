@@ -20,7 +20,7 @@ use crate::artifact::{
 use crate::config::{Config, Policy, Rule};
 use crate::detect::strip::{self, Strip};
 use crate::detect::thresholds::{Budget, Scale, fit, images_needed, scales};
-use crate::detect::{Detector, Needed, Signals, Specific};
+use crate::detect::{self, Detector, Needed, Signals, Specific};
 use crate::images::Images;
 use crate::inspect::Inspection;
 use crate::model::{Classifier, Model};
@@ -268,12 +268,17 @@ pub fn calibrate(
 }
 
 /// A detector from an artifact, its thresholds fitted to the policy's budget.
+///
+/// An error if the rule is one that the artifact holds nothing for.
 pub fn detector(
     model: Arc<dyn Classifier>,
     artifact: &Artifact,
     policy: &Policy,
     rule: Rule,
 ) -> Result<(Detector, Thresholds), Error> {
+    if rule == Rule::Strip && artifact.strip.is_none() {
+        return Err(detect::Error::NoOverlays.into());
+    }
     let signals = signals(model, artifact, policy)?;
     let thresholds = thresholds(artifact, policy);
     Ok((Detector::new(signals, rule, thresholds.clone()), thresholds))

@@ -33,3 +33,4 @@ pub mod scan;
 pub mod server;
 pub mod stats;
 pub mod telemetry;
+pub mod tls;

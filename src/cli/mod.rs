@@ -124,6 +124,9 @@ enum Command {
         json: bool,
     },
     /// Run the sidecar: a reverse proxy that turns away triggered inputs.
+    ///
+    /// Policy and limits are read again on SIGHUP and when the file changes; a file with an error
+    /// changes nothing.
     #[command(after_help = "Example:\n  doorward serve -c doorward.toml")]
     Serve {
         #[command(flatten)]
@@ -174,7 +177,13 @@ pub fn run() -> Result<ExitCode> {
         Command::Scan { config, images, shard, output, json } => {
             scan::scan(&config.load()?, &images, shard, output.as_deref(), json)
         }
-        Command::Serve { config } => online::serve(&config.load()?),
+        Command::Serve { config: ConfigFile { file } } => {
+            let read = {
+                let file = file.clone();
+                move || Settings::load(Some(&file), environment())
+            };
+            online::serve(&file, read)
+        }
     }
 }
 

@@ -100,7 +100,11 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
             },
             "fooling_rate": perturbation.fooling_rate,
             "epsilon": perturbation.epsilon,
-            "images": { "fit": manifest.images.fit, "holdout": manifest.images.holdout },
+            "images": {
+                "fit": manifest.images.fit,
+                "holdout": manifest.images.holdout,
+                "probe": manifest.images.probe,
+            },
             "false_rejection_rate_bound": bound,
             "infected_labels": infected,
             "inspection": manifest.inspection.as_ref().map(|inspection| &inspection.labels),

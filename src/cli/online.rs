@@ -1,5 +1,6 @@
 //! `serve` and `demo`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -7,14 +8,22 @@ use tokio::runtime::Runtime;
 
 use super::offline;
 use super::progress::Progress;
-use crate::config::Config;
-use crate::{calibrate, demo, server::Server};
+use crate::config::{self, Settings};
+use crate::server::{Reloader, Server};
+use crate::{demo, telemetry};
 
-/// The sidecar: serves at once, and judges as soon as there is an artifact.
-pub(super) fn serve(config: &Config) -> Result<ExitCode> {
+/// The sidecar: serves at once, and judges as soon as there is an artifact. `read` reads the settings,
+/// now and whenever `file` changes.
+pub(super) fn serve(
+    file: &Path,
+    read: impl Fn() -> config::Result<Settings> + Send + Sync + 'static,
+) -> Result<ExitCode> {
     let runtime = Runtime::new()?;
     let outcome = runtime.block_on(async {
-        let server = Server::bind(config).await?;
+        let reloader = Reloader::new(file, read)?;
+        let config = reloader.settings().config()?;
+        telemetry::init(&config.telemetry)?;
+        let server = Server::bind(&config).await?;
         tracing::info!(
             proxy = %server.proxy_addr(),
             admin = %server.admin_addr(),
@@ -22,21 +31,11 @@ pub(super) fn serve(config: &Config) -> Result<ExitCode> {
             "listening"
         );
         let handle = server.handle();
-        let settings = config.clone();
+        tokio::spawn(reloader.run(handle.clone()));
         let mut offline = tokio::task::spawn_blocking(move || {
-            let model = offline::load_model(&settings)?;
-            let artifact = offline::artifact(&settings, &model)?;
-            let policy = &settings.policy;
-            let (detector, thresholds) =
-                calibrate::detector(model, &artifact, policy, policy.rule)?;
-            let mut manifest = artifact.manifest;
-            manifest.thresholds = thresholds;
-            handle.ready(std::sync::Arc::new(detector), &manifest)?;
-            tracing::info!(
-                rule = policy.rule.name(),
-                false_rejection_rate_bound = manifest.thresholds.false_rejection_rate_bound,
-                "ready"
-            );
+            let model = offline::load_model(&config)?;
+            let artifact = offline::artifact(&config, &model)?;
+            handle.detect(model, artifact)?;
             anyhow::Ok(())
         });
         let mut serving = std::pin::pin!(server.run_until_signal());

@@ -55,6 +55,14 @@ impl Settings {
         self.merged.to_string()
     }
 
+    /// The keys whose values differ, as `section.key`, in alphabetical order.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut keys = Vec::new();
+        differences("", &self.merged, &other.merged, &mut keys);
+        keys.sort();
+        keys
+    }
+
     /// The typed settings.
     pub fn config(&self) -> Result<Config> {
         let raw: RawConfig = deserialize("the merged settings", self.merged.clone())?;
@@ -162,6 +170,23 @@ fn overlay(base: &mut Table, upper: Table) {
             (_, value) => {
                 base.insert(key, value);
             }
+        }
+    }
+}
+
+fn differences(section: &str, one: &Table, other: &Table, keys: &mut Vec<String>) {
+    let nothing = Table::new();
+    for key in one.keys().chain(other.keys().filter(|key| !one.contains_key(*key))) {
+        let path = if section.is_empty() { key.clone() } else { format!("{section}.{key}") };
+        match (one.get(key), other.get(key)) {
+            (one, other) if one == other => {}
+            (Some(Value::Table(one)), Some(Value::Table(other))) => {
+                differences(&path, one, other, keys);
+            }
+            (Some(Value::Table(table)), None) | (None, Some(Value::Table(table))) => {
+                differences(&path, table, &nothing, keys);
+            }
+            _ => keys.push(path),
         }
     }
 }

@@ -11,10 +11,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod layers;
+mod operations;
 mod raw;
 mod value;
 
 pub use layers::{EMBEDDED, Settings};
+pub use operations::{Audit, AuditEvents, AuditTarget, Identity, Quarantine, Tls, UpstreamTls};
 
 /// Everything `doorward.toml` says.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct Config {
     pub admin: Admin,
     /// The model server behind the firewall.
     pub upstream: Upstream,
+    /// How clients connect; `None`: plainly.
+    pub tls: Option<Tls>,
     /// The protected model.
     pub model: Model,
     /// From image bytes to model input.
@@ -39,6 +43,8 @@ pub struct Config {
     pub policy: Policy,
     /// Bounds on everything a client can send or occupy.
     pub limits: Limits,
+    /// What is noted of inputs.
+    pub audit: Audit,
     /// Logs.
     pub telemetry: Telemetry,
 }
@@ -60,8 +66,10 @@ pub struct Admin {
 /// `[upstream]`
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// Base URL of the model server, `http://host:port`.
+    /// Base URL of the model server, `http://host:port` or `https://host:port`.
     pub url: String,
+    /// For an `https://` URL, and only for that.
+    pub tls: Option<UpstreamTls>,
     /// How long one upstream exchange may take.
     pub timeout: Duration,
 }
@@ -306,7 +314,7 @@ pub enum Error {
 }
 
 /// What reading the settings gives.
-type Result<T> = std::result::Result<T, Error>;
+pub type Result<T> = std::result::Result<T, Error>;
 
 /// A number in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]

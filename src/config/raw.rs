@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::operations::{RawAudit, RawTls, RawUpstreamTls};
 use super::value::{
     OneOrMany, address, base_url, channels, count, duration, file, invalid, model_name, positive,
     probability, required, scales, share,
@@ -23,6 +24,7 @@ pub(super) struct RawConfig {
     listen: RawListen,
     admin: RawAdmin,
     upstream: RawUpstream,
+    tls: RawTls,
     model: RawModel,
     preprocess: RawPreprocess,
     calibration: RawCalibration,
@@ -30,6 +32,7 @@ pub(super) struct RawConfig {
     inspection: RawInspection,
     policy: RawPolicy,
     limits: RawLimits,
+    audit: RawAudit,
     telemetry: RawTelemetry,
 }
 
@@ -50,6 +53,7 @@ struct RawAdmin {
 struct RawUpstream {
     url: Option<String>,
     timeout_seconds: Option<f64>,
+    tls: RawUpstreamTls,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -166,13 +170,16 @@ enum RawLogFormat {
 impl RawConfig {
     pub(super) fn convert(self) -> Result<Config> {
         let limits = self.limits.convert()?;
+        let url = base_url("upstream.url", self.upstream.url)?;
         Ok(Config {
             listen: Listen { http: address("listen.http", self.listen.http)? },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
             upstream: Upstream {
-                url: base_url("upstream.url", self.upstream.url)?,
+                tls: self.upstream.tls.convert(&url)?,
+                url,
                 timeout: duration("upstream.timeout_seconds", self.upstream.timeout_seconds)?,
             },
+            tls: self.tls.convert()?,
             model: Model {
                 path: file("model.path", self.model.path)?,
                 name: self.model.name.map(model_name).transpose()?,
@@ -186,6 +193,7 @@ impl RawConfig {
             inspection: self.inspection.convert()?,
             policy: self.policy.convert()?,
             limits,
+            audit: self.audit.convert()?,
             telemetry: Telemetry {
                 log: required("telemetry.log", self.telemetry.log)?,
                 format: match required("telemetry.format", self.telemetry.format)? {

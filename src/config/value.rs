@@ -50,12 +50,14 @@ pub(super) fn address(key: &'static str, value: Option<String>) -> Result<Socket
 
 pub(super) fn base_url(key: &'static str, value: Option<String>) -> Result<String> {
     let value = required(key, value)?;
-    let authority =
-        value.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-    match authority {
-        Some(authority) if is_authority(authority) => Ok(format!("http://{authority}")),
-        _ => invalid(key, format!("{value:?}"), "http://host:port without a path"),
+    for scheme in ["http://", "https://"] {
+        let authority = value.strip_prefix(scheme);
+        let authority = authority.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        if let Some(authority) = authority.filter(|authority| is_authority(authority)) {
+            return Ok(format!("{scheme}{authority}"));
+        }
     }
+    invalid(key, format!("{value:?}"), "http://host:port or https://host:port without a path")
 }
 
 fn is_authority(text: &str) -> bool {

@@ -123,8 +123,13 @@ pub fn needed(rule: Rule) -> Needed {
 
 /// How far a row's standardised joined score lies above its label's threshold.
 pub fn excess(row: &RowSignals, thresholds: &Thresholds) -> f32 {
-    let label = &thresholds.labels[row.label];
-    (row.joined(&thresholds.weights) - label.location) / label.spread - label.threshold
+    excess_of(row.label, row.joined(&thresholds.weights), thresholds)
+}
+
+/// The same, of a joined score.
+pub fn excess_of(label: usize, joined: f32, thresholds: &Thresholds) -> f32 {
+    let label = &thresholds.labels[label];
+    (joined - label.location) / label.spread - label.threshold
 }
 
 /// The verdict of a rule on a row.

@@ -16,12 +16,11 @@ use crate::model::InputDomain;
 use crate::telemetry::metrics::Metrics;
 
 /// The queue's open end. The thread ends when the last one is dropped.
-#[derive(Debug)]
 pub(super) struct Queue {
     sender: mpsc::Sender<Entry>,
     occupied: Arc<AtomicUsize>,
     limit: usize,
-    domain: InputDomain,
+    judge: Arc<dyn Judge>,
     metrics: Arc<Metrics>,
 }
 
@@ -35,7 +34,7 @@ pub(super) type Reply = oneshot::Receiver<Vec<Judgement>>;
 /// One request's rows.
 #[derive(Debug)]
 struct Entry {
-    values: Vec<f32>,
+    values: Arc<Vec<f32>>,
     places: Places,
     reply: oneshot::Sender<Vec<Judgement>>,
 }
@@ -67,9 +66,8 @@ impl Queue {
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        let domain = judge.domain().clone();
         let mut worker = Worker {
-            judge,
+            judge: Arc::clone(&judge),
             receiver,
             left_over: None,
             batch_rows: limits.batch_rows.get(),
@@ -80,18 +78,23 @@ impl Queue {
             sender,
             occupied: Arc::new(AtomicUsize::new(0)),
             limit: limits.queue_rows.get(),
-            domain,
+            judge,
             metrics,
         })
     }
 
     /// What the model takes.
     pub(super) fn domain(&self) -> &InputDomain {
-        &self.domain
+        self.judge.domain()
+    }
+
+    /// Who judges.
+    pub(super) fn judge(&self) -> Arc<dyn Judge> {
+        Arc::clone(&self.judge)
     }
 
     /// Asks for a judgement of `rows` rows. Dropping the reply takes the question back.
-    pub(super) fn submit(&self, values: Vec<f32>, rows: usize) -> Result<Reply, Full> {
+    pub(super) fn submit(&self, values: Arc<Vec<f32>>, rows: usize) -> Result<Reply, Full> {
         let places = self.occupy(rows)?;
         let (reply, receiver) = oneshot::channel();
         let entry = Entry { values, places, reply };
@@ -112,6 +115,12 @@ impl Queue {
             occupied: Arc::clone(&self.occupied),
             metrics: Arc::clone(&self.metrics),
         })
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("limit", &self.limit).finish_non_exhaustive()
     }
 }
 
@@ -164,7 +173,8 @@ impl Worker {
         let judgements = match batch.as_slice() {
             [single] => self.judgements(&single.values, rows),
             entries => {
-                let values: Vec<&[f32]> = entries.iter().map(|entry| &*entry.values).collect();
+                let values: Vec<&[f32]> =
+                    entries.iter().map(|entry| entry.values.as_slice()).collect();
                 self.judgements(&values.concat(), rows)
             }
         };

@@ -24,15 +24,19 @@ use crate::config::{Config, Limits};
 use crate::detect::{Judge, Judgement};
 use crate::protocol::{Route, oip_http};
 use crate::telemetry::Verdict;
+use crate::telemetry::audit::{Audit, Tap};
 use crate::telemetry::metrics::Metrics;
 
 mod batch;
+mod live;
 mod record;
 mod respond;
 mod screen;
+mod trace;
 mod upstream;
 
 use batch::Queue;
+pub use live::Live;
 use record::Record;
 use respond::{Failure, respond};
 use screen::{Decision, Screen, Unverified};
@@ -42,12 +46,14 @@ use upstream::{Call, Failed, Upstream};
 #[derive(Debug)]
 pub struct Proxy {
     screen: Screen,
-    upstream: Upstream,
-    places: Semaphore,
+    upstream: Arc<Upstream>,
+    places: Arc<Semaphore>,
     limits: Limits,
     model: Option<String>,
-    ids: RequestIds,
+    ids: Arc<RequestIds>,
     metrics: Arc<Metrics>,
+    audit: Arc<Audit>,
+    tap: Option<Arc<Tap>>,
 }
 
 /// What the proxy answers with.
@@ -66,6 +72,9 @@ pub enum Error {
     /// No detection thread.
     #[error("the detection thread cannot be started")]
     Thread(#[from] std::io::Error),
+    /// `upstream.tls` cannot be used.
+    #[error("upstream.tls cannot be used")]
+    Tls(#[from] crate::tls::Error),
     /// `upstream.url` is not a URL.
     #[error("upstream.url = {received:?}: expected http://host:port")]
     Url {
@@ -101,18 +110,46 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 impl Proxy {
     /// Without a detector: until [`Proxy::open`], inference requests are unverified.
-    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, Error> {
-        let upstream = Upstream::new(&config.upstream)
-            .ok_or_else(|| Error::Url { received: config.upstream.url.clone() })?;
+    pub fn new(config: &Config, metrics: Arc<Metrics>, audit: Arc<Audit>) -> Result<Self, Error> {
+        let upstream = Upstream::new(&config.upstream)?;
         Ok(Self {
             screen: Screen::new(config.policy.clone(), config.limits.clone()),
-            upstream,
-            places: Semaphore::new(config.limits.concurrency.get().min(Semaphore::MAX_PERMITS)),
+            upstream: Arc::new(upstream),
+            places: places(&config.limits),
             limits: config.limits.clone(),
             model: config.model.name.clone(),
-            ids: RequestIds::new()?,
+            ids: Arc::new(RequestIds::new()?),
             metrics,
+            tap: audit.tap(config).map(Arc::new),
+            audit,
         })
+    }
+
+    /// The same with the policy, limits, audit log and certificates of `config`; its requests are judged by `judge`, or by this
+    /// one's detector if it has one.
+    ///
+    /// Its queue is a new one, so that while requests that began here end there are two, each within
+    /// its bounds.
+    fn successor(&self, config: &Config, judge: Option<Arc<dyn Judge>>) -> Result<Self, Error> {
+        let unchanged = self.limits.concurrency == config.limits.concurrency;
+        let next = Self {
+            screen: Screen::new(config.policy.clone(), config.limits.clone()),
+            upstream: match self.upstream.successor(&config.upstream)? {
+                Some(upstream) => Arc::new(upstream),
+                None => Arc::clone(&self.upstream),
+            },
+            places: if unchanged { Arc::clone(&self.places) } else { places(&config.limits) },
+            limits: config.limits.clone(),
+            model: self.model.clone(),
+            ids: Arc::clone(&self.ids),
+            metrics: Arc::clone(&self.metrics),
+            tap: self.audit.tap(config).map(Arc::new),
+            audit: Arc::clone(&self.audit),
+        };
+        if let Some(judge) = judge.or_else(|| self.screen.judge()) {
+            next.open(judge)?;
+        }
+        Ok(next)
     }
 
     /// From now on requests are judged by `judge`.
@@ -128,6 +165,11 @@ impl Proxy {
         let id = self.ids.identify(&parts.headers);
         let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
         let mut record = Record::new(Arc::clone(&self.metrics), text);
+        record.trace_id = trace::id(&parts.headers);
+        if let Some(tap) = &self.tap {
+            record.audit = Some(Arc::clone(tap));
+            record.model = self.model.clone().or_else(|| record::model_in(parts.uri.path()));
+        }
         parts.headers.insert(REQUEST_ID, id.clone());
         // Who waits for a `100 Continue` has not sent a body yet.
         let mut sending = !parts.headers.contains_key(EXPECT);
@@ -196,6 +238,7 @@ impl Proxy {
         };
         drop(body);
         record.rows = pending.rows;
+        record.inputs = record.audit.is_some().then(|| pending.inputs.clone());
 
         // Both at once: what detection costs the client is only what it takes longer.
         let since = pending.since();
@@ -312,6 +355,10 @@ impl Proxy {
         record.upstream = Some(since.elapsed());
         reply.map_err(|failed| unanswered(failed, record))
     }
+}
+
+fn places(limits: &Limits) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(limits.concurrency.get().min(Semaphore::MAX_PERMITS)))
 }
 
 /// The upstream request; the connection's own headers go later.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::detect::Judgement;
+use crate::telemetry::audit::{Inputs, Tap};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Outcome, Protocol, UpstreamError, Verdict};
 
@@ -16,6 +17,11 @@ pub(super) struct Record {
     metrics: Arc<Metrics>,
     request_id: String,
     answered: bool,
+    pub(super) trace_id: Option<String>,
+    /// Where the request is noted besides; `None`: nowhere.
+    pub(super) audit: Option<Arc<Tap>>,
+    pub(super) model: Option<String>,
+    pub(super) inputs: Option<Inputs>,
     pub(super) verdict: Verdict,
     pub(super) rows: usize,
     pub(super) judgements: Vec<Judgement>,
@@ -23,6 +29,12 @@ pub(super) struct Record {
     pub(super) upstream: Option<Duration>,
     pub(super) upstream_error: Option<UpstreamError>,
     pub(super) detail: Option<String>,
+}
+
+/// The model that an inference path names, `/v2/models/NAME/...`, as the client spelt it.
+pub(super) fn model_in(path: &str) -> Option<String> {
+    let name = path.split('/').skip_while(|part| *part != "models").nth(1)?;
+    Some(name.chars().take(128).collect())
 }
 
 // === impl Record ===
@@ -34,6 +46,10 @@ impl Record {
             metrics,
             request_id,
             answered: false,
+            trace_id: None,
+            audit: None,
+            model: None,
+            inputs: None,
             verdict: Verdict::Refused,
             rows: 0,
             judgements: Vec::new(),
@@ -61,8 +77,9 @@ impl Drop for Record {
             self.verdict = Verdict::Refused;
             self.detail = Some("the client went away before it was answered".to_owned());
         }
-        self.metrics.record(&Outcome {
+        let outcome = Outcome {
             request_id: &self.request_id,
+            trace_id: self.trace_id.as_deref(),
             protocol: Protocol::OipHttp,
             verdict: self.verdict,
             rows: self.rows,
@@ -71,6 +88,10 @@ impl Drop for Record {
             upstream: self.upstream,
             upstream_error: self.upstream_error,
             detail: self.detail.as_deref(),
-        });
+        };
+        self.metrics.record(&outcome);
+        if let Some(audit) = &self.audit {
+            audit.record(&outcome, self.model.as_deref(), self.inputs.as_ref());
+        }
     }
 }

@@ -9,8 +9,9 @@ use hyper::HeaderMap;
 use super::batch::{Queue, Reply};
 use super::respond::Failure;
 use crate::config::{Action, Limits, Mode, Policy};
-use crate::detect::Judgement;
+use crate::detect::{Judge, Judgement};
 use crate::protocol::{Bounds, DecodeError, oip_http};
+use crate::telemetry::audit::Inputs;
 use crate::telemetry::{Reason, Verdict};
 
 /// The part of the path that knows the policy.
@@ -27,6 +28,8 @@ pub(super) struct Pending {
     /// What goes to the upstream.
     pub(super) encoded: Bytes,
     pub(super) rows: usize,
+    /// What is judged.
+    pub(super) inputs: Inputs,
     reply: Reply,
     since: Instant,
 }
@@ -51,7 +54,7 @@ struct Decoded {
     /// The request in the firewall's own spelling.
     encoded: Bytes,
     rows: usize,
-    values: Vec<f32>,
+    inputs: Inputs,
 }
 
 /// A larger body is parsed on a thread that may block. Parsing and encoding ran at some 200 MB/s when
@@ -71,6 +74,11 @@ impl Screen {
         self.queue.set(Arc::new(queue)).is_ok()
     }
 
+    /// The detector, where there is one.
+    pub(super) fn judge(&self) -> Option<Arc<dyn Judge>> {
+        self.queue.get().map(|queue| queue.judge())
+    }
+
     /// Whether verdicts leave answers alone.
     pub(super) fn monitors(&self) -> bool {
         self.policy.mode == Mode::Monitor
@@ -85,11 +93,11 @@ impl Screen {
         let Some(queue) = self.queue.get() else {
             return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
         };
-        let Decoded { encoded, values, rows } = self.decode(queue, headers, body).await?;
+        let Decoded { encoded, inputs, rows } = self.decode(queue, headers, body).await?;
         let reply = queue
-            .submit(values, rows)
+            .submit(Arc::clone(&inputs.values), rows)
             .map_err(|_| Unverified { rows, ..Unverified::overload() })?;
-        Ok(Pending { encoded, rows, reply, since: Instant::now() })
+        Ok(Pending { encoded, rows, inputs, reply, since: Instant::now() })
     }
 
     /// Waits for the verdict, up to the deadline.
@@ -170,7 +178,10 @@ fn decode(
     Ok(Decoded {
         encoded: Bytes::from(request.encode()),
         rows: request.rows(),
-        values: bounds.domain.rows_of_sent(request.into_values()),
+        inputs: Inputs {
+            values: Arc::new(bounds.domain.rows_of_sent(request.into_values())),
+            shape: bounds.domain.shape,
+        },
     })
 }
 

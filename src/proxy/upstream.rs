@@ -11,19 +11,21 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::header::{CONNECTION, HeaderMap, HeaderName};
 use hyper::{Method, Request, Response, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::Error;
 use crate::config;
 use crate::telemetry::UpstreamError;
+use crate::tls;
 
 /// The model server.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    client: Client<HttpConnector, Full<Bytes>>,
-    base: String,
-    timeout: Duration,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    settings: config::Upstream,
 }
 
 /// One request to the model server.
@@ -75,26 +77,45 @@ const REPLACED: [&str; 8] = [
 // === impl Upstream ===
 
 impl Upstream {
-    /// `None` if the base URL is not one.
-    pub(super) fn new(settings: &config::Upstream) -> Option<Self> {
-        settings.url.parse::<Uri>().ok()?;
+    /// Reads the certificates, if there are any.
+    pub(super) fn new(settings: &config::Upstream) -> Result<Self, Error> {
+        if settings.url.parse::<Uri>().is_err() {
+            return Err(Error::Url { received: settings.url.clone() });
+        }
+        let tls = tls::client(settings.tls.as_ref())?;
         let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
         // Without it, a request in two segments waits 40 ms for a delayed acknowledgement.
         connector.set_nodelay(true);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
             .build(connector);
-        Some(Self { client, base: settings.url.clone(), timeout: settings.timeout })
+        Ok(Self { client, settings: settings.clone() })
+    }
+
+    /// The same with certificates read anew, from the files of `settings`.
+    pub(super) fn successor(&self, settings: &config::Upstream) -> Result<Option<Self>, Error> {
+        // Another URL takes effect after a restart only, and without TLS there is nothing to read.
+        if self.settings.tls.is_none() || settings.tls.is_none() {
+            return Ok(None);
+        }
+        let settings = config::Upstream { tls: settings.tls.clone(), ..self.settings.clone() };
+        Self::new(&settings).map(Some)
     }
 
     /// Sends one request and collects the reply.
     pub(super) async fn send(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
-        match tokio::time::timeout(self.timeout, self.exchange(call)).await {
+        match tokio::time::timeout(self.settings.timeout, self.exchange(call)).await {
             Ok(reply) => reply,
             Err(_) => Err(Failed {
                 error: UpstreamError::Timeout,
-                cause: format!("no answer within {:?}", self.timeout),
+                cause: format!("no answer within {:?}", self.settings.timeout),
             }),
         }
     }
@@ -107,7 +128,8 @@ impl Upstream {
         for name in REPLACED {
             request.headers_mut().remove(name);
         }
-        *request.uri_mut() = format!("{}{}", self.base, call.path).parse().map_err(broken)?;
+        *request.uri_mut() =
+            format!("{}{}", self.settings.url, call.path).parse().map_err(broken)?;
         let reply = self.client.request(request).await.map_err(|error| {
             if error.is_connect() {
                 Failed { error: UpstreamError::Unreachable, cause: chain(&error) }

@@ -1,17 +1,18 @@
-//! The operators' listener: `/metrics`, `/livez`, `/readyz`.
+//! The operators' listener: `/metrics`, `/livez`, `/readyz`, `/status`, `/status.json`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use tower::limit::ConcurrencyLimitLayer;
 
-use crate::telemetry::metrics::Metrics;
+use super::Handle;
+use super::status::{History, Status};
 
 /// Whether traffic should be sent here. It only moves forward.
 #[derive(Debug)]
@@ -31,32 +32,42 @@ pub(super) enum Phase {
 
 #[derive(Clone)]
 struct Shared {
-    metrics: Arc<Metrics>,
-    readiness: Arc<Readiness>,
+    handle: Handle,
+    history: Arc<History>,
 }
 
 /// A page of metrics is gathered whole; more than a few at once serve nobody.
 const REQUESTS_AT_ONCE: usize = 8;
 
 /// The routes.
-pub(super) fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Router {
+pub(super) fn router(handle: Handle) -> Router {
+    let history = Arc::new(History::default());
+    tokio::spawn(History::run(Arc::downgrade(&history), Arc::clone(handle.metrics())));
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics_page))
         .route("/readyz", get(ready))
+        .route("/status", get(async |State(shared): State<Shared>| Html(shared.status().page())))
+        .route("/status.json", get(async |State(shared): State<Shared>| Json(shared.status())))
         .layer(ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE))
-        .with_state(Shared { metrics, readiness })
+        .with_state(Shared { handle, history })
+}
+
+impl Shared {
+    fn status(&self) -> Status {
+        Status::gather(&self.handle, &self.history)
+    }
 }
 
 async fn metrics_page(State(shared): State<Shared>) -> Response {
-    match shared.metrics.page() {
+    match shared.handle.metrics().page() {
         Ok(page) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
 async fn ready(State(shared): State<Shared>) -> Response {
-    match shared.readiness.phase() {
+    match shared.handle.readiness.phase() {
         Phase::Ready => "ok\n".into_response(),
         Phase::Calibrating => not_ready("calibrating: there is no detector yet\n"),
         Phase::Draining => not_ready("draining: the process is shutting down\n"),
@@ -65,6 +76,18 @@ async fn ready(State(shared): State<Shared>) -> Response {
 
 fn not_ready(reason: &'static str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
+}
+
+// === impl Phase ===
+
+impl Phase {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Calibrating => "calibrating",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 // === impl Readiness ===
@@ -80,7 +103,7 @@ impl Readiness {
         self.0.fetch_max(phase as u8, Ordering::AcqRel);
     }
 
-    fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> Phase {
         match self.0.load(Ordering::Acquire) {
             value if value == Phase::Calibrating as u8 => Phase::Calibrating,
             value if value == Phase::Ready as u8 => Phase::Ready,

@@ -15,10 +15,12 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::Error;
+use super::security::Security;
 
 /// A listener that serves.
 #[derive(Debug)]
@@ -27,10 +29,19 @@ pub(super) struct Listener {
     /// From now on each connection closes after its answer.
     closing: Arc<AtomicBool>,
     stop: oneshot::Sender<()>,
-    accepting: JoinHandle<GracefulShutdown>,
+    accepting: JoinHandle<Open>,
 }
 
-/// How long a client may take to send a request's head; also how long a connection may be idle.
+/// What is open when no more connections are accepted.
+#[derive(Debug)]
+struct Open {
+    connections: GracefulShutdown,
+    /// Dropped to break handshakes off.
+    handshakes: watch::Sender<()>,
+}
+
+/// How long a client may take to shake hands, and to send a request's head; also how long a connection
+/// may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most bytes in a request's head. Clients of model servers send a few hundred.
@@ -45,6 +56,7 @@ impl Listener {
     /// Accepts at most `connections` at a time; more wait in the system's backlog.
     pub(super) fn serve<S, B>(
         socket: TcpListener,
+        security: Arc<Security>,
         service: S,
         connections: usize,
     ) -> Result<Self, Error>
@@ -60,7 +72,7 @@ impl Listener {
         let address = socket.local_addr().map_err(Error::Address)?;
         let (stop, stopped) = oneshot::channel();
         let closing = Arc::new(AtomicBool::new(false));
-        let accept = accept(socket, service, connections, Arc::clone(&closing), stopped);
+        let accept = accept(socket, security, service, connections, Arc::clone(&closing), stopped);
         let accepting = tokio::spawn(accept);
         Ok(Self { address, closing, stop, accepting })
     }
@@ -83,21 +95,23 @@ impl Listener {
         tokio::time::sleep(linger).await;
         // Fails when accepting has ended by itself, which it only does by panicking.
         let _ = self.stop.send(());
-        let Ok(connections) = self.accepting.await else {
+        let Ok(Open { connections, handshakes }) = self.accepting.await else {
             return false;
         };
         tokio::time::sleep(linger).await;
+        drop(handshakes);
         tokio::time::timeout(timeout, connections.shutdown()).await.is_ok()
     }
 }
 
 async fn accept<S, B>(
     socket: TcpListener,
+    security: Arc<Security>,
     service: S,
-    connections: usize,
+    limit: usize,
     closing: Arc<AtomicBool>,
     mut stopped: oneshot::Receiver<()>,
-) -> GracefulShutdown
+) -> Open
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
         + Clone
@@ -119,8 +133,9 @@ where
             Ok::<_, Infallible>(answer)
         }
     });
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+    let connections = GracefulShutdown::new();
+    let (handshakes, ending) = watch::channel(());
+    let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
     let mut protocol = http1::Builder::new();
     protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_header_size(HEAD_BYTES);
     loop {
@@ -130,7 +145,7 @@ where
         };
         let (place, accepted) = tokio::select! {
             next = next => next,
-            _ = &mut stopped => return graceful,
+            _ = &mut stopped => return Open { connections, handshakes },
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -144,11 +159,23 @@ where
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let connection = protocol.serve_connection(TokioIo::new(stream), service.clone());
-        let connection = graceful.watch(connection);
+        let (security, service) = (Arc::clone(&security), service.clone());
+        let (protocol, watcher) = (protocol.clone(), connections.watcher());
+        let mut ending = ending.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            let begun = tokio::select! {
+                begun = timeout(HEAD_TIMEOUT, security.begin(stream)) => begun,
+                _ = ending.changed() => return,
+            };
+            match begun {
+                Ok(Ok(stream)) => {
+                    let connection = protocol.serve_connection(TokioIo::new(stream), service);
+                    if let Err(error) = watcher.watch(connection).await {
+                        tracing::debug!(%error, "a connection ended early");
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!("a TLS handshake took too long"),
             }
             drop(place);
         });

@@ -5,7 +5,7 @@
 //! # async fn example(config: Config) -> Result<(), doorward::server::Error> {
 //! let server = Server::bind(&config).await?;
 //! println!("clients: {}, operators: {}", server.proxy_addr(), server.admin_addr());
-//! let handle = server.handle(); // `handle.ready(judge, &manifest)` once there is a detector
+//! let handle = server.handle(); // `handle.detect(model, artifact)` once there is an artifact
 //! server.run_until_signal().await
 //! # }
 //! ```
@@ -20,16 +20,26 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::artifact::Manifest;
-use crate::config::Config;
+use crate::calibrate;
+use crate::config::{self, Config};
 use crate::detect::Judge;
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, Live};
+use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::{self, metrics::Metrics};
+use crate::tls;
 
 mod admin;
 mod listener;
+mod reload;
+mod security;
+mod status;
+mod watch;
 
 use admin::{Phase, Readiness};
 use listener::Listener;
+use reload::InEffect;
+use security::Security;
+pub use watch::Reloader;
 
 /// A running firewall. Dropping it without [`Server::shutdown`] leaves its tasks to the runtime.
 #[derive(Debug)]
@@ -37,13 +47,15 @@ pub struct Server {
     handle: Handle,
     proxy: Listener,
     admin: Listener,
-    drain_timeout: Duration,
 }
 
 /// What can be told to a running firewall, from anywhere.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    proxy: Arc<Proxy>,
+    proxy: Arc<Live>,
+    in_effect: Arc<InEffect>,
+    audit: Arc<Audit>,
+    security: Arc<Security>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
 }
@@ -52,6 +64,9 @@ pub struct Handle {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The audit log cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] audit::Error),
     /// A listener does not know its address.
     #[error("cannot tell a listener's address")]
     Address(#[source] std::io::Error),
@@ -63,6 +78,12 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// No detector can be made of the artifact for this policy.
+    #[error(transparent)]
+    Calibrate(#[from] calibrate::Error),
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Config(#[from] config::Error),
     /// Requests in flight did not end in time.
     #[error("requests in flight did not end within {timeout:?}")]
     Drain {
@@ -78,10 +99,16 @@ pub enum Error {
     /// Metrics cannot be set up.
     #[error(transparent)]
     Telemetry(#[from] telemetry::Error),
+    /// `tls` cannot be used.
+    #[error("tls cannot be used")]
+    Tls(#[from] tls::Error),
 }
 
 /// Idle connections are cheap, so there may be more of them than requests in flight.
 const CONNECTIONS_PER_PLACE: usize = 4;
+
+/// What the listeners speak.
+const PROTOCOLS: [&str; 1] = ["http/1.1"];
 
 /// Enough for every scraper and probe, few enough not to matter.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -93,8 +120,11 @@ impl Server {
     /// [`Handle::ready`].
     pub async fn bind(config: &Config) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
-        let proxy = Arc::new(Proxy::new(config, Arc::clone(&metrics))?);
+        let audit = Arc::new(Audit::start(&config.audit, metrics.audit_dropped().clone())?);
+        let proxy = Arc::new(Live::new(config, Arc::clone(&metrics), Arc::clone(&audit))?);
         let readiness = Arc::new(Readiness::new());
+        let security = Arc::new(Security::new(config.tls.as_ref(), &PROTOCOLS)?);
+        let plain = Arc::new(Security::new(None, &PROTOCOLS)?);
         let proxy_socket = bind(config.listen.http).await?;
         let admin_socket = bind(config.admin.listen).await?;
 
@@ -105,16 +135,18 @@ impl Server {
             let proxy = Arc::clone(&path);
             async move { Ok::<_, std::convert::Infallible>(proxy.handle(request).await) }
         });
-        let router = admin::router(Arc::clone(&metrics), Arc::clone(&readiness));
+        let in_effect = Arc::new(InEffect::new(config));
+        let listening = Arc::clone(&security);
+        let handle = Handle { proxy, in_effect, audit, security, metrics, readiness };
         Ok(Self {
-            proxy: Listener::serve(proxy_socket, service, connections)?,
+            proxy: Listener::serve(proxy_socket, listening, service, connections)?,
             admin: Listener::serve(
                 admin_socket,
-                TowerToHyperService::new(router),
+                plain,
+                TowerToHyperService::new(admin::router(handle.clone())),
                 ADMIN_CONNECTIONS,
             )?,
-            handle: Handle { proxy, metrics, readiness },
-            drain_timeout: config.limits.drain_timeout,
+            handle,
         })
     }
 
@@ -157,11 +189,13 @@ impl Server {
     /// Reports that it drains, has clients close their connections, lets requests in flight finish.
     pub async fn shutdown(self) -> Result<(), Error> {
         self.handle.readiness.set(Phase::Draining);
-        let linger = LINGER.min(self.drain_timeout / 4);
-        let drained = self.proxy.stop(linger, self.drain_timeout - 2 * linger).await;
+        let timeout = self.handle.in_effect.drain_timeout();
+        let linger = LINGER.min(timeout / 4);
+        let drained = self.proxy.stop(linger, timeout - 2 * linger).await;
+        self.handle.audit.flush().await;
         // Last, so that probes and a last scrape see the drain.
         self.admin.stop(Duration::ZERO, ADMIN_DRAIN).await;
-        if drained { Ok(()) } else { Err(Error::Drain { timeout: self.drain_timeout }) }
+        if drained { Ok(()) } else { Err(Error::Drain { timeout }) }
     }
 }
 
@@ -175,11 +209,12 @@ const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 // === impl Handle ===
 
 impl Handle {
-    /// There is a detector: publishes what it was calibrated to, judges requests from now on, and
+    /// There is a detector, whatever the policy: publishes what it was calibrated to, judges requests from now on, and
     /// reports readiness.
     pub fn ready(&self, judge: Arc<dyn Judge>, manifest: &Manifest) -> Result<(), Error> {
         self.proxy.open(judge)?;
         self.metrics.publish(manifest);
+        self.in_effect.describe(manifest);
         self.readiness.set(Phase::Ready);
         Ok(())
     }

@@ -3,13 +3,16 @@
 //! Families are fields of one struct that is built from a registry passed in; each closed label set
 //! appears with zeros from the start, so that a rate over a counter misses no first event.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, TextEncoder,
 };
 
+use super::drift::Drift;
 use super::{Error, Outcome, Protocol, Reason, Signal, UpstreamError, Verdict};
 use crate::artifact::Manifest;
 use crate::detect::Judgement;
@@ -36,13 +39,15 @@ pub struct Metrics {
     uap_norm: GaugeVec,
     false_rejection_rate_bound: Gauge,
     artifact_info: GaugeVec,
+    config_reloads: IntCounterVec,
+    audit_dropped: IntCounter,
+    score_drift: GaugeVec,
+    drift: Mutex<Drift>,
 }
 
-/// Rows are counted by label up to this one; `other` takes the rest, so that a model with a
-/// thousand labels does not make a thousand series out of what clients send.
-const COUNTED_LABELS: usize = 64;
-
 const OTHER: &str = "other";
+
+const RELOADS: [&str; 2] = ["failure", "success"];
 
 /// From 0.5 ms, below which no model answers, doubling up to 8 s, near the default deadlines.
 const SECONDS: [f64; 15] = [
@@ -60,6 +65,10 @@ const ROWS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 // === impl Metrics ===
 
 impl Metrics {
+    /// Rows are counted by label up to this one; `other` takes the rest, so that a model with a
+    /// thousand labels does not make a thousand series out of what clients send.
+    pub const COUNTED_LABELS: usize = 64;
+
     /// Registers every family with `registry`.
     pub fn new(registry: Registry) -> Result<Self, Error> {
         let families = Families { registry: &registry };
@@ -142,6 +151,22 @@ impl Metrics {
                 "1, labelled with the artifact in use.",
                 &["format", "version", "model_digest", "data_digest", "settings_digest"],
             )?,
+            config_reloads: families.counters(
+                "config_reloads_total",
+                "Times the settings were read again while serving, by whether they took effect.",
+                &["result"],
+            )?,
+            audit_dropped: families.counter(
+                "audit_dropped_total",
+                "Audit lines that were lost: the queue was full, or they could not be written.",
+            )?,
+            score_drift: families.gauges(
+                "score_drift",
+                "Kolmogorov-Smirnov distance, 0 to 1, between the scores of the last 1,000 judged \
+                 rows and those of the held-out images; absent before 100 rows.",
+                &["signal"],
+            )?,
+            drift: Mutex::default(),
             registry: registry.clone(),
         };
         let build_info =
@@ -190,7 +215,7 @@ impl Metrics {
         {
             family.reset();
         }
-        for label in 0..manifest.labels.min(COUNTED_LABELS) {
+        for label in 0..manifest.labels.min(Self::COUNTED_LABELS) {
             self.rejected_rows.with_label_values(&[label.to_string()]);
         }
         if let Some(inspection) = &manifest.inspection {
@@ -219,6 +244,42 @@ impl Metrics {
             .set(1.0);
     }
 
+    /// Live scores are compared with these excesses of held-out images from now on.
+    pub fn compare_with(&self, held_out: Vec<f32>) {
+        self.drift().compare_with(held_out);
+    }
+
+    /// Counts audit lines that are lost.
+    pub fn audit_dropped(&self) -> &IntCounter {
+        &self.audit_dropped
+    }
+
+    /// Counts that the settings were read again; if not `applied`, the old ones stay in effect.
+    pub fn reloaded(&self, applied: bool) {
+        self.config_reloads.with_label_values(&[RELOADS[usize::from(applied)]]).inc();
+    }
+
+    /// Requests so far by verdict, of all protocols.
+    pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
+        let sum = |verdict| {
+            let counts = Protocol::ALL.map(|protocol| {
+                self.requests.with_label_values(&[protocol.label(), verdict]).get()
+            });
+            (verdict, counts.iter().sum())
+        };
+        Verdict::LABELS.into_iter().map(sum).collect()
+    }
+
+    /// Rows so far that the rule turned away, predicted as `label`, one of the counted ones.
+    pub fn rejected_rows(&self, label: usize) -> u64 {
+        self.rejected_rows.with_label_values(&[label.to_string()]).get()
+    }
+
+    /// How far the live scores are from the held-out ones; `None` if it is not known.
+    pub fn score_drift(&self) -> Option<f64> {
+        self.drift().distance()
+    }
+
     /// Counts the rows of one detection batch.
     pub fn record_batch(&self, rows: usize) {
         self.batch_rows.observe(rows as f64);
@@ -236,7 +297,18 @@ impl Metrics {
 
     /// The page that Prometheus scrapes.
     pub fn page(&self) -> Result<String, Error> {
+        let signal = [Signal::Joined.label()];
+        match self.score_drift() {
+            Some(distance) => self.score_drift.with_label_values(&signal).set(distance),
+            // Unknown is not zero.
+            None => self.score_drift.reset(),
+        }
         Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
+    }
+
+    fn drift(&self) -> MutexGuard<'_, Drift> {
+        // Its numbers may be off after a panic, which no request should fail for.
+        self.drift.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn start_at_zero(&self) {
@@ -259,6 +331,9 @@ impl Metrics {
             self.uap_norm.with_label_values(&[norm]);
         }
         self.rejected_rows.with_label_values(&[OTHER]);
+        for result in RELOADS {
+            self.config_reloads.with_label_values(&[result]);
+        }
     }
 
     fn count_row(&self, judgement: &Judgement, verdict: Verdict) {
@@ -267,10 +342,13 @@ impl Metrics {
         self.rows.with_label_values(&[row_verdict.label()]).inc();
         if judgement.rejected {
             let number = judgement.label.to_string();
-            let label = if judgement.label < COUNTED_LABELS { &number } else { OTHER };
+            let label = if judgement.label < Self::COUNTED_LABELS { &number } else { OTHER };
             self.rejected_rows.with_label_values(&[label]).inc();
         }
         let scores = &judgement.scores;
+        if let Some(joined) = scores.joined {
+            self.drift().observe(joined);
+        }
         for (signal, score) in [
             (Signal::ClassConditional, scores.class_conditional),
             (Signal::Joined, scores.joined),
@@ -290,6 +368,7 @@ fn log(outcome: &Outcome<'_>) {
         ($level:ident) => {
             tracing::$level!(
                 request_id = outcome.request_id,
+                trace_id = outcome.trace_id,
                 protocol = outcome.protocol.label(),
                 verdict = outcome.verdict.label(),
                 reason = outcome.verdict.reason().map(Reason::label),
@@ -322,6 +401,10 @@ struct Families<'a> {
 // === impl Families ===
 
 impl Families<'_> {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
+        self.register(IntCounter::with_opts(options(name, help))?)
+    }
+
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
         self.register(IntCounterVec::new(options(name, help), labels)?)
     }

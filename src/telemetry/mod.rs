@@ -12,6 +12,8 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{self, LogFormat};
 use crate::detect::Judgement;
 
+pub mod audit;
+mod drift;
 pub mod metrics;
 
 /// How one request ended.
@@ -19,6 +21,8 @@ pub mod metrics;
 pub struct Outcome<'a> {
     /// The id that the client and the upstream see.
     pub request_id: &'a str,
+    /// The trace that the client's `traceparent` names.
+    pub trace_id: Option<&'a str>,
     /// The wire format.
     pub protocol: Protocol,
     /// What became of the request.

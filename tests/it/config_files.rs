@@ -143,6 +143,10 @@ fn values_out_of_range_say_what_was_received_and_expected() {
         ("preprocess.mean = []", "preprocess.mean", "[]"),
         ("model.name = ''", "model.name", "\"\""),
         ("calibration.artifact = ''", "calibration.artifact", "\"\""),
+        ("audit.path = ''", "audit.path", "\"\""),
+        ("audit.rotate_bytes = 0", "audit.rotate_bytes", "0"),
+        ("audit.quarantine.files = 0", "audit.quarantine.files", "0"),
+        ("tls.certificate = ''\ntls.key = 'a'", "tls.certificate", "\"\""),
     ] {
         let error = error(settings);
         assert!(error.starts_with(&format!("{key} = {received}: expected ")), "{error}");
@@ -160,17 +164,45 @@ fn wrong_types_and_words_are_refused_with_the_alternatives() {
 }
 
 #[test]
-fn upstream_takes_plain_http_only() {
-    for url in
-        ["https://a", "http://", "http://a/path", "http://u@a", "http://a:0", "a:1", "http://a b"]
-    {
+fn upstream_urls_are_checked_and_tls_goes_with_https() {
+    for url in [
+        "https://a",
+        "ftp://a",
+        "http://",
+        "http://a/path",
+        "http://u@a",
+        "http://a:0",
+        "a:1",
+        "http://a b",
+    ] {
         let error = with("DOORWARD_UPSTREAM__URL", url).expect_err("an error");
         assert!(error.to_string().contains("upstream.url"), "{url}: {error}");
     }
     for url in ["http://a", "http://a:80", "http://[::1]:80", "http://[::1]", "http://a-b.c_d:1"] {
         let config = with("DOORWARD_UPSTREAM__URL", url).expect("settings");
         assert_eq!(config.upstream.url, url);
+        assert_eq!((config.upstream.tls, config.tls), (None, None));
     }
+    let ca = "upstream.tls.ca = 'ca.crt'";
+    assert!(error(ca).starts_with("upstream.url = "), "{}", error(ca));
+    let https = REQUIRED.replace("http://", "https://");
+    let config = Config::parse("user.toml", &format!("{https}{ca}"), NOTHING).expect("settings");
+    assert!(config.upstream.url.starts_with("https://") && config.upstream.tls.is_some());
+}
+
+#[test]
+fn half_a_tls_identity_is_refused() {
+    for (settings, missing) in [
+        ("tls.certificate = 'a'", "tls.key"),
+        ("tls.key = 'a'", "tls.certificate"),
+        ("tls.client_ca = 'a'", "tls.certificate"),
+        ("upstream.tls.key = 'a'", "upstream.tls.certificate"),
+    ] {
+        let error = error(settings);
+        assert!(error.starts_with(&format!("{missing} is not set")), "{error}");
+    }
+    let quarantine = error("audit.quarantine.directory = 'q'");
+    assert!(quarantine.contains("audit.path"), "{quarantine}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A module may use modules of a lower rank, and itself.
-const RANKS: [(&str, u8); 21] = [
+const RANKS: [(&str, u8); 22] = [
     ("digest", 0),
     ("stats", 0),
     ("config", 1),
@@ -19,6 +19,7 @@ const RANKS: [(&str, u8); 21] = [
     ("report", 7),
     ("scan", 7),
     ("telemetry", 8),
+    ("tls", 8),
     ("protocol", 9),
     ("proxy", 10),
     ("server", 11),

@@ -3,6 +3,7 @@
 // Also in what the tests share, which clippy's exemption of test functions leaves out.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
+mod audit;
 mod backend;
 mod calibrate_roundtrip;
 mod config_files;
@@ -18,8 +19,11 @@ mod metrics_contract;
 mod onnxruntime;
 mod perturbations;
 mod proxy_http;
+mod reload;
 mod report;
 mod rules;
 mod scan;
+mod status;
 mod support;
+mod tls;
 mod wrong_inputs;

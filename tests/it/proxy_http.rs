@@ -348,3 +348,16 @@ async fn chunked_bodies_are_read_and_sent_on_with_a_length() {
     assert_eq!(received.headers["content-length"], length.as_str());
     assert!(!received.headers.contains_key("transfer-encoding"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trace_context_passes_on_unchanged_and_is_not_made_up() {
+    let setup = Setup::new("").await;
+    let (parent, state) = ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "a=1, b=%20");
+    let headers = [("traceparent", parent), ("tracestate", state)];
+    setup.client.send(Method::POST, INFER, &headers, request(&[CLEAN])).await;
+    setup.client.infer(request(&[CLEAN])).await;
+    let received = setup.upstream.received();
+    assert_eq!(received[0].headers["traceparent"], parent);
+    assert_eq!(received[0].headers["tracestate"], state);
+    assert!(!received[1].headers.contains_key("traceparent"));
+}

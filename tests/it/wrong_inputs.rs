@@ -304,7 +304,7 @@ fn artifact_of_another_format() {
     let bytes = std::fs::read(workplace.path("artifact")).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let mut metadata: HashMap<String, String> = header.metadata().clone().unwrap();
-    let manifest = metadata["doorward.manifest"].replacen("\"format\":1", "\"format\":2", 1);
+    let manifest = metadata["doorward.manifest"].replacen("\"format\":2", "\"format\":3", 1);
     assert_ne!(manifest, metadata["doorward.manifest"]);
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tensors: BTreeMap<_, _> = file.tensors().into_iter().collect();
@@ -321,12 +321,12 @@ fn artifact_of_another_format() {
     metadata.insert("doorward.manifest".into(), manifest);
     let changed = safetensors::serialize(tensors, Some(metadata.clone())).unwrap();
     workplace.write("artifact", &changed);
-    workplace.evaluate_fails(&["artifact", "has format 2, expected 1"]);
+    workplace.evaluate_fails(&["artifact", "has format 3, expected 2"]);
     // Another format may well be digested in another way.
     metadata.insert("doorward.sha256".into(), "00".into());
     let file = SafeTensors::deserialize(&bytes).unwrap();
     workplace.write("artifact", &safetensors::serialize(file.tensors(), Some(metadata)).unwrap());
-    workplace.evaluate_fails(&["artifact", "has format 2, expected 1"]);
+    workplace.evaluate_fails(&["artifact", "has format 3, expected 2"]);
 }
 
 #[test]

@@ -1,0 +1,139 @@
+//! The settings in effect, and how others take their place while requests go on.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+
+use super::{Error, Handle};
+use crate::artifact::{Artifact, Manifest, Thresholds};
+use crate::calibrate;
+use crate::config::{Config, Policy};
+use crate::detect::{Judge, excess_of};
+use crate::model::Classifier;
+
+/// What a running firewall works with. Locked by who changes it, so that changes come one by one.
+#[derive(Debug)]
+pub(super) struct InEffect {
+    state: Mutex<State>,
+    /// Of the detector that there is; apart, because it is told while the state is locked.
+    manifest: ArcSwapOption<Manifest>,
+}
+
+#[derive(Debug)]
+struct State {
+    config: Config,
+    source: Option<Source>,
+}
+
+/// What detectors are made of.
+struct Source {
+    model: Arc<dyn Classifier>,
+    artifact: Artifact,
+}
+
+// === impl InEffect ===
+
+impl InEffect {
+    pub(super) fn new(config: &Config) -> Self {
+        let state = Mutex::new(State { config: config.clone(), source: None });
+        Self { state, manifest: ArcSwapOption::empty() }
+    }
+
+    /// What the detector in effect was calibrated to.
+    pub(super) fn describe(&self, manifest: &Manifest) {
+        self.manifest.store(Some(Arc::new(manifest.clone())));
+    }
+
+    /// The settings, and what the detector was calibrated to.
+    pub(super) fn snapshot(&self) -> (Config, Option<Arc<Manifest>>) {
+        (self.lock().config.clone(), self.manifest.load_full())
+    }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.lock().config.limits.drain_timeout
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whoever panicked had not changed it yet: it is changed by single assignments.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Handle ===
+
+impl Handle {
+    /// There is an artifact: judges requests by it from now on, as the policy in effect says, and
+    /// reports readiness. Learns nothing, but computes thresholds; not for an async worker.
+    pub fn detect(&self, model: Arc<dyn Classifier>, artifact: Artifact) -> Result<(), Error> {
+        let mut state = self.in_effect.lock();
+        let source = Source { model, artifact };
+        let policy = &state.config.policy;
+        let (judge, thresholds) = source.detector(policy)?;
+        tracing::info!(
+            rule = policy.rule.name(),
+            false_rejection_rate_bound = thresholds.false_rejection_rate_bound,
+            "ready"
+        );
+        self.metrics.compare_with(source.excesses(&thresholds));
+        self.ready(judge, &source.manifest(thresholds))?;
+        state.source = Some(source);
+        Ok(())
+    }
+
+    /// Puts the policy, limits and audit log of `config` into effect for requests that begin from now
+    /// on, and its TLS for new connections; the other keys need a new process. The files of the audit
+    /// log and of TLS are opened again in any case. After an error nothing has changed. Not for an
+    /// async worker.
+    pub fn reload(&self, config: &Config) -> Result<(), Error> {
+        let mut state = self.in_effect.lock();
+        let detector = match &state.source {
+            Some(source) => Some(source.detector(&config.policy)?),
+            None => None,
+        };
+        let (judge, thresholds) = detector.unzip();
+        let sink = self.audit.open(&config.audit)?;
+        let security = self.security.read(config.tls.as_ref())?;
+        self.proxy.replace(config, judge)?;
+        // Nothing fails from here on.
+        self.security.replace(security);
+        self.audit.replace(sink);
+        if let (Some(source), Some(thresholds)) = (&state.source, thresholds) {
+            self.metrics.compare_with(source.excesses(&thresholds));
+            let manifest = source.manifest(thresholds);
+            self.metrics.publish(&manifest);
+            self.in_effect.describe(&manifest);
+        }
+        state.config.policy = config.policy.clone();
+        state.config.limits = config.limits.clone();
+        Ok(())
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Fitted to the policy's budget from the held-out scores in the artifact.
+    fn detector(&self, policy: &Policy) -> Result<(Arc<dyn Judge>, Thresholds), Error> {
+        let model = Arc::clone(&self.model);
+        let (detector, thresholds) =
+            calibrate::detector(model, &self.artifact, policy, policy.rule)?;
+        Ok((Arc::new(detector), thresholds))
+    }
+
+    /// What the held-out images' scores are to a detector with these thresholds.
+    fn excesses(&self, thresholds: &Thresholds) -> Vec<f32> {
+        let held_out = self.artifact.holdout.iter();
+        held_out.map(|&(label, joined)| excess_of(label, joined, thresholds)).collect()
+    }
+
+    fn manifest(&self, thresholds: Thresholds) -> Manifest {
+        Manifest { thresholds, ..self.artifact.manifest.clone() }
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("manifest", &self.artifact.manifest).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,205 @@
+//! Notices that the settings may have changed: SIGHUP, or another content of their file.
+//!
+//! Folders are watched, not files: an editor renames a new file over the old one, and Kubernetes
+//! swaps a symbolic link beside it. Either would leave a watch of the file on what nobody reads any
+//! more. Whatever happens in the folder, only another content counts as a change.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+use super::{Error, Handle};
+use crate::config::{self, Config, Settings};
+use crate::digest::sha256;
+
+/// Puts settings into effect when they change.
+pub struct Reloader {
+    file: PathBuf,
+    read: Arc<Read>,
+    /// What the process started with: what of it needs a restart is named as long as it differs.
+    started: Settings,
+    hangup: Signal,
+    /// The settings and the certificates that they name.
+    files: Vec<PathBuf>,
+    /// What the files held before `started` was read from them.
+    seen: Vec<Option<String>>,
+}
+
+/// Tells of changes in the folders of files.
+struct Folders {
+    touched: Arc<Notify>,
+    /// `None` where the system offers no watching; SIGHUP is left.
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+}
+
+type Read = dyn Fn() -> config::Result<Settings> + Send + Sync;
+
+/// Writers take more than one step.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// What takes effect without a restart.
+const RELOADED: [&str; 5] = ["audit.", "limits.", "policy.", "tls.", "upstream.tls."];
+
+// === impl Reloader ===
+
+impl Reloader {
+    /// Reads the settings by `read`, as every reload does. From now on SIGHUP does not end the process.
+    pub fn new(
+        file: &Path,
+        read: impl Fn() -> config::Result<Settings> + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let hangup = signal(SignalKind::hangup()).map_err(Error::Signal)?;
+        let mut seen = contents(&[file.to_owned()]);
+        let started = read()?;
+        let files = files(file, &started.config()?);
+        seen.extend(contents(&files[1..]));
+        Ok(Self { file: file.to_owned(), read: Arc::new(read), started, hangup, files, seen })
+    }
+
+    /// What the process starts with.
+    pub fn settings(&self) -> &Settings {
+        &self.started
+    }
+
+    /// Never returns; what it says is in the log and in `doorward_config_reloads_total`.
+    pub async fn run(mut self, handle: Handle) {
+        let mut folders = Folders::new();
+        folders.watch(&self.files);
+        // The files may have changed since they were read.
+        folders.touched.notify_one();
+        loop {
+            tokio::select! {
+                received = self.hangup.recv() => {
+                    if received.is_none() {
+                        return;
+                    }
+                    tracing::info!("SIGHUP: reading the settings");
+                }
+                () = folders.touched.notified() => {
+                    tokio::time::sleep(SETTLE).await;
+                    if contents(&self.files) == self.seen {
+                        continue;
+                    }
+                    tracing::info!("changed files: reading the settings");
+                }
+            }
+            // Before they are read: what changes after that is another change.
+            self.seen = contents(&self.files);
+            let (read, apply) = (Arc::clone(&self.read), handle.clone());
+            let applied = tokio::task::spawn_blocking(move || reload(&*read, &apply)).await;
+            let applied = applied.unwrap_or_else(|panicked| Err(panicked.into()));
+            handle.metrics().reloaded(applied.is_ok());
+            match applied {
+                Ok((settings, config)) => {
+                    self.follow(&config, &mut folders);
+                    tracing::info!("the settings are in effect");
+                    self.name_ignored(&settings);
+                }
+                Err(error) => {
+                    let error = &*error as &dyn std::error::Error;
+                    tracing::error!(error, "the settings stay as they were");
+                }
+            }
+        }
+    }
+
+    /// Other settings may name other files.
+    fn follow(&mut self, config: &Config, folders: &mut Folders) {
+        let files = files(&self.file, config);
+        if files != self.files {
+            folders.watch(&files);
+            self.files = files;
+            // They may have changed before they were watched, so they are read once more.
+            self.seen.clear();
+            folders.touched.notify_one();
+        }
+    }
+
+    fn name_ignored(&self, settings: &Settings) {
+        let mut changed = self.started.differences(settings);
+        changed.retain(|key| !RELOADED.iter().any(|section| key.starts_with(section)));
+        if !changed.is_empty() {
+            let keys = changed.join(", ");
+            tracing::warn!(keys, "these settings take effect after a restart only");
+        }
+    }
+}
+
+// === impl Folders ===
+
+impl Folders {
+    fn new() -> Self {
+        let touched = Arc::new(Notify::new());
+        let notify = Arc::clone(&touched);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| writes(event.kind)) {
+                notify.notify_one();
+            }
+        });
+        let watcher = watcher.inspect_err(unnoticed).ok();
+        Self { touched, watcher, watched: BTreeSet::new() }
+    }
+
+    fn watch(&mut self, files: &[PathBuf]) {
+        let Some(watcher) = &mut self.watcher else { return };
+        for file in files {
+            let folder = match file.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            };
+            if self.watched.contains(folder) {
+                continue;
+            }
+            match watcher.watch(folder, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.watched.insert(folder.to_owned());
+                }
+                Err(error) => unnoticed(&error),
+            }
+        }
+    }
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn reload(read: &Read, handle: &Handle) -> Result<(Settings, Config), Failure> {
+    let settings = read()?;
+    let config = settings.config()?;
+    handle.reload(&config)?;
+    Ok((settings, config))
+}
+
+/// Reading is an event too, and would follow itself for ever.
+fn writes(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
+}
+
+fn unnoticed(error: &notify::Error) {
+    tracing::warn!(%error, "changes of files go unnoticed: send SIGHUP after one");
+}
+
+/// The file of the settings, then the certificates and keys.
+fn files(file: &Path, config: &Config) -> Vec<PathBuf> {
+    let (tls, upstream) = (config.tls.as_ref(), config.upstream.tls.as_ref());
+    let identities = [tls.map(|tls| &tls.identity), upstream.and_then(|tls| tls.identity.as_ref())];
+    let authorities = [tls.and_then(|tls| tls.client_ca.as_ref()), upstream.map(|tls| &tls.ca)];
+    let identities = identities.into_iter().flatten();
+    let named = identities.flat_map(|identity| [&identity.certificate, &identity.key]);
+    let named = named.chain(authorities.into_iter().flatten());
+    std::iter::once(file.to_owned()).chain(named.cloned()).collect()
+}
+
+/// A digest for each file: among them are keys, which are not kept. `None` where it cannot be read.
+fn contents(files: &[PathBuf]) -> Vec<Option<String>> {
+    files.iter().map(|file| Some(sha256(&std::fs::read(file).ok()?))).collect()
+}
