@@ -141,7 +141,13 @@ mod tests {
 
     fn model() -> Brightest {
         let shape = [1, 1, LABELS];
-        Brightest(InputDomain { shape, lower: vec![0.0], upper: vec![1.0], channels_last: false })
+        Brightest(InputDomain {
+            shape,
+            lower: vec![0.0],
+            upper: vec![1.0],
+            channels_last: false,
+            fp32: true,
+        })
     }
 
     /// Rows of labels with the brightness of their own pixel; the others are at 0.2.

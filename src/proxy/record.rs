@@ -16,6 +16,7 @@ pub(super) struct Record {
     metrics: Arc<Metrics>,
     request_id: String,
     answered: bool,
+    pub(super) protocol: Protocol,
     pub(super) verdict: Verdict,
     pub(super) rows: usize,
     pub(super) judgements: Vec<Judgement>,
@@ -34,6 +35,7 @@ impl Record {
             metrics,
             request_id,
             answered: false,
+            protocol: Protocol::OipHttp,
             verdict: Verdict::Refused,
             rows: 0,
             judgements: Vec::new(),
@@ -63,7 +65,7 @@ impl Drop for Record {
         }
         self.metrics.record(&Outcome {
             request_id: &self.request_id,
-            protocol: Protocol::OipHttp,
+            protocol: self.protocol,
             verdict: self.verdict,
             rows: self.rows,
             judgements: &self.judgements,

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod backend;
+mod bypasses;
 mod calibrate_roundtrip;
 mod config_files;
+mod differential;
 mod engine;
 mod external_data;
 mod failure_modes;
