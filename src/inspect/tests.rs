@@ -17,8 +17,13 @@ struct Weighed {
 impl Weighed {
     fn new(weights: [f32; LABELS]) -> Self {
         let shape = [1, 1, LABELS];
-        let domain =
-            InputDomain { shape, lower: vec![0.0], upper: vec![1.0], channels_last: false };
+        let domain = InputDomain {
+            shape,
+            lower: vec![0.0],
+            upper: vec![1.0],
+            channels_last: false,
+            fp32: true,
+        };
         Self { domain, weights: Tensor::new(&[weights], &Device::Cpu).unwrap() }
     }
 }

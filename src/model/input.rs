@@ -58,6 +58,11 @@ impl Input {
         self.name.clone()
     }
 
+    /// Whether it is declared as FLOAT.
+    pub(crate) fn is_fp32(&self) -> bool {
+        self.element == DataType::Float as i32
+    }
+
     /// Whether its values are read as `f32`.
     fn is_float(&self) -> bool {
         FLOATS.iter().any(|&float| self.element == float as i32)

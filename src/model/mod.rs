@@ -113,6 +113,8 @@ pub struct InputDomain {
     pub upper: Vec<f32>,
     /// Whether whoever sends an image has its channels last; rows have them first all the same.
     pub channels_last: bool,
+    /// Whether the model file declares FLOAT, so that bytes without a datatype are FP32.
+    pub fp32: bool,
 }
 
 /// Why a model cannot be loaded or evaluated.
@@ -284,7 +286,8 @@ impl Model {
             |pixel: f32| mean.iter().zip(&std).map(|(mean, std)| (pixel - mean) / std).collect();
         let channels_last = program.channels_last();
         let (lower, upper) = (normalised(0.0), normalised(1.0));
-        let domain = InputDomain { shape, lower, upper, channels_last };
+        let fp32 = program.takes_fp32();
+        let domain = InputDomain { shape, lower, upper, channels_last, fp32 };
         Ok(Self {
             program,
             domain,

@@ -32,6 +32,7 @@ pub struct Program {
     /// Shape of every slot without the batch.
     rows: Vec<Vec<usize>>,
     channels_last: bool,
+    fp32: bool,
     rows_per_part: usize,
     /// What a reverse pass is given in place of what was not kept.
     empty: Tensor,
@@ -136,6 +137,7 @@ impl Program {
         let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
         Ok(Self {
+            fp32: graph.inputs.first().is_some_and(Input::is_fp32),
             input_name: graph.inputs.first().map(Input::name).unwrap_or_default(),
             output_name: graph.output,
             logits_name: None,
@@ -160,6 +162,11 @@ impl Program {
     /// Whether the graph takes images with their channels last; the program has them first.
     pub fn channels_last(&self) -> bool {
         self.channels_last
+    }
+
+    /// Whether the graph declares its first input as FLOAT.
+    pub fn takes_fp32(&self) -> bool {
+        self.fp32
     }
 
     /// Of one row.

@@ -220,6 +220,7 @@ mod tests {
             lower: vec![-1.0, 0.0],
             upper: vec![1.0, 4.0],
             channels_last: false,
+            fp32: true,
         };
         let bounds = Bounds::new(&domain, &Device::Cpu).unwrap();
         let wild = Tensor::new(&[9.0f32, -9.0, 0.1, 9.0], &Device::Cpu).unwrap();

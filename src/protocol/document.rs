@@ -7,6 +7,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::datatype::Datatype;
 use super::json::{Numbers, NumbersSeed, StrictObject};
 
 /// The request as it lies in the text; each key at most once.
@@ -43,11 +44,11 @@ pub(super) struct InputSeed {
 struct OutputsSeed;
 
 /// Reads `null` as absence.
-struct Nullable<S>(S);
+pub(super) struct Nullable<S>(pub(super) S);
 
 /// The keys of one object so far.
 #[derive(Default)]
-struct Seen(u32);
+pub(super) struct Seen(u32);
 
 // === impl DocumentSeed ===
 
@@ -146,7 +147,7 @@ impl<'de> Visitor<'de> for InputSeed {
                 "datatype" => datatype = Some(entries.next_value()?),
                 "parameters" => parameters = entries.next_value_seed(Nullable(StrictObject))?,
                 // The datatype is about to be refused; an error about its data would hide that.
-                _ if datatype.as_deref().is_some_and(|datatype| datatype != "FP32") => {
+                _ if datatype.as_deref().is_some_and(|name| Datatype::parse(name).is_none()) => {
                     entries.next_value::<IgnoredAny>()?;
                 }
                 _ => {
@@ -221,7 +222,7 @@ impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Nullable<S> {
 
 impl Seen {
     /// The known key that `key` is; each at most once.
-    fn check<E: Error>(
+    pub(super) fn check<E: Error>(
         &mut self,
         known: &'static [&'static str],
         key: &str,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// Reads any JSON value and refuses duplicate keys.
@@ -15,9 +16,11 @@ pub(super) struct StrictObject;
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
     /// The numbers, in order.
-    pub(super) values: Vec<f32>,
+    pub(super) values: Vec<f64>,
     /// Lengths of the arrays, outermost first. Arrays of one depth have one length.
     pub(super) lengths: Vec<usize>,
+    /// Whether each number is written as an integer, and one that FP32 holds exactly.
+    pub(super) integers: bool,
 }
 
 /// Reads [`Numbers`], of at most `limit` values.
@@ -28,20 +31,32 @@ pub(super) struct NumbersSeed {
 /// No tensor of the protocol's models is deeper; it also bounds the recursion.
 const MAX_DEPTH: usize = 4;
 
+/// Integers up to this one are FP32 numbers.
+const EXACT: f64 = 16_777_216.0;
+
 /// Reads one array at `depth`, or the numbers in it.
-struct Level<'a> {
-    numbers: &'a mut Partial,
-    depth: usize,
+pub(super) struct Level<'a> {
+    pub(super) numbers: &'a mut Partial,
+    pub(super) depth: usize,
 }
 
+/// Numbers that are still being read.
 #[derive(Debug)]
-struct Partial {
-    values: Vec<f32>,
+pub(super) struct Partial {
+    values: Vec<f64>,
     limit: usize,
     /// Length of the first finished array of each depth.
     lengths: [Option<usize>; MAX_DEPTH],
     /// How many arrays enclose each number.
     leaf_depth: Option<usize>,
+    integers: bool,
+}
+
+/// Numbers as text: integers for the datatypes that have nothing else.
+#[derive(Clone, Copy)]
+pub(super) struct EncodedNumbers<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) integers: bool,
 }
 
 // === impl Strict ===
@@ -138,17 +153,44 @@ impl<'de> DeserializeSeed<'de> for NumbersSeed {
     type Value = Numbers;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Numbers, D::Error> {
-        let mut partial = Partial {
+        let mut partial = Partial::new(self.limit);
+        deserializer.deserialize_seq(Level { numbers: &mut partial, depth: 0 })?;
+        Ok(partial.finish())
+    }
+}
+
+// === impl Partial ===
+
+impl Partial {
+    /// Nothing yet, and at most `limit` values.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
             values: Vec::new(),
-            limit: self.limit,
+            limit,
             lengths: [None; MAX_DEPTH],
             leaf_depth: None,
-        };
-        deserializer.deserialize_seq(Level { numbers: &mut partial, depth: 0 })?;
-        Ok(Numbers {
-            values: partial.values,
-            lengths: partial.lengths.into_iter().map_while(|length| length).collect(),
-        })
+            integers: true,
+        }
+    }
+
+    /// An array of `length` items at `depth` ends here; an error if another one there is not as long.
+    pub(super) fn close<E: Error>(&mut self, depth: usize, length: usize) -> Result<(), E> {
+        let expected = *self.lengths[depth].get_or_insert(length);
+        if expected != length {
+            return Err(E::custom(format_args!(
+                "ragged data: arrays of {expected} and of {length} at one depth"
+            )));
+        }
+        Ok(())
+    }
+
+    /// All there is.
+    pub(super) fn finish(self) -> Numbers {
+        Numbers {
+            values: self.values,
+            lengths: self.lengths.into_iter().map_while(|length| length).collect(),
+            integers: self.integers,
+        }
     }
 }
 
@@ -173,15 +215,15 @@ impl<'de> Visitor<'de> for Level<'_> {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.number(value as f64)
+        self.number(value as f64, true)
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.number(value as f64)
+        self.number(value as f64, true)
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.number(value)
+        self.number(value, false)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
@@ -194,31 +236,33 @@ impl<'de> Visitor<'de> for Level<'_> {
         while items.next_element_seed(Level { numbers: &mut *numbers, depth: below })?.is_some() {
             length += 1;
         }
-        let expected = *numbers.lengths[depth].get_or_insert(length);
-        if expected != length {
-            return Err(A::Error::custom(format_args!(
-                "ragged data: arrays of {expected} and of {length} at one depth"
-            )));
-        }
-        Ok(())
+        numbers.close(depth, length)
     }
 }
 
 impl Level<'_> {
-    fn number<E: Error>(self, value: f64) -> Result<(), E> {
+    fn number<E: Error>(self, value: f64, integer: bool) -> Result<(), E> {
         let Self { numbers, depth } = self;
         if *numbers.leaf_depth.get_or_insert(depth) != depth {
             return Err(E::custom("numbers and arrays are mixed"));
         }
-        // The model server narrows in the same way, so both see one value.
-        let narrowed = value as f32;
-        if !narrowed.is_finite() {
-            return Err(E::custom(format_args!("{value} does not fit FP32")));
-        }
         if numbers.values.len() == numbers.limit {
             return Err(E::custom(format_args!("more than {} values", numbers.limit)));
         }
-        numbers.values.push(narrowed);
+        numbers.integers &= integer && value.abs() <= EXACT;
+        numbers.values.push(value);
         Ok(())
+    }
+}
+
+// === impl EncodedNumbers ===
+
+impl Serialize for EncodedNumbers<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.integers {
+            serializer.collect_seq(self.values.iter().map(|&value| value as i64))
+        } else {
+            serializer.collect_seq(self.values)
+        }
     }
 }

@@ -4,11 +4,19 @@
 //! firewall's own encoding of what was parsed. Anything that two parsers could read in two ways is
 //! refused, for an attacker would let the firewall see one input and the model another.
 
+use bytes::Bytes;
+
 use crate::model::InputDomain;
 
+pub mod binary;
+pub mod datatype;
 mod document;
 mod json;
+pub mod kserve_v1;
+mod kserve_v1_document;
+mod media;
 pub mod oip_http;
+pub mod rest;
 #[cfg(test)]
 mod tests;
 
@@ -54,16 +62,35 @@ pub struct Bounds<'a> {
     pub rows: usize,
 }
 
+/// An inference request that was understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// What the upstream gets.
+    pub encoded: Encoded,
+    /// Number of rows.
+    pub rows: usize,
+    /// The rows, one after another, as they are sent.
+    pub values: Vec<f32>,
+}
+
+/// A request in the firewall's own spelling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// The body. Bytes of tensors are the client's.
+    pub body: Bytes,
+    /// How many bytes of `body` are JSON, where bytes of a tensor follow.
+    pub json_length: Option<usize>,
+    /// The content type, where the client's will not do.
+    pub media_type: Option<&'static str>,
+}
+
 /// Why a body is not an inference request that the firewall understands.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// Binary tensors were announced.
-    #[error("{what}: binary tensors are not supported, send the tensor as JSON data")]
-    Binary {
-        /// What announced them.
-        what: &'static str,
-    },
+    /// Bytes behind the JSON are not a tensor.
+    #[error(transparent)]
+    Binary(#[from] binary::BinaryError),
     /// A number of data values that the shape does not give.
     #[error("inputs[0].data holds {received} values, expected {expected} for its shape")]
     Count {
@@ -72,17 +99,81 @@ pub enum DecodeError {
         /// Values that the shape gives.
         expected: usize,
     },
-    /// A datatype other than FP32.
-    #[error("inputs[0].datatype is {received:?}, expected \"FP32\"")]
+    /// A datatype whose values cannot be judged.
+    #[error("inputs[0].datatype is {received:?}, expected BF16, FP16, FP32, FP64, INT8 or UINT8")]
     Datatype {
         /// What was sent.
         received: String,
     },
-    /// A content coding.
-    #[error("content-encoding {received:?} is not supported, send the body as it is")]
+    /// A body that is not what its content coding says.
+    #[error("the body cannot be decoded as content-encoding {coding}: {reason}")]
+    Coded {
+        /// The coding.
+        coding: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A decoded body that is too large.
+    #[error("the body, decoded as content-encoding {coding}, is larger than {limit} bytes")]
+    CodedTooLarge {
+        /// The coding.
+        coding: &'static str,
+        /// Most bytes allowed.
+        limit: usize,
+    },
+    /// Another content coding, or several.
+    #[error("content-encoding {received:?} is not supported, expected one of gzip, deflate, zstd")]
     Encoding {
         /// What was sent.
         received: String,
+    },
+    /// Numbers inside of bytes.
+    #[error("{field} holds {{\"b64\": ...}}: encoded bytes are not supported, send numbers")]
+    EncodedBytes {
+        /// The key of the document.
+        field: &'static str,
+    },
+    /// V1 arrays that are not rows of the model's shape.
+    #[error("{field} is nested as {received:?}, expected [n, {}, {}, {}]", row[0], row[1], row[2])]
+    FieldShape {
+        /// The key of the document.
+        field: &'static str,
+        /// Lengths of the nested arrays, outermost first.
+        received: Vec<usize>,
+        /// Shape of one row.
+        row: [usize; 3],
+    },
+    /// A V1 value outside the range that the model's preprocessing can give.
+    #[error(
+        "{field}, flattened, holds {value} at {index}, expected a number from {lower} to {upper}"
+    )]
+    FieldRange {
+        /// The key of the document.
+        field: &'static str,
+        /// Position in the flat data.
+        index: usize,
+        /// The value.
+        value: f32,
+        /// The channel's smallest value.
+        lower: f32,
+        /// The channel's largest value.
+        upper: f32,
+    },
+    /// A V1 number that does not fit FP32.
+    #[error("{field}, flattened, holds {value} at {index}, which does not fit FP32")]
+    FieldValue {
+        /// The key of the document.
+        field: &'static str,
+        /// Position in the flat data.
+        index: usize,
+        /// The number.
+        value: f64,
+    },
+    /// A header that the protocol does not have.
+    #[error("header {name} is not part of this protocol")]
+    Header {
+        /// The header.
+        name: &'static str,
     },
     /// Not one JSON document of the protocol's form.
     #[error("the body is not an inference request: {0}")]
@@ -130,9 +221,19 @@ pub enum DecodeError {
         row: [usize; 3],
     },
     /// A tensor that lies outside the body.
-    #[error("parameter {key:?}: shared memory is not supported, send the tensor as JSON data")]
+    #[error("parameter {key:?}: shared memory is not supported, send the tensor in the request")]
     SharedMemory {
         /// The parameter that asks for it.
         key: String,
+    },
+    /// A number that the datatype does not have.
+    #[error("inputs[0].data[{index}] is {value}, which does not fit {datatype}")]
+    Value {
+        /// Position in the flat data.
+        index: usize,
+        /// The number.
+        value: f64,
+        /// The tensor's datatype.
+        datatype: &'static str,
     },
 }

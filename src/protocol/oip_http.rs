@@ -1,22 +1,28 @@
-//! The Open Inference Protocol, version 2, over REST with JSON tensors.
+//! The Open Inference Protocol, version 2, over REST.
 //!
 //! `POST /v2/models/{name}[/versions/{version}]/infer` with
-//! `{id?, parameters?, inputs: [{name, shape, datatype, parameters?, data}], outputs?}`. One FP32
-//! input of shape `[n, C, H, W]` is taken, `data` flat or nested exactly as the shape says.
+//! `{id?, parameters?, inputs: [{name, shape, datatype, parameters?, data}], outputs?}`. One input of
+//! shape `[n, C, H, W]` is taken, `data` flat or nested exactly as the shape says, or bytes behind the
+//! JSON as `binary` describes.
 //!
 //! The decoder is the gate that an attacker works on. It refuses duplicate and unknown keys, bytes
-//! after the document, arrays where the protocol has objects, binary and shared-memory tensors, and
-//! values that no image can give.
+//! that belong to nothing, arrays where the protocol has objects, shared-memory tensors, and values
+//! that no image can give.
 
+use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::Serialize;
 use serde::de::{DeserializeSeed, Error as _};
 use serde_json::{Map, Value};
 
+use super::binary::{self, BinaryError};
+use super::datatype::Datatype;
 use super::document::{Document, DocumentSeed};
-use super::json::Numbers;
-use super::{Bounds, DecodeError, Refusal, Route};
+use super::json::{EncodedNumbers, Numbers};
+use super::media::{self, JSON};
+use crate::model::InputDomain;
+
+use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route};
 
 /// A decoded inference request.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,13 +31,13 @@ pub struct InferRequest {
     parameters: Option<Map<String, Value>>,
     name: String,
     shape: Vec<usize>,
+    datatype: Datatype,
     input_parameters: Option<Map<String, Value>>,
     values: Vec<f32>,
+    /// The tensor as it was sent behind the JSON.
+    binary: Option<Bytes>,
     outputs: Option<Vec<Value>>,
 }
-
-/// The header that announces binary tensors behind the JSON part.
-const BINARY_HEADER: &str = "inference-header-content-length";
 
 /// Which route a request takes. `model` is the only model name taken, if given.
 pub fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
@@ -62,28 +68,45 @@ pub fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>)
     }
 }
 
-/// Reads the body of an inference request.
-pub fn decode(
+/// Reads an inference request and writes it again.
+pub fn check(
     headers: &HeaderMap,
-    body: &[u8],
+    body: &Bytes,
     bounds: Bounds<'_>,
-) -> Result<InferRequest, DecodeError> {
-    check_headers(headers)?;
-    let limit = bounds.domain.len().saturating_mul(bounds.rows);
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let document = DocumentSeed { limit }.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    document.check(bounds)
+) -> Result<Checked, DecodeError> {
+    match binary::json_length(headers, body.len())? {
+        Some(0) => {
+            media::check(headers, media::is_binary)?;
+            binary::raw(body, bounds)
+        }
+        _ => Ok(decode(headers, body, bounds)?.into_checked(headers)),
+    }
 }
 
-fn read(method: &str) -> Route {
+/// Reads the body of an inference request that has a JSON part.
+pub fn decode(
+    headers: &HeaderMap,
+    body: &Bytes,
+    bounds: Bounds<'_>,
+) -> Result<InferRequest, DecodeError> {
+    let length = binary::json_length(headers, body.len())?;
+    media::check(headers, if length.is_some() { media::is_binary } else { media::is_json })?;
+    let limit = bounds.domain.len().saturating_mul(bounds.rows);
+    let text = &body[..length.unwrap_or(body.len())];
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let document = DocumentSeed { limit }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    document.check(length.map(|length| (length, body.slice(length..))), bounds)
+}
+
+pub(super) fn read(method: &str) -> Route {
     match method {
         "GET" => Route::Read,
         _ => Route::Refused(Refusal::Method { allow: "GET" }),
     }
 }
 
-fn infer(method: &str, query: Option<&str>) -> Route {
+pub(super) fn infer(method: &str, query: Option<&str>) -> Route {
     match (method, query) {
         ("POST", None) => Route::Infer,
         ("POST", Some(_)) => Route::Refused(Refusal::Query),
@@ -92,52 +115,14 @@ fn infer(method: &str, query: Option<&str>) -> Route {
 }
 
 /// A path segment that every server reads in the same way: nothing to decode, nothing to resolve.
-fn is_plain(segment: &str) -> bool {
+pub(super) fn is_plain(segment: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~@:+".contains(&byte);
     !segment.is_empty() && segment.bytes().all(plain) && segment.bytes().any(|byte| byte != b'.')
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), DecodeError> {
-    if headers.contains_key(BINARY_HEADER) {
-        return Err(DecodeError::Binary { what: "header inference-header-content-length" });
-    }
-    for value in headers.get_all(CONTENT_ENCODING) {
-        if !value.as_bytes().eq_ignore_ascii_case(b"identity") {
-            return Err(DecodeError::Encoding {
-                received: String::from_utf8_lossy(value.as_bytes()).into_owned(),
-            });
-        }
-    }
-    let mut types = headers.get_all(CONTENT_TYPE).iter();
-    // tritonclient sends none.
-    let Some(first) = types.next() else {
-        return Ok(());
-    };
-    let received = String::from_utf8_lossy(first.as_bytes()).into_owned();
-    if types.next().is_some() || !is_json(&received) {
-        return Err(DecodeError::MediaType { received });
-    }
-    Ok(())
-}
-
-/// `application/json` or `application/...+json`, in UTF-8.
-fn is_json(media_type: &str) -> bool {
-    let lower = media_type.to_ascii_lowercase();
-    let mut parts = lower.split(';').map(str::trim);
-    let json = parts.next().is_some_and(|essence| {
-        essence == "application/json"
-            || (essence.starts_with("application/") && essence.ends_with("+json"))
-    });
-    let utf8 = |parameter: &str| match parameter.strip_prefix("charset=") {
-        Some(charset) => matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii"),
-        None => true,
-    };
-    json && parts.all(utf8)
-}
-
-/// What is sent to the upstream.
+/// The JSON part that is sent to the upstream.
 #[derive(Serialize)]
-struct Encoded<'a> {
+struct EncodedRequest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: &'a Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,7 +139,8 @@ struct EncodedInput<'a> {
     datatype: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: &'a Option<Map<String, Value>>,
-    data: &'a [f32],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<EncodedNumbers<'a>>,
 }
 
 // === impl InferRequest ===
@@ -175,59 +161,110 @@ impl InferRequest {
         self.values
     }
 
-    /// The request in the firewall's own spelling. Each number has the fewest digits that give the
+    /// The JSON part in the firewall's own spelling. Each number has the fewest digits that give the
     /// same `f32` again.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(&Encoded {
+        serde_json::to_vec(&EncodedRequest {
             id: &self.id,
             parameters: &self.parameters,
             inputs: [EncodedInput {
                 name: &self.name,
                 shape: &self.shape,
-                datatype: "FP32",
+                datatype: self.datatype.name(),
                 parameters: &self.input_parameters,
-                data: &self.values,
+                data: self.binary.is_none().then_some(EncodedNumbers {
+                    values: &self.values,
+                    integers: self.datatype.is_integer(),
+                }),
             }],
             outputs: &self.outputs,
         })
         .expect("keys are strings and writing to memory cannot fail")
+    }
+
+    fn into_checked(self, headers: &HeaderMap) -> Checked {
+        let mut body = self.encode();
+        let json_length = self.binary.as_ref().map(|tensor| {
+            let length = body.len();
+            body.extend_from_slice(tensor);
+            length
+        });
+        // Some servers tell by the content type alone whether bytes follow the JSON.
+        let media_type = match json_length {
+            Some(_) => Some(media::BYTES),
+            None => media::missing(headers, JSON),
+        };
+        let encoded = Encoded { body: body.into(), json_length, media_type };
+        Checked { encoded, rows: self.rows(), values: self.values }
     }
 }
 
 // === impl Document ===
 
 impl Document {
-    fn check(self, bounds: Bounds<'_>) -> Result<InferRequest, DecodeError> {
+    /// `tail`: how many bytes the JSON part has, and what follows it, where the header says so.
+    fn check(
+        self,
+        tail: Option<(usize, Bytes)>,
+        bounds: Bounds<'_>,
+    ) -> Result<InferRequest, DecodeError> {
         let input = self.input.ok_or_else(|| serde_json::Error::missing_field("inputs"))?;
-        check_parameters(self.parameters.as_ref())?;
-        check_parameters(input.parameters.as_ref())?;
+        check_parameters(self.parameters.as_ref(), Some("parameters"))?;
+        check_parameters(input.parameters.as_ref(), None)?;
         for output in self.outputs.iter().flatten() {
-            check_parameters(output.get("parameters").and_then(Value::as_object))?;
+            let parameters = output.get("parameters").and_then(Value::as_object);
+            check_parameters(parameters, Some("outputs"))?;
         }
-        if input.datatype != "FP32" {
+        let Some(datatype) = Datatype::parse(&input.datatype) else {
             return Err(DecodeError::Datatype { received: input.datatype });
-        }
-        let numbers = input.numbers.ok_or_else(|| serde_json::Error::missing_field("data"))?;
+        };
         check_shape(&input.shape, bounds)?;
-        check_count(&input.shape, &numbers)?;
-        check_range(&numbers.values, bounds)?;
+        let size = input.parameters.as_ref().and_then(|parameters| parameters.get(binary::SIZE));
+        let (values, binary) = match (input.numbers, size, tail) {
+            (Some(_), Some(_), _) => return Err(BinaryError::Both.into()),
+            (_, None, Some((length, _))) => return Err(BinaryError::Unused { length }.into()),
+            (None, Some(_), None) => return Err(BinaryError::Unannounced.into()),
+            (None, None, None) => return Err(serde_json::Error::missing_field("data").into()),
+            (Some(numbers), None, None) => {
+                check_count(&input.shape, &numbers)?;
+                (narrow(&numbers.values, datatype)?, None)
+            }
+            (None, Some(size), Some((_, tensor))) => {
+                let expected = input.shape.iter().product::<usize>() * datatype.size();
+                if size.as_u64() != Some(expected as u64) {
+                    return Err(BinaryError::Size { received: size.to_string(), expected }.into());
+                }
+                if tensor.len() != expected {
+                    return Err(BinaryError::Tail { received: tensor.len(), expected }.into());
+                }
+                (datatype.read(&tensor), Some(tensor))
+            }
+        };
+        check_range(&values, bounds)?;
         Ok(InferRequest {
             id: self.id,
             parameters: self.parameters,
             name: input.name,
             shape: input.shape,
+            datatype,
             input_parameters: input.parameters,
-            values: numbers.values,
+            values,
+            binary,
             outputs: self.outputs,
         })
     }
 }
 
-/// Refuses parameters that say the tensor is elsewhere.
-fn check_parameters(parameters: Option<&Map<String, Value>>) -> Result<(), DecodeError> {
+/// Refuses parameters that say the tensor is elsewhere. `place` is given where no tensor is.
+fn check_parameters(
+    parameters: Option<&Map<String, Value>>,
+    place: Option<&'static str>,
+) -> Result<(), DecodeError> {
     for key in parameters.into_iter().flat_map(Map::keys) {
-        if key == "binary_data_size" {
-            return Err(DecodeError::Binary { what: "parameter binary_data_size" });
+        if let Some(place) = place
+            && key == binary::SIZE
+        {
+            return Err(BinaryError::Place { place }.into());
         }
         if key.starts_with("shared_memory") {
             return Err(DecodeError::SharedMemory { key: key.clone() });
@@ -244,10 +281,23 @@ fn check_shape(shape: &[usize], bounds: Bounds<'_>) -> Result<(), DecodeError> {
     if [a, b, c] != row {
         return Err(DecodeError::Shape { received: shape.to_vec(), row });
     }
+    check_rows(rows, bounds)
+}
+
+pub(super) fn check_rows(rows: usize, bounds: Bounds<'_>) -> Result<(), DecodeError> {
     if rows == 0 || rows > bounds.rows {
         return Err(DecodeError::Rows { received: rows, limit: bounds.rows });
     }
     Ok(())
+}
+
+/// Numbers of a text as the datatype holds them.
+fn narrow(numbers: &[f64], datatype: Datatype) -> Result<Vec<f32>, DecodeError> {
+    let narrow = |(index, &value)| {
+        let unfit = || DecodeError::Value { index, value, datatype: datatype.name() };
+        datatype.narrow(value).ok_or_else(unfit)
+    };
+    numbers.iter().enumerate().map(narrow).collect()
 }
 
 /// The shape has been checked, so its product is bounded.
@@ -265,12 +315,29 @@ fn check_count(shape: &[usize], numbers: &Numbers) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
-    let domain = bounds.domain;
+pub(super) fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
+    match outside(values, bounds.domain) {
+        None => Ok(()),
+        Some(Outside { index, value, lower, upper }) => {
+            Err(DecodeError::Range { index, value, lower, upper })
+        }
+    }
+}
+
+/// A value that no image can give.
+pub(super) struct Outside {
+    pub(super) index: usize,
+    pub(super) value: f32,
+    pub(super) lower: f32,
+    pub(super) upper: f32,
+}
+
+/// The first value, of rows as they are sent, that no image can give.
+pub(super) fn outside(values: &[f32], domain: &InputDomain) -> Option<Outside> {
     // Values of one channel that lie side by side.
     let run = if domain.channels_last { 1 } else { domain.shape[1] * domain.shape[2] };
     if run == 0 {
-        return Ok(());
+        return None;
     }
     let limits: Vec<(f32, f32)> = (domain.lower.iter().zip(&domain.upper))
         .map(|(&lower, &upper)| {
@@ -281,9 +348,9 @@ fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
     for (number, chunk) in values.chunks_exact(run).enumerate() {
         let channel = number % domain.shape[0];
         let (lower, upper) = limits[channel];
-        let outside = |value: &f32| !(lower..=upper).contains(value);
+        let outside = |value: &f32| !value.is_finite() || !(lower..=upper).contains(value);
         if let Some(position) = chunk.iter().position(outside) {
-            return Err(DecodeError::Range {
+            return Some(Outside {
                 index: number * run + position,
                 value: chunk[position],
                 lower: domain.lower[channel],
@@ -291,7 +358,7 @@ fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
             });
         }
     }
-    Ok(())
+    None
 }
 
 /// Share of a channel's range by which a client's normalisation may round past its ends: some ten

@@ -1,12 +1,15 @@
 //! Properties of the wire formats: what is judged is what is sent on.
 
+use bytes::Bytes;
 use hyper::HeaderMap;
+use hyper::header::CONTENT_TYPE;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::binary::JSON_LENGTH;
 use super::oip_http::{InferRequest, decode, route};
-use super::{Bounds, DecodeError, Refusal, Route};
+use super::{Bounds, Checked, DecodeError, Refusal, Route, kserve_v1, oip_http};
 use crate::model::InputDomain;
 
 const CHANNELS: usize = 3;
@@ -19,13 +22,14 @@ fn domain() -> InputDomain {
         lower: vec![-f32::MAX; CHANNELS],
         upper: vec![f32::MAX; CHANNELS],
         channels_last: false,
+        fp32: true,
     }
 }
 
 fn read(body: &[u8]) -> Result<InferRequest, DecodeError> {
     let domain = domain();
     let bounds = Bounds { domain: &domain, rows: 4 };
-    decode(&HeaderMap::new(), body, bounds)
+    decode(&HeaderMap::new(), &Bytes::copy_from_slice(body), bounds)
 }
 
 /// Any finite `f32`, each bit pattern as likely.
@@ -161,16 +165,17 @@ fn values_are_held_to_their_channels_range() {
         lower: vec![0.0, -2.0, 0.0],
         upper: vec![1.0, 2.0, 1.0],
         channels_last: false,
+        fp32: true,
     };
     let bounds = Bounds { domain: &domain, rows: 4 };
     let mut values = vec![0.5; 2 * CHANNELS * HEIGHT * WIDTH];
     // The second row's second channel, rounded past its end.
     values[8] = 2.000_002;
     let body = document(&values, &Value::Null).to_string();
-    assert!(decode(&HeaderMap::new(), body.as_bytes(), bounds).is_ok());
+    assert!(decode(&HeaderMap::new(), &body.into(), bounds).is_ok());
     values[8] = -2.1;
     let body = document(&values, &Value::Null).to_string();
-    let error = decode(&HeaderMap::new(), body.as_bytes(), bounds).expect_err("out of range");
+    let error = decode(&HeaderMap::new(), &body.into(), bounds).expect_err("out of range");
     assert_eq!(error.to_string(), "inputs[0].data[8] is -2.1, expected a number from -2 to 2");
 }
 
@@ -193,11 +198,12 @@ fn images_with_their_channels_last_are_checked_as_sent_and_judged_with_them_firs
         lower: vec![0.0, -2.0, 0.0],
         upper: vec![1.0, 2.0, 1.0],
         channels_last: true,
+        fp32: true,
     };
     let bounds = Bounds { domain: &domain, rows: 4 };
     let sent = |values: &[f32], shape: [usize; 4]| {
         let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": values});
-        decode(&HeaderMap::new(), json!({"inputs": [input]}).to_string().as_bytes(), bounds)
+        decode(&HeaderMap::new(), &json!({"inputs": [input]}).to_string().into(), bounds)
     };
     let last = [1, HEIGHT, WIDTH, CHANNELS];
     let request = sent(&[0.1, -1.5, 0.3, 0.4, 1.5, 0.6], last).expect("in range");
@@ -206,4 +212,90 @@ fn images_with_their_channels_last_are_checked_as_sent_and_judged_with_them_firs
     assert_eq!(error.to_string(), "inputs[0].data[3] is 1.5, expected a number from 0 to 1");
     let error = sent(&[0.5; 6], [1, CHANNELS, HEIGHT, WIDTH]).expect_err("channels first");
     assert_eq!(error.to_string(), "inputs[0].shape is [1, 3, 1, 2], expected [n, 1, 2, 3]");
+}
+
+/// A request whose tensor lies behind the JSON.
+fn binary_request(values: &[f32]) -> (HeaderMap, Bytes) {
+    let mut document = document(values, &Value::Null);
+    let input = &mut document["inputs"][0];
+    input.as_object_mut().expect("an object").remove("data");
+    input["parameters"] = json!({"binary_data_size": values.len() * 4});
+    let mut body = document.to_string().into_bytes();
+    let mut headers = HeaderMap::new();
+    headers.insert(JSON_LENGTH, body.len().into());
+    body.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    (headers, body.into())
+}
+
+fn check_all(headers: &HeaderMap, body: &Bytes) -> Result<Checked, DecodeError> {
+    let domain = domain();
+    oip_http::check(headers, body, Bounds { domain: &domain, rows: 4 })
+}
+
+proptest! {
+    #[test]
+    fn bytes_behind_the_json_are_judged_and_sent_on(values in rows()) {
+        let (headers, body) = binary_request(&values);
+        let checked = check_all(&headers, &body).expect("a request");
+        prop_assert_eq!(bits(&checked.values), bits(&values));
+        let length = checked.encoded.json_length.expect("bytes follow");
+        let tensor: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        prop_assert_eq!(&checked.encoded.body[length..], &*tensor);
+        let mut again = HeaderMap::new();
+        again.insert(JSON_LENGTH, length.into());
+        again.insert(CONTENT_TYPE, checked.encoded.media_type.expect("none given").parse().expect("plain"));
+        let twice = check_all(&again, &checked.encoded.body).expect("a request");
+        prop_assert_eq!(twice.encoded.body, checked.encoded.body);
+        prop_assert_eq!(bits(&twice.values), bits(&values));
+    }
+
+    #[test]
+    fn raw_bytes_are_whole_finite_rows_or_refused(body in vec(any::<u8>(), 0..120)) {
+        let mut headers = HeaderMap::new();
+        headers.insert(JSON_LENGTH, 0.into());
+        let row = CHANNELS * HEIGHT * WIDTH * 4;
+        let body = Bytes::from(body);
+        let numbers = body.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let good = !body.is_empty() && body.len() % row == 0 && body.len() / row <= 4
+            && numbers.clone().all(f32::is_finite);
+        let checked = check_all(&headers, &body);
+        prop_assert_eq!(checked.is_ok(), good);
+        if let Ok(checked) = checked {
+            prop_assert_eq!(checked.encoded.body, body.clone());
+            prop_assert_eq!(bits(&checked.values), bits(&numbers.collect::<Vec<_>>()));
+        }
+    }
+}
+
+#[test]
+fn bytes_without_a_datatype_are_taken_for_fp32_models_only() {
+    let domain = InputDomain { fp32: false, ..domain() };
+    let mut headers = HeaderMap::new();
+    headers.insert(JSON_LENGTH, 0.into());
+    let body = Bytes::from(vec![0; CHANNELS * HEIGHT * WIDTH * 4]);
+    let error = oip_http::check(&headers, &body, Bounds { domain: &domain, rows: 4 });
+    assert!(error.expect_err("another datatype").to_string().contains("only a FP32 model"));
+}
+
+#[test]
+fn v1_integers_are_integers_as_long_as_fp32_holds_them() {
+    let domain = domain();
+    let bounds = Bounds { domain: &domain, rows: 4 };
+    let sent = |last: &str| {
+        let body = format!(r#"{{"instances":[[[[1,2]],[[3,4]],[[5,{last}]]]]}}"#);
+        let checked = kserve_v1::check(&HeaderMap::new(), &body.into(), bounds).expect("a request");
+        (checked.values[5], String::from_utf8(checked.encoded.body.to_vec()).expect("text"))
+    };
+    for (last, value, ending) in [
+        ("6", 6.0, "[[5,6]]]]}"),
+        ("-6", -6.0, "[[5,-6]]]]}"),
+        ("6.5", 6.5, "[[5.0,6.5]]]]}"),
+        ("-0", -0.0, "[[5.0,-0.0]]]]}"),
+        ("16777217", 16_777_216.0, "[[5.0,16777216.0]]]]}"),
+        ("18446744073709551615", 18_446_744_073_709_551_615.0, "[[5.0,1.8446744e+19]]]]}"),
+    ] {
+        let (judged, text) = sent(last);
+        assert_eq!(judged.to_bits(), f32::to_bits(value), "{last}");
+        assert!(text.ends_with(ending), "{text}");
+    }
 }

@@ -22,12 +22,14 @@ use tokio::time::timeout;
 
 use crate::config::{Config, Limits};
 use crate::detect::{Judge, Judgement};
-use crate::protocol::{Route, oip_http};
+use crate::protocol::rest::Rest;
+use crate::protocol::{Encoded, Route, binary};
 use crate::telemetry::Verdict;
 use crate::telemetry::audit::{Audit, Tap};
 use crate::telemetry::metrics::Metrics;
 
 mod batch;
+mod coding;
 mod live;
 mod record;
 mod respond;
@@ -95,7 +97,7 @@ enum Forwarded {
     /// What the client sent, byte for byte.
     Original(Bytes),
     /// The firewall's own encoding of an inference request.
-    Reencoded(Bytes),
+    Reencoded(Encoded),
 }
 
 /// Most of an unwanted body that is read, and dropped, for the sake of the answer.
@@ -170,9 +172,12 @@ impl Proxy {
             record.audit = Some(Arc::clone(tap));
             record.model = self.model.clone().or_else(|| record::model_in(parts.uri.path()));
         }
-        parts.headers.insert(REQUEST_ID, id.clone());
         // Who waits for a `100 Continue` has not sent a body yet.
         let mut sending = !parts.headers.contains_key(EXPECT);
+        // Before anything is read from the headers: a header that `Connection` names does not reach the
+        // upstream, so it must not tell the firewall how to read the body either.
+        upstream::strip(&mut parts.headers);
+        parts.headers.insert(REQUEST_ID, id.clone());
         let mut answer = match self.dispatch(parts, &mut body, &mut record).await {
             Ok(answer) => answer,
             Err(failure) => {
@@ -196,8 +201,10 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         let (method, uri) = (parts.method.as_str(), &parts.uri);
-        match oip_http::route(method, uri.path(), uri.query(), self.model.as_deref()) {
-            Route::Infer => self.infer(parts, body, record).await,
+        let format = Rest::of(uri.path());
+        record.protocol = format.protocol();
+        match format.route(method, uri.path(), uri.query(), self.model.as_deref()) {
+            Route::Infer => self.infer(format, parts, body, record).await,
             // Takes no place: a busy firewall must not fail the upstream's health checks. Whatever
             // body it has is not read.
             Route::Read => {
@@ -217,6 +224,7 @@ impl Proxy {
 
     async fn infer(
         &self,
+        format: Rest,
         parts: Parts,
         body: &mut Incoming,
         record: &mut Record,
@@ -229,7 +237,7 @@ impl Proxy {
             return self.forward(parts, body, record).await;
         };
         let body = self.read(body, record).await?;
-        let pending = match self.screen.submit(&parts.headers, &body).await {
+        let pending = match self.screen.submit(format, &parts.headers, &body).await {
             Ok(pending) => pending,
             Err(unverified) => {
                 self.settle(Err(unverified), record)?;
@@ -361,18 +369,21 @@ fn places(limits: &Limits) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(limits.concurrency.get().min(Semaphore::MAX_PERMITS)))
 }
 
-/// The upstream request; the connection's own headers go later.
+/// The upstream request.
 fn call(parts: Parts, body: Forwarded) -> Call {
     let path = parts.uri.path_and_query();
     let path = path.map_or("/", |path| path.as_str()).to_owned();
     let mut headers = parts.headers;
     let body = match body {
         Forwarded::Original(body) => body,
-        Forwarded::Reencoded(body) => {
+        Forwarded::Reencoded(Encoded { body, json_length, media_type }) => {
             headers.remove(CONTENT_ENCODING);
-            if !headers.contains_key(CONTENT_TYPE) {
-                let json = HeaderValue::from_static("application/json");
-                headers.insert(CONTENT_TYPE, json);
+            headers.remove(binary::JSON_LENGTH);
+            if let Some(length) = json_length {
+                headers.insert(binary::JSON_LENGTH, HeaderValue::from(length));
+            }
+            if let Some(media_type) = media_type {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
             }
             body
         }

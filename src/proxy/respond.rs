@@ -118,6 +118,7 @@ fn decode_status(error: &DecodeError) -> StatusCode {
         DecodeError::Encoding { .. } | DecodeError::MediaType { .. } => {
             StatusCode::UNSUPPORTED_MEDIA_TYPE
         }
+        DecodeError::CodedTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         DecodeError::Rows { received, limit } if received > limit => StatusCode::PAYLOAD_TOO_LARGE,
         _ => StatusCode::BAD_REQUEST,
     }

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 
 use super::batch::{Queue, Reply};
+use super::coding;
 use super::respond::Failure;
 use crate::config::{Action, Limits, Mode, Policy};
 use crate::detect::{Judge, Judgement};
-use crate::protocol::{Bounds, DecodeError, oip_http};
+use crate::protocol::rest::Rest;
+use crate::protocol::{Bounds, Checked, DecodeError, Encoded};
 use crate::telemetry::audit::Inputs;
 use crate::telemetry::{Reason, Verdict};
 
@@ -26,7 +28,7 @@ pub(super) struct Screen {
 #[derive(Debug)]
 pub(super) struct Pending {
     /// What goes to the upstream.
-    pub(super) encoded: Bytes,
+    pub(super) encoded: Encoded,
     pub(super) rows: usize,
     /// What is judged.
     pub(super) inputs: Inputs,
@@ -48,13 +50,6 @@ pub(super) struct Unverified {
 pub(super) enum Decision {
     Forward(Verdict),
     Reject(Verdict, Failure),
-}
-
-struct Decoded {
-    /// The request in the firewall's own spelling.
-    encoded: Bytes,
-    rows: usize,
-    inputs: Inputs,
 }
 
 /// A larger body is parsed on a thread that may block. Parsing and encoding ran at some 200 MB/s when
@@ -87,13 +82,15 @@ impl Screen {
     /// Decodes a request and queues its rows.
     pub(super) async fn submit(
         &self,
+        format: Rest,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Pending, Unverified> {
         let Some(queue) = self.queue.get() else {
             return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
         };
-        let Decoded { encoded, inputs, rows } = self.decode(queue, headers, body).await?;
+        let Checked { encoded, values, rows } = self.decode(queue, format, headers, body).await?;
+        let inputs = Inputs { values: Arc::new(values), shape: queue.domain().shape };
         let reply = queue
             .submit(Arc::clone(&inputs.values), rows)
             .map_err(|_| Unverified { rows, ..Unverified::overload() })?;
@@ -151,15 +148,21 @@ impl Screen {
     async fn decode(
         &self,
         queue: &Arc<Queue>,
+        format: Rest,
         headers: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Decoded, Unverified> {
-        let rows = self.limits.rows.get();
-        let decoded = if body.len() <= INLINE_BYTES {
-            decode(queue, rows, headers, body)
+    ) -> Result<Checked, Unverified> {
+        let (rows, limit) = (self.limits.rows.get(), self.limits.body_bytes);
+        let decode = move |queue: &Queue, headers: &HeaderMap, body: &Bytes| {
+            let body = coding::decode(headers, body, limit)?;
+            check(format, queue, rows, headers, &body)
+        };
+        // A few coded bytes may be a long text.
+        let decoded = if body.len() <= INLINE_BYTES && !coding::is_coded(headers) {
+            decode(queue, headers, body)
         } else {
             let (queue, headers, body) = (Arc::clone(queue), headers.clone(), body.clone());
-            tokio::task::spawn_blocking(move || decode(&queue, rows, &headers, &body))
+            tokio::task::spawn_blocking(move || decode(&queue, &headers, &body))
                 .await
                 .map_err(|_| Unverified::new(Failure::Internal, Reason::Internal))?
         };
@@ -167,22 +170,17 @@ impl Screen {
     }
 }
 
-fn decode(
+/// The request, with its rows as the detector takes them.
+fn check(
+    format: Rest,
     queue: &Queue,
     rows: usize,
     headers: &HeaderMap,
-    body: &[u8],
-) -> Result<Decoded, DecodeError> {
+    body: &Bytes,
+) -> Result<Checked, DecodeError> {
     let bounds = Bounds { domain: queue.domain(), rows };
-    let request = oip_http::decode(headers, body, bounds)?;
-    Ok(Decoded {
-        encoded: Bytes::from(request.encode()),
-        rows: request.rows(),
-        inputs: Inputs {
-            values: Arc::new(bounds.domain.rows_of_sent(request.into_values())),
-            shape: bounds.domain.shape,
-        },
-    })
+    let checked = format.check(headers, body, bounds)?;
+    Ok(Checked { values: bounds.domain.rows_of_sent(checked.values), ..checked })
 }
 
 // === impl Pending ===

@@ -33,6 +33,7 @@ pub(super) struct Upstream {
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) path: String,
+    /// Without those of the client's connection.
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
@@ -124,7 +125,6 @@ impl Upstream {
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = call.method;
         *request.headers_mut() = call.headers;
-        strip(request.headers_mut());
         for name in REPLACED {
             request.headers_mut().remove(name);
         }
@@ -161,7 +161,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Drops what must not travel from one connection to the next.
-fn strip(headers: &mut HeaderMap) {
+pub(super) fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

@@ -73,6 +73,7 @@ fn page(shape: [usize; 3], facts: Vec<(String, String)>) -> String {
                 lower: vec![-1.0; channels],
                 upper: vec![1.0; channels],
                 channels_last: false,
+                fp32: true,
             },
         },
         inspection: &Inspection {

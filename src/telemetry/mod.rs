@@ -89,6 +89,8 @@ pub enum UpstreamError {
 /// The wire format of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
+    /// KServe V1 and TensorFlow Serving, REST.
+    KserveV1,
     /// Open Inference Protocol V2, REST.
     OipHttp,
 }
@@ -216,11 +218,12 @@ impl UpstreamError {
 
 impl Protocol {
     /// Every protocol.
-    pub const ALL: [Self; 1] = [Self::OipHttp];
+    pub const ALL: [Self; 2] = [Self::KserveV1, Self::OipHttp];
 
     /// The label value.
     pub fn label(self) -> &'static str {
         match self {
+            Self::KserveV1 => "kserve_v1",
             Self::OipHttp => "oip_http",
         }
     }

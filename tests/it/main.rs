@@ -5,8 +5,10 @@
 
 mod audit;
 mod backend;
+mod bypasses;
 mod calibrate_roundtrip;
 mod config_files;
+mod differential;
 mod engine;
 mod external_data;
 mod failure_modes;

@@ -197,9 +197,11 @@ async fn closed_label_sets_appear_from_the_start() {
         "unverified_passed",
         "unverified_rejected",
     ] {
-        let line =
-            format!("doorward_requests_total{{protocol=\"oip_http\",verdict=\"{verdict}\"}} 0\n");
-        assert!(page.contains(&line), "{line}");
+        for protocol in ["kserve_v1", "oip_http"] {
+            let labels = format!("protocol=\"{protocol}\",verdict=\"{verdict}\"");
+            let line = format!("doorward_requests_total{{{labels}}} 0\n");
+            assert!(page.contains(&line), "{line}");
+        }
         let line = format!("doorward_rows_total{{verdict=\"{verdict}\"}} 0\n");
         assert!(page.contains(&line), "{line}");
     }

@@ -13,6 +13,7 @@ pub(crate) struct FakeJudge {
     gate: Condvar,
     entered: AtomicUsize,
     batches: Mutex<Vec<usize>>,
+    seen: Mutex<Vec<f32>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +43,13 @@ impl Default for FakeJudge {
                 lower: vec![0.0],
                 upper: vec![1.0],
                 channels_last: false,
+                fp32: true,
             },
             behaviour: Mutex::new(Behaviour::Answer),
             gate: Condvar::new(),
             entered: AtomicUsize::new(0),
             batches: Mutex::new(Vec::new()),
+            seen: Mutex::new(Vec::new()),
         }
     }
 }
@@ -65,6 +68,11 @@ impl FakeJudge {
     /// Rows of each batch.
     pub(crate) fn batches(&self) -> Vec<usize> {
         self.batches.lock().expect("no panic while held").clone()
+    }
+
+    /// The rows of the last batch.
+    pub(crate) fn seen(&self) -> Vec<f32> {
+        self.seen.lock().expect("no panic while held").clone()
     }
 
     fn pass_gate(&self) -> Behaviour {
@@ -98,6 +106,7 @@ impl Judge for FakeJudge {
                 }
             })
             .collect();
+        *self.seen.lock().expect("no panic while held") = rows.to_vec();
         self.batches.lock().expect("no panic while held").push(judgements.len());
         self.entered.fetch_add(1, Ordering::SeqCst);
         match self.pass_gate() {

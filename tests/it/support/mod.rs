@@ -89,6 +89,11 @@ impl Setup {
         self.metrics().get(name).copied().unwrap_or(0.0)
     }
 
+    /// How many V1 requests ended with `verdict`.
+    pub(crate) fn v1_verdicts(&self, verdict: &str) -> f64 {
+        self.metric(&format!("requests_total{{protocol=\"kserve_v1\",verdict=\"{verdict}\"}}"))
+    }
+
     /// How many requests ended with `verdict`.
     pub(crate) fn verdicts(&self, verdict: &str) -> f64 {
         self.metric(&format!("requests_total{{protocol=\"oip_http\",verdict=\"{verdict}\"}}"))
@@ -183,6 +188,23 @@ pub(crate) fn request(rows: &[[f32; 4]]) -> String {
         }],
     })
     .to_string()
+}
+
+/// The body of a request in binary form, with this parameter and these bytes behind the JSON, and
+/// how many bytes of it are JSON.
+pub(crate) fn binary(datatype: &str, shape: &str, size: &str, tensor: &[u8]) -> (Vec<u8>, usize) {
+    let mut body = format!(
+        r#"{{"inputs":[{{"name":"x","shape":{shape},"datatype":"{datatype}","parameters":{{"binary_data_size":{size}}}}}]}}"#
+    )
+    .into_bytes();
+    let length = body.len();
+    body.extend_from_slice(tensor);
+    (body, length)
+}
+
+/// Values as FP32 bytes.
+pub(crate) fn fp32(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 /// A row that the fake judge lets pass.

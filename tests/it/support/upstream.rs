@@ -58,6 +58,12 @@ impl FakeUpstream {
         self.shared.received.lock().expect("no panic while held").clone()
     }
 
+    /// The last one.
+    pub(crate) fn last(&self) -> Received {
+        let received = self.shared.received.lock().expect("no panic while held");
+        received.last().expect("a request").clone()
+    }
+
     /// From now on requests wait.
     pub(crate) fn hold(&self) {
         self.shared.open.send_replace(false);

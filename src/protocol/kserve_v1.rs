@@ -1,0 +1,201 @@
+//! KServe V1, which is TensorFlow Serving's REST protocol.
+//!
+//! `POST /v1/models/{name}[/versions/{version}]:predict` with the rows in `instances`, each an array or
+//! `{"{input}": array}`, or all of them in `inputs`, an array or `{"{input}": array}`. V1 has neither
+//! shape nor datatype, so arrays are nested exactly as the model's rows are, and numbers are FP32.
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+use hyper::header::CONTENT_TYPE;
+use serde::de::DeserializeSeed;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::datatype::Datatype;
+use super::json::EncodedNumbers;
+use super::kserve_v1_document::{Document, DocumentSeed, Form};
+use super::oip_http::{Outside, check_rows, infer, is_plain, outside, read};
+use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route, binary, media};
+
+/// What curl calls a body that it is given without a content type, and what V1 servers ignore.
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// Which route a request takes. `model` is the only model name taken, if given.
+pub fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
+    let refused = Route::Refused(Refusal::Path);
+    let Some(rest) = path.strip_prefix('/') else {
+        return refused;
+    };
+    let segments: Vec<&str> = rest.split('/').collect();
+    if !segments.iter().all(|segment| is_plain(segment)) {
+        return refused;
+    }
+    let (place, action) = match segments.as_slice() {
+        ["v1", "models"] => return read(method),
+        ["v1", "models", last] => match last.split_once(':') {
+            Some((name, action)) => (name, Some(action)),
+            None => (*last, None),
+        },
+        ["v1", "models", name, "metadata"] => (*name, None),
+        ["v1", "models", name, "versions", last] => match last.split_once(':') {
+            Some(("", _)) => return refused,
+            Some((_, action)) => (*name, Some(action)),
+            None => (*name, None),
+        },
+        ["v1", "models", name, "versions", _, "metadata"] => (*name, None),
+        _ => return refused,
+    };
+    match action {
+        Some("predict") | None if place.is_empty() || place.contains(':') => refused,
+        Some("predict") | None if model.is_some_and(|model| model != place) => {
+            Route::Refused(Refusal::Model)
+        }
+        Some("predict") => infer(method, query),
+        None => read(method),
+        Some(_) => refused,
+    }
+}
+
+/// Reads a prediction request and writes it again.
+pub fn check(
+    headers: &HeaderMap,
+    body: &Bytes,
+    bounds: Bounds<'_>,
+) -> Result<Checked, DecodeError> {
+    if headers.contains_key(binary::JSON_LENGTH) {
+        return Err(DecodeError::Header { name: binary::JSON_LENGTH });
+    }
+    media::check(headers, |media_type| media_type == FORM || media::is_json(media_type))?;
+    let limit = bounds.domain.len().saturating_mul(bounds.rows);
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let document = DocumentSeed { limit }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    let named = headers.get(CONTENT_TYPE).is_some_and(|media_type| media_type != FORM);
+    document.check(bounds, (!named).then_some(media::JSON))
+}
+
+/// The rows in the form that they came in.
+struct Predict<'a> {
+    signature_name: Option<&'a str>,
+    form: Form,
+    name: Option<&'a str>,
+    shape: [usize; 4],
+    numbers: EncodedNumbers<'a>,
+}
+
+/// Arrays nested by a shape.
+struct Nested<'a> {
+    numbers: EncodedNumbers<'a>,
+    shape: &'a [usize],
+}
+
+/// `{"name": array}`, or the array alone.
+struct Named<'a> {
+    name: Option<&'a str>,
+    array: Nested<'a>,
+}
+
+/// Every row by itself.
+struct Instances<'a>(&'a Predict<'a>);
+
+// === impl Document ===
+
+impl Document {
+    fn check(
+        self,
+        bounds: Bounds<'_>,
+        media_type: Option<&'static str>,
+    ) -> Result<Checked, DecodeError> {
+        let field = self.form.key();
+        if self.encoded_bytes {
+            return Err(DecodeError::EncodedBytes { field });
+        }
+        let row = bounds.domain.sent_shape();
+        let shape = match *self.numbers.lengths.as_slice() {
+            [rows, a, b, c] if [a, b, c] == row => [rows, a, b, c],
+            _ => {
+                let received = self.numbers.lengths;
+                return Err(DecodeError::FieldShape { field, received, row });
+            }
+        };
+        check_rows(shape[0], bounds)?;
+        let mut values = Vec::with_capacity(self.numbers.values.len());
+        for (index, &number) in self.numbers.values.iter().enumerate() {
+            let narrowed = Datatype::Fp32.narrow(number);
+            values.push(narrowed.ok_or(DecodeError::FieldValue { field, index, value: number })?);
+        }
+        if let Some(Outside { index, value, lower, upper }) = outside(&values, bounds.domain) {
+            return Err(DecodeError::FieldRange { field, index, value, lower, upper });
+        }
+        let body = serde_json::to_vec(&Predict {
+            signature_name: self.signature_name.as_deref(),
+            form: self.form,
+            name: self.name.as_deref(),
+            shape,
+            // A model of integers takes no `1.0`.
+            numbers: EncodedNumbers { values: &values, integers: self.numbers.integers },
+        })
+        .expect("keys are strings and writing to memory cannot fail");
+        let encoded = Encoded { body: body.into(), json_length: None, media_type };
+        Ok(Checked { encoded, rows: shape[0], values })
+    }
+}
+
+// === impl Predict ===
+
+impl Serialize for Predict<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if let Some(name) = self.signature_name {
+            map.serialize_entry("signature_name", name)?;
+        }
+        match self.form {
+            Form::Columns => {
+                let array = Nested { numbers: self.numbers, shape: &self.shape };
+                map.serialize_entry("inputs", &Named { name: self.name, array })?;
+            }
+            Form::Rows => map.serialize_entry("instances", &Instances(self))?,
+        }
+        map.end()
+    }
+}
+
+// === impl Instances ===
+
+impl Serialize for Instances<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Predict { shape, numbers: EncodedNumbers { values, integers }, name, .. } = *self.0;
+        let row = &self.0.shape[1..];
+        serializer.collect_seq(values.chunks((values.len() / shape[0]).max(1)).map(|values| {
+            let numbers = EncodedNumbers { values, integers };
+            Named { name, array: Nested { numbers, shape: row } }
+        }))
+    }
+}
+
+// === impl Named ===
+
+impl Serialize for Named<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.name {
+            None => self.array.serialize(serializer),
+            Some(name) => serializer.collect_map([(name, &self.array)]),
+        }
+    }
+}
+
+// === impl Nested ===
+
+impl Serialize for Nested<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let EncodedNumbers { values, integers } = self.numbers;
+        match *self.shape {
+            [] | [_] => self.numbers.serialize(serializer),
+            [count, ref shape @ ..] => serializer.collect_seq(
+                values
+                    .chunks((values.len() / count).max(1))
+                    .map(|values| Nested { numbers: EncodedNumbers { values, integers }, shape }),
+            ),
+        }
+    }
+}

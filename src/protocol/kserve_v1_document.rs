@@ -1,0 +1,232 @@
+//! The JSON document of a V1 prediction request, each key known and at most once.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::document::Seen;
+use super::json::{Level, Numbers, Partial};
+
+/// The request as it lies in the text.
+pub(super) struct Document {
+    pub(super) signature_name: Option<String>,
+    pub(super) form: Form,
+    /// The input's name, where rows or columns are objects.
+    pub(super) name: Option<String>,
+    pub(super) numbers: Numbers,
+    /// Instead of numbers there is `{"b64": ...}`.
+    pub(super) encoded_bytes: bool,
+}
+
+/// How the rows lie in the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `inputs`: one tensor.
+    Columns,
+    /// `instances`: an array of rows.
+    Rows,
+}
+
+pub(super) struct DocumentSeed {
+    pub(super) limit: usize,
+}
+
+/// What `instances` or `inputs` holds.
+struct Tensor {
+    numbers: Partial,
+    /// Of the first row; the others have the same.
+    name: Option<Option<String>>,
+    encoded_bytes: bool,
+}
+
+/// Reads the array of `instances`.
+struct RowsSeed<'a>(&'a mut Tensor);
+
+/// Reads an array at a depth, or an object of one.
+struct NamedSeed<'a> {
+    tensor: &'a mut Tensor,
+    depth: usize,
+}
+
+// === impl Form ===
+
+impl Form {
+    /// The key of the document.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Columns => "inputs",
+            Self::Rows => "instances",
+        }
+    }
+}
+
+// === impl DocumentSeed ===
+
+impl<'de> DeserializeSeed<'de> for DocumentSeed {
+    type Value = Document;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Document, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for DocumentSeed {
+    type Value = Document;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Document, A::Error> {
+        const KEYS: &[&str] = &["signature_name", "instances", "inputs"];
+        let mut seen = Seen::default();
+        let mut signature_name = None;
+        let mut tensor =
+            Tensor { numbers: Partial::new(self.limit), name: None, encoded_bytes: false };
+        let mut form = None;
+        while let Some(key) = entries.next_key::<String>()? {
+            let found = match seen.check(KEYS, &key)? {
+                "signature_name" => {
+                    signature_name = Some(entries.next_value()?);
+                    continue;
+                }
+                "instances" => Form::Rows,
+                _ => Form::Columns,
+            };
+            if form.replace(found).is_some() {
+                return Err(A::Error::custom("both instances and inputs, expected one of them"));
+            }
+            match found {
+                Form::Rows => entries.next_value_seed(RowsSeed(&mut tensor))?,
+                Form::Columns => {
+                    entries.next_value_seed(NamedSeed { tensor: &mut tensor, depth: 0 })?
+                }
+            }
+        }
+        Ok(Document {
+            signature_name,
+            form: form.ok_or_else(|| A::Error::custom("neither instances nor inputs"))?,
+            name: tensor.name.flatten(),
+            numbers: tensor.numbers.finish(),
+            encoded_bytes: tensor.encoded_bytes,
+        })
+    }
+}
+
+// === impl RowsSeed ===
+
+impl<'de> DeserializeSeed<'de> for RowsSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RowsSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array of instances")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let mut rows = 0;
+        while items.next_element_seed(NamedSeed { tensor: &mut *self.0, depth: 1 })?.is_some() {
+            rows += 1;
+        }
+        self.0.numbers.close(0, rows)
+    }
+}
+
+// === impl NamedSeed ===
+
+impl<'de> DeserializeSeed<'de> for NamedSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for NamedSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array of numbers, or an object of one such array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<(), A::Error> {
+        self.tensor.called(None)?;
+        Level { numbers: &mut self.tensor.numbers, depth: self.depth }.visit_seq(items)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let Some(name) = entries.next_key::<String>()? else {
+            return Err(A::Error::custom("an object without an input"));
+        };
+        if name == "b64" {
+            self.tensor.encoded_bytes = true;
+            entries.next_value::<IgnoredAny>()?;
+        } else {
+            self.tensor.called(Some(name))?;
+            entries.next_value_seed(Array { tensor: self.tensor, depth: self.depth })?;
+        }
+        match entries.next_key::<String>()? {
+            None => Ok(()),
+            Some(key) => Err(A::Error::custom(format_args!(
+                "an object with more than one input, the second is {key:?}"
+            ))),
+        }
+    }
+}
+
+/// Reads the array inside of an object; in it, `{"b64": ...}` stands for bytes.
+struct Array<'a> {
+    tensor: &'a mut Tensor,
+    depth: usize,
+}
+
+// === impl Array ===
+
+impl<'de> DeserializeSeed<'de> for Array<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Array<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array of numbers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<(), A::Error> {
+        Level { numbers: &mut self.tensor.numbers, depth: self.depth }.visit_seq(items)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        // Refused in any case; what else the object holds does not matter.
+        self.tensor.encoded_bytes = true;
+        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+// === impl Tensor ===
+
+impl Tensor {
+    /// A row has this name, or none; an error if another row's is different.
+    fn called<E: Error>(&mut self, name: Option<String>) -> Result<(), E> {
+        let first = self.name.get_or_insert_with(|| name.clone());
+        if *first != name {
+            return Err(E::custom(format_args!(
+                "the input is called {first:?} and {name:?}, expected one name"
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! The REST formats side by side: whose path it is, and who reads the body.
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+
+use super::{Bounds, Checked, DecodeError, Route, kserve_v1, oip_http};
+use crate::telemetry::Protocol;
+
+/// A REST format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// KServe V1, which is TensorFlow Serving's.
+    KserveV1,
+    /// The Open Inference Protocol; also every path that is nobody's.
+    Oip,
+}
+
+// === impl Rest ===
+
+impl Rest {
+    /// The format whose path it is.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/v1/") { Self::KserveV1 } else { Self::Oip }
+    }
+
+    /// Which route a request takes. `model` is the only model name taken, if given.
+    pub fn route(
+        self,
+        method: &str,
+        path: &str,
+        query: Option<&str>,
+        model: Option<&str>,
+    ) -> Route {
+        match self {
+            Self::KserveV1 => kserve_v1::route(method, path, query, model),
+            Self::Oip => oip_http::route(method, path, query, model),
+        }
+    }
+
+    /// Reads an inference request, whose content coding is undone, and writes it again.
+    pub fn check(
+        self,
+        headers: &HeaderMap,
+        body: &Bytes,
+        bounds: Bounds<'_>,
+    ) -> Result<Checked, DecodeError> {
+        match self {
+            Self::KserveV1 => kserve_v1::check(headers, body, bounds),
+            Self::Oip => oip_http::check(headers, body, bounds),
+        }
+    }
+
+    /// As metrics name it.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::KserveV1 => Protocol::KserveV1,
+            Self::Oip => Protocol::OipHttp,
+        }
+    }
+}

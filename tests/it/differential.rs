@@ -1,0 +1,247 @@
+//! Whatever is done to a request: if it passes, the upstream got the tensor that was judged.
+//!
+//! Seeded mutations of requests in every form go through the whole request path. The upstream's copy is
+//! read here by a lenient parser of its own, as a model server would read it.
+
+use half::{bf16, f16};
+use hyper::Method;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+
+use crate::support::upstream::Received;
+use crate::support::{CLEAN, INFER, Setup, binary, fp32, request};
+
+const LENGTH: &str = "inference-header-content-length";
+const PREDICT: &str = "/v1/models/m:predict";
+const SEED: u64 = 20_261_122;
+const ROUNDS: usize = 20_000;
+
+/// A request on its way to be damaged.
+#[derive(Clone, Debug)]
+struct Attempt {
+    path: &'static str,
+    body: Vec<u8>,
+    lengths: Vec<String>,
+}
+
+/// What mutations put in.
+const PIECES: [&str; 26] = [
+    "\"data\":[0,0,0,0]",
+    "\"data\":[[[[0.3,0],[0,0]]]]",
+    "\"shape\":[1,1,2,2]",
+    "\"shape\":[2,1,2,2]",
+    "\"datatype\":\"FP16\"",
+    "\"datatype\":\"FP64\"",
+    "\"datatype\":\"UINT8\"",
+    "\"parameters\":{\"binary_data_size\":16}",
+    "\"parameters\":{\"binary_data_size\":8}",
+    "\"inputs\":[",
+    "\"instances\":[",
+    "\"id\":\"x\"",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\"",
+    "\\u0064",
+    "0.5",
+    "1e-1",
+    "-0.0",
+    "0.30000001192092896",
+    "NaN",
+    " ",
+];
+
+fn originals() -> Vec<Attempt> {
+    let json = |body: String| Attempt { path: INFER, body: body.into_bytes(), lengths: vec![] };
+    let mut all = vec![json(request(&[CLEAN])), json(request(&[CLEAN, [0.1, 0.2, 0.3, 0.4]]))];
+    for (datatype, data) in [
+        ("FP16", "[0.1,0.2,1,0.00001]"),
+        ("BF16", "[0.1,0.2,1,0.00001]"),
+        ("FP64", "[[[[0.1,0.2],[1,0.3]]]]"),
+        ("UINT8", "[0,1,1,0]"),
+        ("INT8", "[0,1,1,-0]"),
+    ] {
+        all.push(json(format!(
+            r#"{{"inputs":[{{"data":{data},"name":"x","shape":[1,1,2,2],"datatype":"{datatype}"}}]}}"#
+        )));
+    }
+    let halves =
+        |halves: [u16; 4]| halves.into_iter().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let doubles = CLEAN.into_iter().flat_map(|value| f64::from(value).to_le_bytes()).collect();
+    let tensors = [
+        ("FP32", fp32(&CLEAN)),
+        ("FP16", halves(CLEAN.map(|value| f16::from_f32(value).to_bits()))),
+        ("BF16", halves(CLEAN.map(|value| bf16::from_f32(value).to_bits()))),
+        ("FP64", doubles),
+        ("UINT8", vec![0, 1, 0, 1]),
+    ];
+    for (datatype, tensor) in tensors {
+        let (body, length) = binary(datatype, "[1,1,2,2]", &tensor.len().to_string(), &tensor);
+        all.push(Attempt { path: INFER, body, lengths: vec![length.to_string()] });
+    }
+    all.push(Attempt { path: INFER, body: fp32(&CLEAN), lengths: vec!["0".to_owned()] });
+    for body in [
+        r#"{"instances":[[[[0.25,0.1],[1,0]]],[[[0.3,0.4],[0.5,0.6]]]]}"#,
+        r#"{"instances":[{"x":[[[0.25,0.1],[1,0]]]}]}"#,
+        r#"{"inputs":{"x":[[[[0,1],[1,0]]]]},"signature_name":"s"}"#,
+    ] {
+        all.push(Attempt { path: PREDICT, body: body.into(), lengths: vec![] });
+    }
+    all
+}
+
+fn mutate(attempt: &mut Attempt, others: &[Attempt], rng: &mut StdRng) {
+    let body = &mut attempt.body;
+    let at = rng.random_range(0..=body.len());
+    match rng.random_range(0..11) {
+        0 if at < body.len() => body[at] ^= 1 << rng.random_range(0..8),
+        1 if at < body.len() => body[at] = rng.random(),
+        2 if at < body.len() => {
+            let end = (at + rng.random_range(1..12)).min(body.len());
+            body.drain(at..end);
+        }
+        3 => {
+            let piece = PIECES.choose(rng).expect("some").as_bytes();
+            body.splice(at..at, piece.iter().copied());
+        }
+        4 => {
+            let end = (at + rng.random_range(1..40)).min(body.len());
+            let copy = body[at..end].to_vec();
+            let to = rng.random_range(0..=body.len());
+            body.splice(to..to, copy);
+        }
+        5 => {
+            let other = &others.choose(rng).expect("some").body;
+            let from = rng.random_range(0..other.len());
+            let end = (from + rng.random_range(1..60)).min(other.len());
+            body.splice(at..at, other[from..end].iter().copied());
+        }
+        6 => {
+            // Digits are where numbers can become others and stay numbers.
+            let digits: Vec<usize> =
+                (0..body.len()).filter(|&position| body[position].is_ascii_digit()).collect();
+            if let Some(&position) = digits.choose(rng) {
+                body[position] = b'0' + rng.random_range(0..10);
+            }
+        }
+        7 => {
+            if let Some(length) = attempt.lengths.first_mut()
+                && let Ok(number) = length.parse::<i64>()
+            {
+                *length = (number + rng.random_range(-3..=3)).max(0).to_string();
+            }
+        }
+        8 | 9 if attempt.path == INFER && !attempt.lengths.is_empty() && body.len() >= 4 => {
+            // Behind the JSON, where every byte is part of a value.
+            let at = body.len() - rng.random_range(1..=4);
+            body[at] ^= 1 << rng.random_range(0..8);
+        }
+        _ => match rng.random_range(0..4) {
+            0 => attempt.lengths.push(body.len().to_string()),
+            1 => attempt.lengths.push("0".to_owned()),
+            2 => {
+                attempt.lengths.pop();
+            }
+            _ => attempt.path = [INFER, PREDICT].choose(rng).expect("some"),
+        },
+    }
+}
+
+/// The tensor of a request as a model server reads it.
+fn tensor(received: &Received) -> Vec<f32> {
+    let length = received
+        .headers
+        .get(LENGTH)
+        .map(|length| length.to_str().expect("text").parse::<usize>().expect("a number"));
+    let (text, tail) = received.body.split_at(length.unwrap_or(received.body.len()));
+    if length == Some(0) {
+        return tail
+            .chunks(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4")))
+            .collect();
+    }
+    let document: Value = serde_json::from_slice(text).expect("JSON");
+    let mut numbers = Vec::new();
+    if received.path != INFER {
+        for key in ["instances", "inputs"] {
+            flatten(&document[key], &mut numbers);
+        }
+        return numbers.into_iter().map(|number| number as f32).collect();
+    }
+    let input = &document["inputs"][0];
+    let datatype = input["datatype"].as_str().expect("a datatype");
+    if length.is_none() {
+        flatten(&input["data"], &mut numbers);
+        return numbers
+            .into_iter()
+            .map(|number| match datatype {
+                "BF16" => bf16::from_f32(number as f32).to_f32(),
+                "FP16" => f16::from_f32(number as f32).to_f32(),
+                _ => number as f32,
+            })
+            .collect();
+    }
+    assert_eq!(input["parameters"]["binary_data_size"].as_u64(), Some(tail.len() as u64));
+    let half = |bytes: &[u8]| u16::from_le_bytes(bytes.try_into().expect("2"));
+    match datatype {
+        "BF16" => tail.chunks(2).map(|bytes| bf16::from_bits(half(bytes)).to_f32()).collect(),
+        "FP16" => tail.chunks(2).map(|bytes| f16::from_bits(half(bytes)).to_f32()).collect(),
+        "FP32" => {
+            tail.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4"))).collect()
+        }
+        "FP64" => tail
+            .chunks(8)
+            .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8")) as f32)
+            .collect(),
+        "INT8" => tail.iter().map(|&byte| f32::from(byte as i8)).collect(),
+        "UINT8" => tail.iter().map(|&byte| f32::from(byte)).collect(),
+        other => panic!("{other} got through"),
+    }
+}
+
+fn flatten(value: &Value, numbers: &mut Vec<f64>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| flatten(item, numbers)),
+        Value::Object(entries) => entries.values().for_each(|item| flatten(item, numbers)),
+        Value::Number(number) => numbers.push(number.as_f64().expect("a number")),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_is_what_was_judged() {
+    let setup = Setup::new("").await;
+    let originals = originals();
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let (mut passed, mut changed) = (0, 0);
+    for round in 0..ROUNDS {
+        let original = originals.choose(&mut rng).expect("some");
+        let mut attempt = original.clone();
+        for _ in 0..rng.random_range(1..3) {
+            mutate(&mut attempt, &originals, &mut rng);
+        }
+        let headers: Vec<(&str, &str)> =
+            attempt.lengths.iter().map(|length| (LENGTH, &**length)).collect();
+        let body = attempt.body.clone();
+        let answer = setup.client.send(Method::POST, attempt.path, &headers, body).await;
+        if answer.status != 200 {
+            assert!(answer.status.is_client_error(), "round {round}: {attempt:?}");
+            continue;
+        }
+        passed += 1;
+        changed += usize::from(attempt.body != original.body);
+        let received = setup.upstream.last();
+        let (served, judged) = (tensor(&received), setup.judge.seen());
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&served), bits(&judged), "round {round}: {attempt:?}");
+    }
+    println!(
+        "seed {SEED}: {ROUNDS} requests, {passed} passed, {changed} of them with a changed body"
+    );
+    assert!(passed > ROUNDS / 10 && changed > ROUNDS / 20, "{passed} passed, {changed} changed");
+}
