@@ -115,7 +115,7 @@ pub(super) fn raw(body: &Bytes, bounds: Bounds<'_>) -> Result<Checked, DecodeErr
         return Err(BinaryError::RawDatatype.into());
     }
     let row = bounds.domain.len() * Datatype::Fp32.size();
-    if row == 0 || body.len() % row != 0 {
+    if row == 0 || !body.len().is_multiple_of(row) {
         return Err(BinaryError::Raw { received: body.len(), row }.into());
     }
     let rows = body.len() / row;
