@@ -24,6 +24,7 @@ pub mod digest;
 pub mod evaluate;
 pub mod images;
 pub mod inspect;
+pub mod k8s;
 pub mod model;
 pub mod perturb;
 pub mod protocol;

@@ -1,6 +1,7 @@
 //! The command line: the only place that knows every module.
 
 mod inspect;
+mod kubernetes;
 mod offline;
 mod online;
 mod progress;
@@ -77,6 +78,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put the sidecar into the pods of a Kubernetes manifest that ask for it by annotation.
+    ///
+    /// The manifest goes to standard output, notes go to standard error. A pod that asks for the sidecar
+    /// and cannot have it is an error, and nothing is printed.
+    #[command(after_help = "Example:\n  doorward inject -f deployment.yaml | kubectl apply -f -")]
+    Inject {
+        /// The manifest, YAML or JSON, with any number of documents; - for standard input.
+        #[arg(short = 'f', long = "filename", value_name = "MANIFEST")]
+        manifest: PathBuf,
+        /// Settings for all pods, as config/injection.toml has them.
+        #[arg(short = 'c', long = "config", value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Is the model backdoored, and which labels? Exit status 0: clean, 3: infected.
     #[command(
         after_help = "Examples:\n  doorward inspect -c doorward.toml --json\n  doorward inspect -c doorward.toml --report report/"
@@ -132,6 +146,13 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Put the sidecar into pods as a Kubernetes cluster creates them: an admission webhook.
+    #[command(after_help = "Example:\n  doorward webhook -c injection.toml")]
+    Webhook {
+        /// Settings for all pods and of the webhook, as config/injection.toml has them.
+        #[arg(short = 'c', long = "config", value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,9 +169,9 @@ enum ConfigCommand {
 
 #[derive(Debug, Args)]
 struct ConfigFile {
-    /// The configuration file.
+    /// The configuration file; without it, the environment has to say all that has no default.
     #[arg(short = 'c', long = "config", value_name = "FILE")]
-    file: PathBuf,
+    file: Option<PathBuf>,
 }
 
 /// Runs the program's arguments.
@@ -159,7 +180,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Calibrate { config, rotate, json } => {
             offline::calibrate(&config.load()?, rotate, json)
         }
-        Command::Config(ConfigCommand::Check { file }) => offline::check(&load(&file)?),
+        Command::Config(ConfigCommand::Check { file }) => offline::check(&load(Some(&file))?),
         Command::Config(ConfigCommand::Show { file }) => {
             print!("{}", Settings::load(file.as_deref(), environment())?.to_toml());
             Ok(ExitCode::SUCCESS)
@@ -170,6 +191,7 @@ pub fn run() -> Result<ExitCode> {
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }
+        Command::Inject { manifest, config } => kubernetes::inject(&manifest, config.as_deref()),
         Command::Inspect { config, report, triggered, neural_cleanse, json } => {
             let report = report.map(|folder| ReportRequest { folder, triggered });
             inspect::inspect(&config.load()?, report.as_ref(), neural_cleanse, json)
@@ -180,21 +202,22 @@ pub fn run() -> Result<ExitCode> {
         Command::Serve { config: ConfigFile { file } } => {
             let read = {
                 let file = file.clone();
-                move || Settings::load(Some(&file), environment())
+                move || Settings::load(file.as_deref(), environment())
             };
-            online::serve(&file, read)
+            online::serve(file.as_deref(), read)
         }
+        Command::Webhook { config } => kubernetes::webhook(config.as_deref()),
     }
 }
 
 impl ConfigFile {
     fn load(&self) -> Result<Config> {
-        load(&self.file)
+        load(self.file.as_deref())
     }
 }
 
-fn load(file: &std::path::Path) -> Result<Config> {
-    let config = Config::load(Some(file), environment())?;
+fn load(file: Option<&std::path::Path>) -> Result<Config> {
+    let config = Config::load(file, environment())?;
     telemetry::init(&config.telemetry)?;
     Ok(config)
 }

@@ -13,9 +13,9 @@ use crate::server::{Reloader, Server};
 use crate::{demo, telemetry};
 
 /// The sidecar: serves at once, and judges as soon as there is an artifact. `read` reads the settings,
-/// now and whenever `file` changes.
+/// now and whenever `file`, if any, changes.
 pub(super) fn serve(
-    file: &Path,
+    file: Option<&Path>,
     read: impl Fn() -> config::Result<Settings> + Send + Sync + 'static,
 ) -> Result<ExitCode> {
     let runtime = Runtime::new()?;

@@ -24,7 +24,7 @@ use super::security::Security;
 
 /// A listener that serves.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub struct Listener {
     address: SocketAddr,
     /// From now on each connection closes after its answer.
     closing: Arc<AtomicBool>,
@@ -54,7 +54,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 impl Listener {
     /// Accepts at most `connections` at a time; more wait in the system's backlog.
-    pub(super) fn serve<S, B>(
+    pub fn serve<S, B>(
         socket: TcpListener,
         security: Arc<Security>,
         service: S,
@@ -78,7 +78,7 @@ impl Listener {
     }
 
     /// Where it listens; with the port that the system chose for port 0.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -90,7 +90,7 @@ impl Listener {
     ///
     /// Closing at once would lose a request that arrives just as its idle, or new, connection is
     /// closed: HTTP/1.1 gives a client no way to know whether it was read.
-    pub(super) async fn stop(self, linger: Duration, timeout: Duration) -> bool {
+    pub async fn stop(self, linger: Duration, timeout: Duration) -> bool {
         self.closing.store(true, Ordering::Release);
         tokio::time::sleep(linger).await;
         // Fails when accepting has ended by itself, which it only does by panicking.

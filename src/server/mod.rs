@@ -36,9 +36,9 @@ mod status;
 mod watch;
 
 use admin::{Phase, Readiness};
-use listener::Listener;
+pub use listener::Listener;
 use reload::InEffect;
-use security::Security;
+pub use security::Security;
 pub use watch::Reloader;
 
 /// A running firewall. Dropping it without [`Server::shutdown`] leaves its tasks to the runtime.

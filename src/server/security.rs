@@ -14,7 +14,7 @@ use crate::tls;
 
 /// What one listener asks of those who connect. A reload changes it for new connections.
 #[derive(Debug)]
-pub(super) struct Security {
+pub struct Security {
     protocols: &'static [&'static str],
     /// `None`: plain.
     server: ArcSwapOption<ServerConfig>,
@@ -29,7 +29,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Security {
     /// `protocols` are those that the listener speaks, by their ALPN names.
-    pub(super) fn new(
+    pub fn new(
         settings: Option<&Tls>,
         protocols: &'static [&'static str],
     ) -> Result<Self, tls::Error> {
@@ -39,15 +39,12 @@ impl Security {
     }
 
     /// Reads the files that the settings name.
-    pub(super) fn read(
-        &self,
-        settings: Option<&Tls>,
-    ) -> Result<Option<Arc<ServerConfig>>, tls::Error> {
+    pub fn read(&self, settings: Option<&Tls>) -> Result<Option<Arc<ServerConfig>>, tls::Error> {
         settings.map(|settings| tls::server(settings, self.protocols).map(Arc::new)).transpose()
     }
 
     /// From the next connection on.
-    pub(super) fn replace(&self, server: Option<Arc<ServerConfig>>) {
+    pub fn replace(&self, server: Option<Arc<ServerConfig>>) {
         self.server.store(server);
     }
 

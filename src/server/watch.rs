@@ -20,7 +20,8 @@ use crate::digest::sha256;
 
 /// Puts settings into effect when they change.
 pub struct Reloader {
-    file: PathBuf,
+    /// `None`: the settings come from the environment alone.
+    file: Option<PathBuf>,
     read: Arc<Read>,
     /// What the process started with: what of it needs a restart is named as long as it differs.
     started: Settings,
@@ -52,15 +53,22 @@ const RELOADED: [&str; 5] = ["audit.", "limits.", "policy.", "tls.", "upstream.t
 impl Reloader {
     /// Reads the settings by `read`, as every reload does. From now on SIGHUP does not end the process.
     pub fn new(
-        file: &Path,
+        file: Option<&Path>,
         read: impl Fn() -> config::Result<Settings> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let hangup = signal(SignalKind::hangup()).map_err(Error::Signal)?;
-        let mut seen = contents(&[file.to_owned()]);
+        let mut seen = contents(&Vec::from_iter(file.map(Path::to_owned)));
         let started = read()?;
         let files = files(file, &started.config()?);
-        seen.extend(contents(&files[1..]));
-        Ok(Self { file: file.to_owned(), read: Arc::new(read), started, hangup, files, seen })
+        seen.extend(contents(&files[seen.len()..]));
+        Ok(Self {
+            file: file.map(Path::to_owned),
+            read: Arc::new(read),
+            started,
+            hangup,
+            files,
+            seen,
+        })
     }
 
     /// What the process starts with.
@@ -112,7 +120,7 @@ impl Reloader {
 
     /// Other settings may name other files.
     fn follow(&mut self, config: &Config, folders: &mut Folders) {
-        let files = files(&self.file, config);
+        let files = files(self.file.as_deref(), config);
         if files != self.files {
             folders.watch(&files);
             self.files = files;
@@ -188,15 +196,15 @@ fn unnoticed(error: &notify::Error) {
     tracing::warn!(%error, "changes of files go unnoticed: send SIGHUP after one");
 }
 
-/// The file of the settings, then the certificates and keys.
-fn files(file: &Path, config: &Config) -> Vec<PathBuf> {
+/// The file of the settings, if any, then the certificates and keys.
+fn files(file: Option<&Path>, config: &Config) -> Vec<PathBuf> {
     let (tls, upstream) = (config.tls.as_ref(), config.upstream.tls.as_ref());
     let identities = [tls.map(|tls| &tls.identity), upstream.and_then(|tls| tls.identity.as_ref())];
     let authorities = [tls.and_then(|tls| tls.client_ca.as_ref()), upstream.map(|tls| &tls.ca)];
     let identities = identities.into_iter().flatten();
     let named = identities.flat_map(|identity| [&identity.certificate, &identity.key]);
     let named = named.chain(authorities.into_iter().flatten());
-    std::iter::once(file.to_owned()).chain(named.cloned()).collect()
+    file.map(Path::to_owned).into_iter().chain(named.cloned()).collect()
 }
 
 /// A digest for each file: among them are keys, which are not kept. `None` where it cannot be read.

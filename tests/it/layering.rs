@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A module may use modules of a lower rank, and itself.
-const RANKS: [(&str, u8); 22] = [
+const RANKS: [(&str, u8); 23] = [
     ("digest", 0),
     ("stats", 0),
     ("config", 1),
@@ -24,6 +24,7 @@ const RANKS: [(&str, u8); 22] = [
     ("proxy", 10),
     ("server", 11),
     ("demo", 12),
+    ("k8s", 12),
     ("cli", 13),
     ("main", 14),
     // Only lists the modules.

@@ -15,6 +15,7 @@ mod failure_modes;
 mod gradients;
 mod hostile_files;
 mod hostile_models;
+mod injection;
 mod layering;
 mod metrics_contract;
 #[cfg(feature = "ort")]

@@ -64,7 +64,7 @@ const REQUIRED: &str =
 fn watch(file: &Path, handle: Handle) -> JoinHandle<()> {
     let path = file.to_owned();
     let read = move || Settings::load(Some(&path), std::iter::empty::<(&str, &str)>());
-    let reloader = Reloader::new(file, read).expect("settings");
+    let reloader = Reloader::new(Some(file), read).expect("settings");
     tokio::spawn(reloader.run(handle))
 }
 

@@ -1,0 +1,94 @@
+//! The app's own probes: they stay as they are wherever the sidecar passes them on.
+//!
+//! A probe of a route that the firewall takes for a read reaches the app through the sidecar. Any other one
+//! would be answered, or refused, by the sidecar itself and say nothing of the app; its port becomes the
+//! app's.
+
+use serde_json::{Map, Value, json};
+
+use super::server::Reach;
+use crate::protocol::Route;
+use crate::protocol::rest::Rest;
+
+const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
+const HOOKS: [&str; 2] = ["postStart", "preStop"];
+const ACTIONS: [&str; 3] = ["grpc", "httpGet", "tcpSocket"];
+
+/// Whether all probes by network are of `port` and would reach the app through the sidecar.
+pub(super) fn all_pass(
+    app: &Map<String, Value>,
+    port: u16,
+    name: Option<&str>,
+    model: Option<&str>,
+) -> bool {
+    actions(app).all(|(kind, action)| meets(action, port, name) && passes(kind, action, model))
+}
+
+/// Points probes that the sidecar would not pass on from `old` to `new`.
+pub(super) fn follow(
+    app: &mut Map<String, Value>,
+    old: u16,
+    name: Option<&str>,
+    new: u16,
+    model: Option<&str>,
+    reach: Reach,
+) {
+    if reach == Reach::Loopback {
+        return;
+    }
+    for handler in handlers_mut(app) {
+        for kind in ACTIONS {
+            let Some(action) = handler.get_mut(kind) else { continue };
+            let here = action.get("host").is_none();
+            if here && meets(action, old, name) && !passes(kind, action, model) {
+                action["port"] = json!(new);
+            }
+        }
+    }
+}
+
+fn passes(kind: &str, action: &Value, model: Option<&str>) -> bool {
+    let plain = action.get("scheme").is_none_or(|scheme| scheme == "HTTP");
+    if kind != "httpGet" || !plain {
+        return false;
+    }
+    let path = action.get("path").and_then(Value::as_str).unwrap_or("/");
+    let (path, query) = match path.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (path, None),
+    };
+    Rest::of(path).route("GET", path, query, model) == Route::Read
+}
+
+fn meets(action: &Value, port: u16, name: Option<&str>) -> bool {
+    match action.get("port") {
+        Some(Value::Number(number)) => number.as_u64() == Some(port.into()),
+        Some(Value::String(text)) => Some(text.as_str()) == name || text.parse() == Ok(port),
+        _ => false,
+    }
+}
+
+fn actions(app: &Map<String, Value>) -> impl Iterator<Item = (&'static str, &Value)> {
+    let probes = PROBES.into_iter().filter_map(|probe| app.get(probe));
+    let lifecycle = app.get("lifecycle");
+    let hooks = HOOKS.into_iter().filter_map(move |hook| lifecycle?.get(hook));
+    let handlers = probes.chain(hooks);
+    handlers
+        .flat_map(|handler| ACTIONS.into_iter().filter_map(|kind| Some((kind, handler.get(kind)?))))
+        // Of another host: not of this pod.
+        .filter(|(_, action)| action.get("host").is_none())
+}
+
+fn handlers_mut(app: &mut Map<String, Value>) -> Vec<&mut Value> {
+    let mut handlers = Vec::new();
+    for (key, value) in app {
+        if PROBES.contains(&key.as_str()) {
+            handlers.push(value);
+        } else if key == "lifecycle"
+            && let Some(hooks) = value.as_object_mut()
+        {
+            handlers.extend(hooks.values_mut());
+        }
+    }
+    handlers
+}

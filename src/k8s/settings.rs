@@ -1,0 +1,241 @@
+//! How pods get the sidecar, as `config/injection.toml` says.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{LogFormat, Telemetry};
+
+/// The shipped settings: every key, its documentation and its default.
+pub const EMBEDDED: &str = include_str!("../../config/injection.toml");
+
+/// What holds for all pods.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The sidecar.
+    pub sidecar: Sidecar,
+    /// The admission webhook.
+    pub webhook: Webhook,
+    /// Logs of the webhook.
+    pub telemetry: Telemetry,
+}
+
+/// `[sidecar]`
+#[derive(Clone, Debug)]
+pub struct Sidecar {
+    /// The container image.
+    pub image: String,
+    /// `None`: Kubernetes decides by the image's tag.
+    pub image_pull_policy: Option<PullPolicy>,
+    /// Which kind of container.
+    pub kind: Kind,
+    /// Where it listens for clients when the app cannot leave its own port.
+    pub port: u16,
+    /// Where it listens for operators.
+    pub admin_port: u16,
+    /// What it asks for and may use.
+    pub resources: Resources,
+}
+
+/// Which kind of container the sidecar is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Beside the app's containers.
+    Container,
+    /// An init container that keeps running.
+    Native,
+}
+
+/// When a node pulls an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum PullPolicy {
+    /// Before each start.
+    Always,
+    /// When the node has none.
+    IfNotPresent,
+    /// Not at all.
+    Never,
+}
+
+/// Quantities as Kubernetes writes them; an empty one is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// `requests.cpu`
+    pub cpu_request: String,
+    /// `limits.cpu`
+    pub cpu_limit: String,
+    /// `requests.memory`
+    pub memory_request: String,
+    /// `limits.memory`
+    pub memory_limit: String,
+}
+
+/// `[webhook]`
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    /// Where the API server connects.
+    pub listen: SocketAddr,
+    /// Certificate chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value is out of its range.
+    #[error("{key} is {received:?}, expected {expected}")]
+    Invalid {
+        /// Section and key.
+        key: &'static str,
+        /// What it holds.
+        received: String,
+        /// What it may hold.
+        expected: &'static str,
+    },
+    /// The file is not TOML with known keys.
+    #[error("{file}: {reason}")]
+    Parse {
+        /// The file.
+        file: String,
+        /// What and where.
+        reason: String,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Raw {
+    sidecar: RawSidecar,
+    webhook: RawWebhook,
+    telemetry: RawTelemetry,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawSidecar {
+    image: Option<String>,
+    image_pull_policy: Option<PullPolicy>,
+    kind: Option<Kind>,
+    port: Option<NonZeroU16>,
+    admin_port: Option<NonZeroU16>,
+    cpu_request: Option<String>,
+    cpu_limit: Option<String>,
+    memory_request: Option<String>,
+    memory_limit: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawWebhook {
+    listen: Option<String>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawTelemetry {
+    log: Option<String>,
+    format: Option<RawLogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawLogFormat {
+    Json,
+    Text,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Reads the user's file, if any, over the embedded one.
+    pub fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let Some(path) = path else { return Self::parse("no file", "") };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// As [`Settings::load`], for the text of a file. `name` stands for the file in errors.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Error> {
+        let below = read("the embedded injection.toml", EMBEDDED)?;
+        let above = read(name, text)?;
+        let (upper, lower) = (above.sidecar, below.sidecar);
+        let port = port("sidecar.port", upper.port.or(lower.port))?;
+        let admin_port = self::port("sidecar.admin_port", upper.admin_port.or(lower.admin_port))?;
+        if port == admin_port {
+            return invalid("sidecar.admin_port", admin_port, "another port than sidecar.port");
+        }
+        let kind = upper.kind.or(lower.kind);
+        let sidecar = Sidecar {
+            image: text_of("sidecar.image", upper.image.or(lower.image))?,
+            image_pull_policy: upper.image_pull_policy.or(lower.image_pull_policy),
+            kind: kind.map_or_else(|| invalid("sidecar.kind", "", "a kind"), Ok)?,
+            port,
+            admin_port,
+            resources: Resources {
+                cpu_request: upper.cpu_request.or(lower.cpu_request).unwrap_or_default(),
+                cpu_limit: upper.cpu_limit.or(lower.cpu_limit).unwrap_or_default(),
+                memory_request: upper.memory_request.or(lower.memory_request).unwrap_or_default(),
+                memory_limit: upper.memory_limit.or(lower.memory_limit).unwrap_or_default(),
+            },
+        };
+        let (upper, lower) = (above.webhook, below.webhook);
+        let listen = text_of("webhook.listen", upper.listen.or(lower.listen))?;
+        let webhook = Webhook {
+            listen: listen.parse().or_else(|_| {
+                invalid("webhook.listen", listen, "an address and port such as 0.0.0.0:8443")
+            })?,
+            certificate: upper.certificate.or(lower.certificate).unwrap_or_default(),
+            key: upper.key.or(lower.key).unwrap_or_default(),
+        };
+        let (upper, lower) = (above.telemetry, below.telemetry);
+        let telemetry = Telemetry {
+            log: text_of("telemetry.log", upper.log.or(lower.log))?,
+            format: match upper.format.or(lower.format) {
+                Some(RawLogFormat::Json) => LogFormat::Json,
+                Some(RawLogFormat::Text) | None => LogFormat::Text,
+            },
+        };
+        Ok(Self { sidecar, webhook, telemetry })
+    }
+}
+
+fn read(name: &str, text: &str) -> Result<Raw, Error> {
+    toml::from_str(text)
+        .map_err(|error| Error::Parse { file: name.to_owned(), reason: error.to_string() })
+}
+
+fn port(key: &'static str, value: Option<NonZeroU16>) -> Result<u16, Error> {
+    value.map_or_else(|| invalid(key, "", "a port"), |port| Ok(port.get()))
+}
+
+fn text_of(key: &'static str, value: Option<String>) -> Result<String, Error> {
+    match value {
+        Some(text) if !text.trim().is_empty() => Ok(text),
+        value => invalid(key, value.unwrap_or_default(), "a text that is not empty"),
+    }
+}
+
+fn invalid<T>(
+    key: &'static str,
+    received: impl ToString,
+    expected: &'static str,
+) -> Result<T, Error> {
+    Err(Error::Invalid { key, received: received.to_string(), expected })
+}
