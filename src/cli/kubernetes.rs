@@ -4,10 +4,12 @@ use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
-use crate::k8s::{Settings, Webhook, inject_manifest};
+use crate::k8s::{Access, Keeper, Settings, Webhook, inject_manifest};
 use crate::telemetry;
 
 /// The manifest with the sidecar goes to standard output, what its author should know to standard error.
@@ -34,9 +36,34 @@ pub(super) fn webhook(settings: Option<&Path>) -> Result<ExitCode> {
     let settings = Settings::load(settings)?;
     telemetry::init(&settings.telemetry)?;
     Runtime::new()?.block_on(async {
+        if let Some(managed) = settings.webhook.self_managed.clone() {
+            let access = Access::in_pod(|name| std::env::var(name).ok())?;
+            let keeper = Keeper::new(access, managed, settings.webhook.clone())?;
+            keeper.keep().await.context("the webhook has no certificate")?;
+            tokio::spawn(keep(keeper));
+        }
         let webhook = Webhook::bind(&settings).await?;
         tracing::info!(address = %webhook.address(), image = settings.sidecar.image, "listening");
-        webhook.run_until_signal().await
+        anyhow::Ok(webhook.run_until_signal().await?)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A certificate has weeks left when it is renewed, so that failures have time to pass.
+const LOOK_EVERY: Duration = Duration::from_secs(3600);
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+async fn keep(keeper: Keeper) {
+    let mut pause = LOOK_EVERY;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = match keeper.keep().await {
+            Ok(()) => LOOK_EVERY,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "the certificate could not be looked after");
+                TRY_AGAIN
+            }
+        };
+    }
 }

@@ -140,7 +140,7 @@ struct RawLimits {
 #[serde(default, deny_unknown_fields)]
 struct RawTelemetry {
     log: Option<String>,
-    format: Option<RawLogFormat>,
+    format: Option<LogFormat>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -156,13 +156,6 @@ enum RawAction {
     Default,
     Pass,
     Reject,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawLogFormat {
-    Json,
-    Text,
 }
 
 // === impl RawConfig ===
@@ -196,10 +189,7 @@ impl RawConfig {
             audit: self.audit.convert()?,
             telemetry: Telemetry {
                 log: required("telemetry.log", self.telemetry.log)?,
-                format: match required("telemetry.format", self.telemetry.format)? {
-                    RawLogFormat::Json => LogFormat::Json,
-                    RawLogFormat::Text => LogFormat::Text,
-                },
+                format: required("telemetry.format", self.telemetry.format)?,
             },
         })
     }

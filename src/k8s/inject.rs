@@ -215,6 +215,12 @@ fn warnings(app: &Map<String, Value>, ports: &Ports) -> Vec<String> {
             ports.app, ports.public
         ));
     }
+    if ports.public < 1024 {
+        warnings.push(format!(
+            "the sidecar is no root user: port {} takes a container runtime that lets it listen there",
+            ports.public
+        ));
+    }
     let mut others = declared(app);
     others.retain(|(port, _)| *port != ports.public && *port != ports.app);
     if !others.is_empty() {

@@ -6,6 +6,8 @@
 //! Whoever may create pods in a namespace may also run pods without the sidecar, or with annotations that weaken
 //! it: injection protects from mistakes, not from those who may deploy.
 
+mod api;
+mod certificates;
 mod files;
 mod inject;
 mod manifest;
@@ -19,10 +21,12 @@ mod settings;
 mod sidecar;
 mod webhook;
 
+pub use api::{Access, Error as ApiError};
+pub use certificates::{Error as CertificateError, Keeper};
 pub use inject::{Injected, Isolation, Outcome, Unchanged, inject};
 pub use manifest::{Error as ManifestError, Manifest, inject_manifest, network_policy};
 pub use options::OptIn;
 pub use refusal::Refusal;
 pub use review::{Answer, Error as ReviewError, answer};
-pub use settings::{EMBEDDED, Error as SettingsError, Settings, Sidecar};
+pub use settings::{EMBEDDED, SelfManaged, Settings, Sidecar};
 pub use webhook::Webhook;

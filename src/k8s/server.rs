@@ -1,8 +1,8 @@
 //! Model servers that can be told to listen elsewhere, by arguments or environment variables of theirs.
 //!
 //! What each one reads was looked up in its sources: MLServer 1.7 (`settings.py`), KServe 0.21
-//! (`model_server.py`; it always listens on all interfaces), Triton (`--help`; given an option
-//! twice, it takes the last) and TensorFlow Serving (likewise; its REST port has no address of its own).
+//! (`model_server.py`; it always listens on all interfaces), Triton (`command_line_parser.cc`) and TensorFlow
+//! Serving (its REST port has no address of its own; of a flag given twice it takes the last).
 
 use serde_json::{Map, Value, json};
 

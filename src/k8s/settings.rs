@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{Error, LogFormat, Result, Telemetry};
 
 /// The shipped settings: every key, its documentation and its default.
 pub const EMBEDDED: &str = include_str!("../../config/injection.toml");
@@ -82,38 +82,21 @@ pub struct Webhook {
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
+    /// `None`: somebody else looks after both.
+    pub self_managed: Option<SelfManaged>,
 }
 
-/// Why settings cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// A value is out of its range.
-    #[error("{key} is {received:?}, expected {expected}")]
-    Invalid {
-        /// Section and key.
-        key: &'static str,
-        /// What it holds.
-        received: String,
-        /// What it may hold.
-        expected: &'static str,
-    },
-    /// The file is not TOML with known keys.
-    #[error("{file}: {reason}")]
-    Parse {
-        /// The file.
-        file: String,
-        /// What and where.
-        reason: String,
-    },
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+/// `[webhook.self_managed]`
+#[derive(Clone, Debug)]
+pub struct SelfManaged {
+    /// Of the Secret and the Service.
+    pub namespace: String,
+    /// The Secret that replicas share.
+    pub secret: String,
+    /// The name in the certificate: `service.namespace.svc`.
+    pub host: String,
+    /// The MutatingWebhookConfiguration.
+    pub configuration: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,27 +127,30 @@ struct RawWebhook {
     listen: Option<String>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
+    self_managed: RawSelfManaged,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawSelfManaged {
+    namespace: Option<String>,
+    secret: Option<String>,
+    service: Option<String>,
+    configuration: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawTelemetry {
     log: Option<String>,
-    format: Option<RawLogFormat>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawLogFormat {
-    Json,
-    Text,
+    format: Option<LogFormat>,
 }
 
 // === impl Settings ===
 
 impl Settings {
     /// Reads the user's file, if any, over the embedded one.
-    pub fn load(path: Option<&Path>) -> Result<Self, Error> {
+    pub fn load(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Self::parse("no file", "") };
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -172,7 +158,7 @@ impl Settings {
     }
 
     /// As [`Settings::load`], for the text of a file. `name` stands for the file in errors.
-    pub fn parse(name: &str, text: &str) -> Result<Self, Error> {
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
         let below = read("the embedded injection.toml", EMBEDDED)?;
         let above = read(name, text)?;
         let (upper, lower) = (above.sidecar, below.sidecar);
@@ -203,39 +189,48 @@ impl Settings {
             })?,
             certificate: upper.certificate.or(lower.certificate).unwrap_or_default(),
             key: upper.key.or(lower.key).unwrap_or_default(),
+            self_managed: self_managed(upper.self_managed, lower.self_managed)?,
         };
         let (upper, lower) = (above.telemetry, below.telemetry);
         let telemetry = Telemetry {
             log: text_of("telemetry.log", upper.log.or(lower.log))?,
-            format: match upper.format.or(lower.format) {
-                Some(RawLogFormat::Json) => LogFormat::Json,
-                Some(RawLogFormat::Text) | None => LogFormat::Text,
-            },
+            format: upper.format.or(lower.format).unwrap_or(LogFormat::Text),
         };
         Ok(Self { sidecar, webhook, telemetry })
     }
 }
 
-fn read(name: &str, text: &str) -> Result<Raw, Error> {
+fn self_managed(upper: RawSelfManaged, lower: RawSelfManaged) -> Result<Option<SelfManaged>> {
+    let Some(secret) = upper.secret.or(lower.secret) else { return Ok(None) };
+    let namespace = upper.namespace.or(lower.namespace);
+    let namespace = text_of("webhook.self_managed.namespace", namespace)?;
+    let service = upper.service.or(lower.service);
+    let service = text_of("webhook.self_managed.service", service)?;
+    let configuration = upper.configuration.or(lower.configuration);
+    Ok(Some(SelfManaged {
+        host: format!("{service}.{namespace}.svc"),
+        namespace,
+        secret: text_of("webhook.self_managed.secret", Some(secret))?,
+        configuration: text_of("webhook.self_managed.configuration", configuration)?,
+    }))
+}
+
+fn read(name: &str, text: &str) -> Result<Raw> {
     toml::from_str(text)
         .map_err(|error| Error::Parse { file: name.to_owned(), reason: error.to_string() })
 }
 
-fn port(key: &'static str, value: Option<NonZeroU16>) -> Result<u16, Error> {
+fn port(key: &'static str, value: Option<NonZeroU16>) -> Result<u16> {
     value.map_or_else(|| invalid(key, "", "a port"), |port| Ok(port.get()))
 }
 
-fn text_of(key: &'static str, value: Option<String>) -> Result<String, Error> {
+fn text_of(key: &'static str, value: Option<String>) -> Result<String> {
     match value {
         Some(text) if !text.trim().is_empty() => Ok(text),
         value => invalid(key, value.unwrap_or_default(), "a text that is not empty"),
     }
 }
 
-fn invalid<T>(
-    key: &'static str,
-    received: impl ToString,
-    expected: &'static str,
-) -> Result<T, Error> {
+fn invalid<T>(key: &'static str, received: impl ToString, expected: &'static str) -> Result<T> {
     Err(Error::Invalid { key, received: received.to_string(), expected })
 }

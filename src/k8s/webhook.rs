@@ -16,14 +16,13 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::options::OptIn;
 use super::review::answer;
 use super::settings::{Settings, Sidecar};
 use crate::config::{Identity, Tls};
 use crate::digest::sha256;
-use crate::server::{Error, Listener, Security};
+use crate::server::{Error, Listener, Security, signalled};
 
 /// A running webhook.
 #[derive(Debug)]
@@ -78,12 +77,7 @@ impl Webhook {
 
     /// Answers until SIGTERM or SIGINT.
     pub async fn run_until_signal(self) -> Result<(), Error> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
-        }
+        signalled().await?;
         self.shutdown().await
     }
 

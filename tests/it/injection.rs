@@ -186,3 +186,49 @@ fn bad_input_is_named() {
         assert!(error.contains(expected), "{error}\nexpected: {expected}");
     }
 }
+
+#[test]
+fn no_shape_of_a_pod_is_too_odd() {
+    let odd = ["null", "1", "true", "\"x\"", "[]", "{}", "[1]"];
+    let odd = odd.map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
+    let mut outcomes = [0, 0];
+    for name in ["deployment", "unknown-server", "triton-pod", "kserve-custom-predictor", "job"] {
+        let text =
+            std::fs::read_to_string(golden().join(format!("{name}.yaml"))).expect("readable");
+        let document = documents(&text).swap_remove(0);
+        let mut places = Vec::new();
+        pointers(&document, String::new(), &mut places);
+        for place in places {
+            for value in &odd {
+                let mut document = document.clone();
+                *document.pointer_mut(&place).expect("a place") = value.clone();
+                // It must not panic; what it did, it must not do twice.
+                let once = inject(&document.to_string());
+                outcomes[usize::from(once.is_ok())] += 1;
+                if let Ok((once, _)) = once {
+                    assert_eq!(inject(&once).expect("readable").0, once, "{place}: {value}");
+                }
+            }
+        }
+    }
+    assert!(outcomes[0] > 100 && outcomes[1] > 100, "{outcomes:?}");
+}
+
+/// JSON pointers of everything below a value.
+fn pointers(value: &Value, path: String, found: &mut Vec<String>) {
+    let escape = |key: &str| key.replace('~', "~0").replace('/', "~1");
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                pointers(value, format!("{path}/{}", escape(key)), found);
+            }
+        }
+        Value::Array(list) => {
+            for (index, value) in list.iter().enumerate() {
+                pointers(value, format!("{path}/{index}"), found);
+            }
+        }
+        _ => {}
+    }
+    found.push(path);
+}

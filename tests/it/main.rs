@@ -3,6 +3,7 @@
 // Also in what the tests share, which clippy's exemption of test functions leaves out.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
+mod admission;
 mod audit;
 mod backend;
 mod bypasses;
@@ -29,4 +30,5 @@ mod scan;
 mod status;
 mod support;
 mod tls;
+mod webhook_certificates;
 mod wrong_inputs;

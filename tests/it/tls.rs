@@ -16,13 +16,13 @@ use tokio::net::TcpStream;
 use crate::support::{CLEAN, INFER, Setup, TRIGGERED, config, eventually, manifest, request};
 
 /// An authority and what it signed, as PEM files.
-struct Authority {
+pub(crate) struct Authority {
     folder: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
@@ -32,12 +32,12 @@ impl Authority {
         Self { folder, issuer }
     }
 
-    fn ca(&self) -> PathBuf {
+    pub(crate) fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.crt")
     }
 
     /// Writes a certificate for this machine and its key.
-    fn issue(&self, name: &str) -> Identity {
+    pub(crate) fn issue(&self, name: &str) -> Identity {
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let key = KeyPair::generate().expect("a key");
         let certificate = CertificateParams::new(names)
