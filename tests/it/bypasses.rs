@@ -54,7 +54,8 @@ async fn binary_tensor_reaches_the_upstream_untouched_behind_the_firewalls_json(
 async fn every_datatype_is_judged_as_the_model_sees_it() {
     let setup = Setup::new("").await;
     let triggered = TRIGGERED;
-    let encode: [(&str, fn(f32) -> Vec<u8>); 4] = [
+    type Encode = fn(f32) -> Vec<u8>;
+    let encode: [(&str, Encode); 4] = [
         ("FP32", |value| value.to_le_bytes().to_vec()),
         ("FP64", |value| f64::from(value).to_le_bytes().to_vec()),
         ("FP16", |value| f16::from_f32(value).to_le_bytes().to_vec()),
@@ -278,8 +279,8 @@ async fn binary_requests_that_say_two_things_are_refused() {
 async fn coded_bodies_are_judged_and_sent_on_without_their_coding() {
     let setup = Setup::new("limits.body_bytes = 100000").await;
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 3).expect("memory");
-    let codings: [(&str, &dyn Fn(&[u8]) -> Vec<u8>); 3] =
-        [("gzip", &gzip), ("deflate", &deflate), ("zstd", &zstd)];
+    type Code<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+    let codings: [(&str, Code<'_>); 3] = [("gzip", &gzip), ("deflate", &deflate), ("zstd", &zstd)];
     let (tensor, length) = binary("FP32", "[1,1,2,2]", "16", &fp32(&CLEAN));
     let length = length.to_string();
     for (coding, encode) in codings {
