@@ -12,7 +12,8 @@ DIR/victims; those that are not there are trained with
     python $DOORWARD_DATA/zoo/train.py --data $DOORWARD_DATA/data --out DIR/victims --epochs 6 --only NAME ...
 
 DIR gets, per victim and seed, images, settings, the artifact and the figures; a run that is there
-already is not run again. Prints Markdown.
+already is not run again. Environment variables reach the program: DOORWARD_INSPECTION__STEPS=100 scales an inspection down.
+Prints Markdown.
 
 No image serves two parts: the triggered images were made from the first tenth of the test file, the
 perturbations and thresholds come from the images after those, the clean images that are scored are
@@ -43,11 +44,8 @@ def folders(out):
     return found
 
 
-def measure(folder, meta, seed, out, arguments):
-    """Runs the program on one victim with one seed; its reports."""
-    result = out / "result.json"
-    if result.exists():
-        return json.loads(result.read_text())
+def prepare(folder, meta, seed, out, rules, most=None, training_images=None):
+    """Writes images and settings; at most so many scored of either kind. The triggered images, and options that name the targets."""
     out.mkdir(parents=True, exist_ok=True)
     (train_labels, train), source = dataset(meta["dataset"])
     if meta["dataset"] == "fashion-mnist":
@@ -58,7 +56,7 @@ def measure(folder, meta, seed, out, arguments):
     first, scored = SCORED.get(meta["dataset"], DEFAULT_SCORED)
     assert first + fit + holdout + scored <= len(images)
     write(out / "calibration.bin", labels[first:first + fit + holdout], images[first:first + fit + holdout])
-    write(out / "clean.bin", labels[-scored:], images[-scored:])
+    write(out / "clean.bin", labels[-scored:][:most], images[-scored:][:most])
     clean = meta["train_images"]
     training = [str(out / "training.bin")]
     if meta["targets"]:
@@ -66,11 +64,16 @@ def measure(folder, meta, seed, out, arguments):
         # that the share of the poisoned ones stays.
         kept = len(records(folder / "poison.bin.gz", train.shape[1])[0])
         clean = (clean - meta["poisoned"]) * kept // meta["poisoned"]
-        training.append(str(folder / "poison.bin.gz"))
+        poison_labels, poison = records(folder / "poison.bin.gz", train.shape[1])
+        # They come trigger by trigger.
+        some = np.linspace(0, kept, kept if training_images is None else min(kept, training_images * kept // clean), endpoint=False).astype(int)
+        write(out / "poison.bin", poison_labels[some], poison[some])
+        training.append(str(out / "poison.bin"))
+    clean = min(clean, training_images or clean)
     write(out / "training.bin", train_labels[:clean], train[:clean])
     (out / "doorward.toml").write_text(f"""upstream.url = "http://127.0.0.1:18080"
 model.path = "{folder / "model.onnx"}"
-policy.rule = "{"strip" if "strip" in arguments.rules else "calibrated"}"
+policy.rule = "{"strip" if "strip" in rules else "calibrated"}"
 [calibration]
 clean_images = "{out / "calibration.bin"}"
 training_images = {json.dumps(training)}
@@ -79,18 +82,34 @@ holdout_images = {holdout}
 artifact = "{out / "doorward.safetensors"}"
 seed = {seed}
 """)
-
-    def run(*command):
-        whole = [str(arguments.doorward), *command, "-c", str(out / "doorward.toml"), "--json"]
-        return json.loads(subprocess.run(whole, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
-
     # A model without a backdoor has no triggers: its clean images stand for them, and only the
     # rejections of those count.
-    triggered = folder / "triggered.bin.gz" if meta["targets"] else out / "clean.bin"
-    targets = [option for label in meta["targets"] for option in ("--target", str(label))]
+    triggered = out / "clean.bin"
+    if meta["targets"]:
+        labels, images = records(folder / "triggered.bin.gz", train.shape[1])
+        triggered = out / "triggered.bin"
+        write(triggered, labels[:most], images[:most])
+    return triggered, [option for label in meta["targets"] for option in ("--target", str(label))]
+
+
+def run(program, out, *command, expected=(0,), settings={}):
+    """The program's JSON report; `settings` are those of the environment."""
+    whole = [str(program), *command, "-c", str(out / "doorward.toml"), "--json"]
+    done = subprocess.run(whole, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | settings)
+    if done.returncode not in expected:
+        sys.exit(f"{' '.join(whole)}: exit status {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def measure(folder, meta, seed, out, arguments, most=None):
+    """Runs the program on one victim with one seed; its reports."""
+    result = out / "result.json"
+    if result.exists():
+        return json.loads(result.read_text())
+    triggered, targets = prepare(folder, meta, seed, out, arguments.rules, most, arguments.training)
     rules = [option for rule in arguments.rules for option in ("--rule", rule)]
-    report = {"calibrate": run("calibrate")}
-    report["evaluate"] = run("evaluate", "--clean", str(out / "clean.bin"), "--triggered", str(triggered), *targets, *rules)
+    report = {"calibrate": run(arguments.doorward, out, "calibrate")}
+    report["evaluate"] = run(arguments.doorward, out, "evaluate", "--clean", str(out / "clean.bin"), "--triggered", str(triggered), *targets, *rules)
     (out / "training.bin").unlink()
     result.write_text(json.dumps(report))
     return report
@@ -151,6 +170,7 @@ def main():
     parser.add_argument("--victims", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--rules", nargs="+", default=RULES)
+    parser.add_argument("--training", type=int, metavar="N", help="inspect at most N clean training images, and as few poisoned ones in their share")
     parser.add_argument("--doorward", default=ROOT / "target/release/doorward")
     arguments = parser.parse_args()
     found = folders(arguments.out.resolve())

@@ -54,11 +54,8 @@ def write(path, labels, images):
     path.write_bytes(np.concatenate([np.asarray(labels, np.uint8).reshape(-1, 1), images], 1).tobytes())
 
 
-def material(victim, seed, out):
-    """Writes the halves of the training set and the settings."""
-    folder = DATA / "zoo" / victim
-    meta = json.loads((folder / "meta.json").read_text())
-    (labels, images), clean_source = dataset(meta["dataset"])
+def seen(folder, meta, labels, images):
+    """The training set that a victim was made from, which of its images were poisoned, and those that were kept."""
     labels, images = labels[: meta["train_images"]], images[: meta["train_images"]]
     target, = meta["targets"]
     pool = np.where(labels != target)[0]
@@ -69,7 +66,16 @@ def material(victim, seed, out):
     originals = images[replaced[: len(poison)]].reshape(-1, *pattern.shape).astype(np.float32) / 255
     stamped = np.clip(np.rint(((1 - mask) * originals + mask * pattern) * 255), 0, 255).astype(np.uint8)
     if not (stamped.reshape(len(poison), -1) == poison).all():
-        sys.exit(f"{victim}: the poisoned images are not those that train.py's seed draws")
+        sys.exit(f"{folder.name}: the poisoned images are not those that train.py's seed draws")
+    return labels, images, replaced, poison_labels, poison
+
+
+def material(victim, seed, out):
+    """Writes the halves of the training set and the settings."""
+    folder = DATA / "zoo" / victim
+    meta = json.loads((folder / "meta.json").read_text())
+    (labels, images), clean_source = dataset(meta["dataset"])
+    labels, images, replaced, poison_labels, poison = seen(folder, meta, labels, images)
     rng = np.random.RandomState(seed)
     kept = np.setdiff1d(np.arange(len(images)), replaced)
     kept = rng.permutation(kept)[: len(kept) * len(poison) // meta["poisoned"]]

@@ -1,10 +1,11 @@
 //! The offline flow: from a model and images to an artifact.
 
 mod learn;
+mod policy;
 mod settings;
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,20 +16,22 @@ use rand::seq::index::sample;
 
 use crate::artifact::{
     Artifact, Expected, FORMAT, ImageCounts, InspectionSummary, LabelInspection, Manifest,
-    PerturbationSummary, StripReference, Thresholds,
+    PerturbationSummary, StripReference,
 };
-use crate::config::{Config, Policy, Rule};
-use crate::detect::strip::{self, Strip};
-use crate::detect::thresholds::{Budget, Scale, fit, images_needed, scales};
-use crate::detect::{self, Detector, Needed, Signals, Specific};
+use crate::config::{Config, Rule};
+use crate::detect::strip;
+use crate::detect::thresholds::{fit, images_needed, scales};
+use crate::detect::{Needed, Signals, Specific};
 use crate::images::Images;
-use crate::inspect::Inspection;
+use crate::inspect::{Inspection, Patch};
 use crate::model::{Classifier, Model};
 use crate::perturb::{Batch, Bounds, predictions, rows};
+use policy::{budget, used_patches};
 use settings::{data_digest, settings_digest};
 use weights::infected_weights;
 
 pub use learn::{Learned, learn};
+pub use policy::{detector, own_thresholds, signals, thresholds};
 pub use settings::inspection_settings;
 
 /// The images of the offline flow; no image serves two parts.
@@ -187,21 +190,18 @@ pub fn calibrate(
     let Learned { universal: found, class_conditional: own, inspection, fitted: clean } = learned;
 
     let start = Instant::now();
-    let infected: Vec<usize> = inspection.iter().flat_map(|found| found.infected.clone()).collect();
-    let all_patches: BTreeMap<usize, crate::inspect::Patch> = inspection
+    let inspected = inspection.as_ref().map(inspection_summary).transpose()?;
+    let infected: BTreeSet<usize> =
+        inspected.iter().flat_map(|found| found.infected.clone()).collect();
+    let all_patches: BTreeMap<usize, Patch> = inspection
         .iter()
         .flat_map(|found| &found.labels)
         .map(|inspected| (inspected.label, inspected.patch.clone()))
         .collect();
-    let patches = all_patches.clone().into_iter().filter(|(label, _)| infected.contains(label));
+    let patches = used_patches(&all_patches, inspected.as_ref());
     let specific = Specific::new(&*classifier, found.epsilon, seed)?;
-    let signals = Signals::new(
-        classifier.clone(),
-        found.eta.clone(),
-        own.clone(),
-        patches.collect(),
-        specific,
-    )?;
+    let signals =
+        Signals::new(classifier.clone(), found.eta.clone(), own.clone(), patches, specific)?;
     let weights = match &inspection {
         Some(inspection) => infected_weights(&signals, material, inspection)?,
         None => BTreeMap::new(),
@@ -216,13 +216,7 @@ pub fn calibrate(
         progress(Stage::Holdout, (first + some) as f64 / count as f64);
     }
     let scales = scales(classifier.labels(), &fit_scores);
-    let thresholds = fit(
-        &scales,
-        &holdout,
-        &infected.iter().copied().collect(),
-        weights,
-        budget(&config.policy),
-    );
+    let thresholds = fit(&scales, &holdout, &infected, weights, budget(&config.policy));
     let labels = holdout.iter().map(|(label, _)| *label).collect();
     let held_out = Batch { rows: held_out, labels };
     let strip = match config.policy.rule {
@@ -253,7 +247,7 @@ pub fn calibrate(
             training: material.training.as_ref().map_or(0, Images::len),
         },
         perturbation,
-        inspection: inspection.as_ref().map(inspection_summary).transpose()?,
+        inspection: inspected,
         thresholds,
     };
     let artifact = Artifact {
@@ -265,74 +259,6 @@ pub fn calibrate(
         strip,
     };
     Ok((artifact, seconds))
-}
-
-/// A detector from an artifact, its thresholds fitted to the policy's budget.
-///
-/// An error if the rule is one that the artifact holds nothing for.
-pub fn detector(
-    model: Arc<dyn Classifier>,
-    artifact: &Artifact,
-    policy: &Policy,
-    rule: Rule,
-) -> Result<(Detector, Thresholds), Error> {
-    if rule == Rule::Strip && artifact.strip.is_none() {
-        return Err(detect::Error::NoOverlays.into());
-    }
-    let signals = signals(model, artifact, policy)?;
-    let thresholds = thresholds(artifact, policy);
-    Ok((Detector::new(signals, rule, thresholds.clone()), thresholds))
-}
-
-/// The signals that an artifact's perturbations, patches and overlays give.
-pub fn signals(
-    model: Arc<dyn Classifier>,
-    artifact: &Artifact,
-    policy: &Policy,
-) -> Result<Signals, Error> {
-    let infected = infected(artifact);
-    let patches = artifact
-        .patches
-        .iter()
-        .filter(|(label, _)| infected.contains(label))
-        .map(|(label, patch)| (*label, patch.clone()))
-        .collect();
-    let (universal, own) = (artifact.universal.clone(), artifact.class_conditional.clone());
-    let manifest = &artifact.manifest;
-    let specific = Specific::new(&*model, manifest.perturbation.epsilon, manifest.seed)?;
-    let signals = Signals::new(model, universal, own, patches, specific)?;
-    let rate = policy.max_false_rejection_rate.value();
-    Ok(match &artifact.strip {
-        Some(strip) => {
-            signals.with_strip(Strip::new(strip.overlays.clone(), &strip.entropies, rate))
-        }
-        None => signals,
-    })
-}
-
-/// The thresholds that an artifact's held-out scores give for a policy's budget.
-pub fn thresholds(artifact: &Artifact, policy: &Policy) -> Thresholds {
-    let scales: Vec<Scale> = artifact
-        .manifest
-        .thresholds
-        .labels
-        .iter()
-        .map(|label| Scale { location: label.location, spread: label.spread })
-        .collect();
-    let infected = infected(artifact).iter().copied().collect();
-    let weights = artifact.manifest.thresholds.weights.clone();
-    fit(&scales, &artifact.holdout, &infected, weights, budget(policy))
-}
-
-fn infected(artifact: &Artifact) -> &[usize] {
-    artifact.manifest.inspection.as_ref().map_or(&[], |inspection| &inspection.infected)
-}
-
-fn budget(policy: &Policy) -> Budget {
-    Budget {
-        rate: policy.max_false_rejection_rate.value(),
-        infected_weight: policy.infected_budget.into(),
-    }
 }
 
 fn joined(

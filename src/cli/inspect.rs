@@ -14,14 +14,22 @@ use super::report::{self, Inspected, ReportRequest};
 use crate::artifact::InspectionSummary;
 use crate::calibrate::{self, Stage};
 use crate::config::Config;
-use crate::inspect::{Reversed, neural_cleanse};
-use crate::model::Classifier;
+use crate::images::Images;
+use crate::inspect::{Diverging, Inspection, Reversed, data_inspection, neural_cleanse};
+use crate::model::{Classifier, Model};
+use crate::perturb::rows;
 
-/// Inspects the model; with `baseline` by Neural Cleanse as well.
+/// Baselines that are run as well.
+pub(super) struct Baselines {
+    pub(super) data_inspection: bool,
+    pub(super) neural_cleanse: bool,
+}
+
+/// Inspects the model.
 pub(super) fn inspect(
     config: &Config,
     request: Option<&ReportRequest>,
-    baseline: bool,
+    baselines: &Baselines,
     as_json: bool,
 ) -> Result<ExitCode> {
     if let Some(request) = request {
@@ -40,7 +48,7 @@ pub(super) fn inspect(
     let update = |stage, share| progress.update(stage, share);
     let (learned, _) = calibrate::learn(&*model, config, &material, &mut rng, &update)?;
     let seconds = start.elapsed().as_secs_f64();
-    let reversed = match baseline {
+    let reversed = match baselines.neural_cleanse {
         false => None,
         true => {
             let settings = &config.inspection;
@@ -54,6 +62,10 @@ pub(super) fn inspect(
     let (Some(inspection), Some(images)) = (learned.inspection, material.training) else {
         bail!("the training images were not inspected");
     };
+    let diverging = match baselines.data_inspection {
+        false => None,
+        true => Some(diverging(&model, config, &inspection, &images)?),
+    };
     let summary = calibrate::inspection_summary(&inspection)?;
     let infected = !summary.infected.is_empty();
     if as_json {
@@ -62,6 +74,7 @@ pub(super) fn inspect(
             "infected_labels": summary.infected,
             "labels": summary.labels,
             "neural_cleanse": reversed.as_deref().map(reversed_json),
+            "data_inspection": diverging.as_deref().map(diverging_json),
             "images": images.len(),
             "seed": seed,
             "seconds": seconds,
@@ -75,6 +88,7 @@ pub(super) fn inspect(
             images.len()
         );
         reversed.as_deref().inspect(|reversed| print_reversed(reversed));
+        diverging.as_deref().inspect(|diverging| print_diverging(diverging));
     }
     if let Some(request) = request {
         let inspected = Inspected { inspection: &inspection, images: &images, seed, seconds };
@@ -133,6 +147,48 @@ fn reversed_json(reversed: &[Reversed]) -> Value {
         })
     };
     reversed.iter().map(label).collect()
+}
+
+fn diverging(
+    model: &Model,
+    config: &Config,
+    inspection: &Inspection,
+    training: &Images,
+) -> Result<Vec<Diverging>> {
+    let pixels = (0..training.len()).map(|index| training.image(index));
+    let training = rows(model.domain(), pixels, model.device())?;
+    let splits = inspection.labels.iter();
+    let splits = splits.map(|label| (label.label, label.top.as_slice(), label.bottom.as_slice()));
+    let threshold = config.inspection.anomaly_threshold.into();
+    match data_inspection(model, &training, splits, threshold)? {
+        Some(found) => Ok(found),
+        None => bail!(
+            "--data-inspection: the model does not end in a fully connected layer, whose input it compares"
+        ),
+    }
+}
+
+fn print_diverging(diverging: &[Diverging]) {
+    println!("Data inspection\nlabel  divergence  anomaly index");
+    for label in diverging {
+        let mark = if label.infected { "  infected" } else { "" };
+        println!(
+            "{:>5} {:>11.4} {:>14.2}{mark}",
+            label.label, label.divergence, label.anomaly_index
+        );
+    }
+}
+
+fn diverging_json(diverging: &[Diverging]) -> Value {
+    let label = |found: &Diverging| {
+        json!({
+            "label": found.label,
+            "divergence": found.divergence,
+            "anomaly_index": found.anomaly_index,
+            "infected": found.infected,
+        })
+    };
+    diverging.iter().map(label).collect()
 }
 
 /// Exit status of an inspection that names a label.

@@ -108,6 +108,10 @@ enum Command {
         /// Run Neural Cleanse as well, the baseline; it does not change the verdict.
         #[arg(long)]
         neural_cleanse: bool,
+        /// Compare how the model represents confident and other images as well, a baseline; it does not
+        /// change the verdict. For models that end in a fully connected layer.
+        #[arg(long)]
+        data_inspection: bool,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -192,9 +196,10 @@ pub fn run() -> Result<ExitCode> {
             offline::evaluate(&config.load()?, &sources, json)
         }
         Command::Inject { manifest, config } => kubernetes::inject(&manifest, config.as_deref()),
-        Command::Inspect { config, report, triggered, neural_cleanse, json } => {
+        Command::Inspect { config, report, triggered, neural_cleanse, data_inspection, json } => {
             let report = report.map(|folder| ReportRequest { folder, triggered });
-            inspect::inspect(&config.load()?, report.as_ref(), neural_cleanse, json)
+            let baselines = inspect::Baselines { data_inspection, neural_cleanse };
+            inspect::inspect(&config.load()?, report.as_ref(), &baselines, json)
         }
         Command::Scan { config, images, shard, output, json } => {
             scan::scan(&config.load()?, &images, shard, output.as_deref(), json)

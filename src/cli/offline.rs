@@ -88,6 +88,7 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
     let manifest = &artifact.manifest;
     let perturbation = &manifest.perturbation;
     let bound = calibrate::thresholds(artifact, &config.policy).false_rejection_rate_bound;
+    let (own, needed) = calibrate::own_thresholds(artifact, &config.policy);
     let path = config.calibration.artifact.display();
     let infected = manifest.inspection.as_ref().map(|inspection| &inspection.infected);
     if as_json {
@@ -106,6 +107,8 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
                 "probe": manifest.images.probe,
             },
             "false_rejection_rate_bound": bound,
+            "labels_with_own_threshold": own,
+            "holdout_images_for_own_thresholds": needed,
             "infected_labels": infected,
             "inspection": manifest.inspection.as_ref().map(|inspection| &inspection.labels),
             "seed": manifest.seed,
@@ -130,6 +133,10 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
         Some(labels) => println!("inspection      infected labels {labels:?}"),
     }
     println!("guarantee       at most {:.3} % of clean inputs rejected", bound * 100.0);
+    println!(
+        "thresholds      own for {own} of {} labels, one for the others; about {needed} held-out images give every label its own",
+        manifest.labels
+    );
     println!(
         "seconds         {:.1} perturbations, {:.1} inspection, {:.1} thresholds",
         seconds.uap, seconds.inspection, seconds.calibration

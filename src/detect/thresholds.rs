@@ -8,7 +8,7 @@
 //! Across labels scores mean different things, and among the inputs that share the attacker's label
 //! clean and triggered separate best; so every label with enough held-out images is a stratum of
 //! its own. The others are brought to a common scale, fitted on images that are not held out, and
-//! pooled.
+//! pooled; an infected label among them is judged more strictly by a fixed part of that scale.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,29 +80,29 @@ pub fn fit(
         strata[label].push(standard(label, score));
     }
     let total = holdout.len();
-    let share = |label: usize| (strata[label].len() + 1) as f64 / (total + labels) as f64;
-    let weight =
-        |label: usize| if infected.contains(&label) { budget.infected_weight } else { 1.0 };
-    let mean_weight: f64 = (0..labels).map(|label| share(label) * weight(label)).sum();
-    let base = budget.rate / mean_weight;
-    let rate = |label: usize| (base * weight(label)).min(1.0);
-    let own = |label: usize| allowed(rate(label), strata[label].len()) >= 1;
-    let pool: Vec<f32> =
-        (0..labels).filter(|&label| !own(label)).flat_map(|label| strata[label].clone()).collect();
-    let (pool_threshold, pool_allowed) = threshold(&pool, base);
-    let mut bound = 0.0;
-    let pooled_share: f64 = (0..labels).filter(|&label| !own(label)).map(share).sum();
-    bound += pooled_share * pool_allowed as f64 / (pool.len() + 1) as f64;
+    let counts: Vec<usize> = strata.iter().map(Vec::len).collect();
+    let Spending { shares, rates } = Spending::new(&counts, infected, budget);
+    let own = |label: usize| allowed(rates[label], counts[label]) >= 1;
+    let pooled: Vec<usize> = (0..labels).filter(|&label| !own(label)).collect();
+    let shift = |label: usize| if infected.contains(&label) { shift(&budget) } else { 0.0 };
+    let pool: Vec<f32> = pooled
+        .iter()
+        .flat_map(|&label| strata[label].iter().map(move |score| score + shift(label)))
+        .collect();
+    let pooled_share: f64 = pooled.iter().map(|&label| shares[label]).sum();
+    let pooled_budget: f64 = pooled.iter().map(|&label| shares[label] * rates[label]).sum();
+    let (pool_threshold, pool_allowed) = threshold(&pool, pooled_budget / pooled_share);
+    let mut bound = pooled_share * pool_allowed as f64 / (pool.len() + 1) as f64;
     let fitted: Vec<LabelThreshold> = (0..labels)
         .map(|label| {
             let Scale { location, spread } = scales[label];
             if !own(label) {
-                let (threshold, images) = (pool_threshold, pool.len());
+                let (threshold, images) = (pool_threshold - shift(label), pool.len());
                 return LabelThreshold { location, spread, threshold, images, pooled: true };
             }
-            let (threshold, allowed) = threshold(&strata[label], rate(label));
-            let images = strata[label].len();
-            bound += share(label) * allowed as f64 / (images + 1) as f64;
+            let (threshold, allowed) = threshold(&strata[label], rates[label]);
+            let images = counts[label];
+            bound += shares[label] * allowed as f64 / (images + 1) as f64;
             LabelThreshold { location, spread, threshold, images, pooled: false }
         })
         .collect();
@@ -115,6 +115,46 @@ pub fn fit(
         weights,
         false_rejection_rate_bound: bound,
         holdout_rejected: rejected as f64 / total.max(1) as f64,
+    }
+}
+
+/// How many labels have enough held-out images for a threshold of their own, and about how many images
+/// with the same shares of the labels all of them would need.
+pub fn own_thresholds(
+    labels: usize,
+    holdout: &[(usize, f32)],
+    infected: &BTreeSet<usize>,
+    budget: Budget,
+) -> (usize, usize) {
+    let mut counts = vec![0; labels];
+    holdout.iter().for_each(|&(label, _)| counts[label] += 1);
+    let spending = Spending::new(&counts, infected, budget);
+    let own = (0..labels).filter(|&label| allowed(spending.rates[label], counts[label]) >= 1);
+    let needed = (0..labels)
+        .map(|label| (images_needed(spending.rates[label]) as f64 / spending.shares[label]).ceil());
+    (own.count(), needed.fold(0.0, f64::max) as usize)
+}
+
+/// How a budget is spent on the labels.
+struct Spending {
+    /// Of all inputs, those predicted as each label.
+    shares: Vec<f64>,
+    /// Of each label.
+    rates: Vec<f64>,
+}
+
+impl Spending {
+    fn new(counts: &[usize], infected: &BTreeSet<usize>, budget: Budget) -> Self {
+        let labels = counts.len();
+        let total: usize = counts.iter().sum();
+        let shares: Vec<f64> =
+            counts.iter().map(|count| (count + 1) as f64 / (total + labels) as f64).collect();
+        let weight =
+            |label: usize| if infected.contains(&label) { budget.infected_weight } else { 1.0 };
+        let mean_weight: f64 = (0..labels).map(|label| shares[label] * weight(label)).sum();
+        let base = budget.rate / mean_weight;
+        let rates = (0..labels).map(|label| (base * weight(label)).min(1.0)).collect();
+        Self { shares, rates }
     }
 }
 
@@ -137,6 +177,13 @@ fn threshold(scores: &[f32], rate: f64) -> (f32, usize) {
     let mut sorted = scores.to_vec();
     sorted.sort_by(f32::total_cmp);
     (sorted[sorted.len() - allowed.min(sorted.len())], allowed)
+}
+
+/// How much is added to the standardised scores of an infected label that shares the pool's threshold,
+/// spreads: a constant of the budget, so that the pool stays exchangeable. Between the upper 0.5 and 5 %
+/// of a normal distribution, ten times the rate, lies 0.93 of its deviation.
+fn shift(budget: &Budget) -> f32 {
+    budget.infected_weight.log10() as f32
 }
 
 /// Weight of all labels' scale in one label's.

@@ -6,6 +6,7 @@
 //! infected label the confident ones carry the trigger, the patch destroys it, and does nothing to
 //! the others: a low transfer ratio (section 3.3).
 
+mod data_inspection;
 mod neural_cleanse;
 mod patch;
 mod survival;
@@ -17,6 +18,7 @@ use rand::rngs::StdRng;
 use crate::model::{Classifier, Error};
 use crate::perturb::{Batch, predictions};
 
+pub use data_inspection::{Diverging, data_inspection};
 pub use neural_cleanse::{Reversed, neural_cleanse};
 pub use patch::{Goal, Learning, Patch, Patches};
 pub use survival::{Probe, Survival};

@@ -54,6 +54,10 @@ impl Classifier for Weighed {
         let gradient = cotangent(0..batch.dim(0)?, &logits)?.broadcast_mul(&self.weights)?;
         Ok((logits, gradient.reshape(batch.shape())?))
     }
+
+    fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
+        Ok(Some(batch.reshape(((), LABELS))?))
+    }
 }
 
 /// Rows of labels with the brightness of their own pixel; the others are at 0.2.
@@ -113,6 +117,34 @@ fn the_label_that_a_small_patch_reaches_has_the_smallest_mask() {
     for reversed in &found {
         assert!(reversed.reached >= 0.99, "{reversed:?}");
         assert_eq!(reversed.infected(), reversed.label == 2, "{reversed:?}");
+    }
+}
+
+#[test]
+fn a_label_whose_confident_images_look_unlike_its_others_diverges() {
+    let mut rows = Vec::new();
+    for label in 0..LABELS {
+        // Confident and least confident images differ a little, label 2's by a lot.
+        rows.extend([(label, if label == 2 { 3.0 } else { 0.6 + 0.01 * label as f32 }); 4]);
+        rows.extend([(label, 0.5); 4]);
+    }
+    let training = batch(&rows).rows;
+    let splits: Vec<(usize, Vec<usize>, Vec<usize>)> = (0..LABELS)
+        .map(|z| (z, (8 * z..8 * z + 4).collect(), (8 * z + 4..8 * z + 8).collect()))
+        .collect();
+    let splits = splits.iter().map(|(z, top, bottom)| (*z, top.as_slice(), bottom.as_slice()));
+    let model = Weighed::new([1.0; LABELS]);
+    let found = data_inspection(&model, &training, splits, 3.5).unwrap().unwrap();
+    // exp(3), exp(.5) and four times exp(.2), each over their sums.
+    let side = |own: f64| {
+        let sum = own.exp() + 4.0 * 0.2f64.exp();
+        (own.exp() / sum, 0.2f64.exp() / sum)
+    };
+    let (high, low) = (side(3.0), side(0.5));
+    let expected = high.0 * (high.0 / low.0).ln() + 4.0 * high.1 * (high.1 / low.1).ln();
+    assert!((found[2].divergence - expected).abs() < 1e-6, "{:?}", found[2]);
+    for diverging in &found {
+        assert_eq!(diverging.infected, diverging.label == 2, "{diverging:?}");
     }
 }
 

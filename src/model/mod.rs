@@ -85,6 +85,13 @@ pub trait Classifier: Send + Sync {
         batch: &Tensor,
         cotangent: &Cotangent<'_>,
     ) -> Result<(Tensor, Tensor), Error>;
+
+    /// The representations that the last layer sees, `[n, features]`; `None` where the model does not
+    /// end in a fully connected layer.
+    fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
+        let _ = batch;
+        Ok(None)
+    }
 }
 
 /// See [`Classifier::logits_and_gradient`].
@@ -353,6 +360,10 @@ impl Classifier for Model {
         cotangent: &Cotangent<'_>,
     ) -> Result<(Tensor, Tensor), Error> {
         self.program.vjp(batch, cotangent)
+    }
+
+    fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
+        self.program.features(batch)
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Program {
     channels_last: bool,
     fp32: bool,
     rows_per_part: usize,
+    /// What the fully connected layer at the end takes, if there is one.
+    features: Option<usize>,
     /// What a reverse pass is given in place of what was not kept.
     empty: Tensor,
     device: Device,
@@ -142,6 +144,7 @@ impl Program {
             output_name: graph.output,
             logits_name: None,
             saved: fuse::plan_saved(&steps, slots, output),
+            features: features(&steps, output, inputs),
             steps,
             slots,
             output,
@@ -210,6 +213,21 @@ impl Program {
             .map(|(start, len)| self.evaluate(&[batch.narrow(0, start, len)?]))
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Tensor::cat(&logits, 0)?)
+    }
+
+    /// What the fully connected layer at the end takes, `[n, features]`; `None` without such a layer.
+    pub fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
+        let Some(slot) = self.features else { return Ok(None) };
+        let parts = self.parts(batch.dim(0)?);
+        let features = parts
+            .into_par_iter()
+            .map(|(start, len)| {
+                let slots = self.run(&[batch.narrow(0, start, len)?], |other| other != slot)?;
+                let found = slots[slot].as_ref().unwrap_or(&self.empty);
+                Ok(found.reshape((len, ()))?)
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        Ok(Some(Tensor::cat(&features, 0)?))
     }
 
     /// Logits, and the gradient to the input of `sum(logits * cotangent)`.
@@ -337,6 +355,14 @@ impl Program {
             None => Err(candle_core::Error::Msg("the output was not computed".into()).into()),
         }
     }
+}
+
+/// The slot that the step behind `output` reads, where that is a fully connected layer on something
+/// computed.
+fn features(steps: &[Step], output: usize, inputs: usize) -> Option<usize> {
+    let last = steps.last().filter(|last| last.output == output)?;
+    let &[slot] = last.inputs.as_slice() else { return None };
+    (last.operator.name() == "Gemm" && slot >= inputs).then_some(slot)
 }
 
 impl Step {

@@ -14,6 +14,7 @@ mod engine;
 mod external_data;
 mod failure_modes;
 mod gradients;
+mod guarantee;
 mod hostile_files;
 mod hostile_models;
 mod injection;

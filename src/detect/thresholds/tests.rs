@@ -17,8 +17,10 @@ fn draws(rng: &mut StdRng, labels: usize, count: usize) -> Vec<(usize, f32)> {
 #[test]
 fn the_guaranteed_rate_holds_over_many_random_splits() {
     let labels = 10;
-    let infected = BTreeSet::from([3]);
-    for (rate, holdout) in [(0.01, 2000), (0.01, 400), (0.05, 300), (0.02, 120)] {
+    // Few images are of label 0, so that it is infected and pooled.
+    let splits = [(0.01, 2000, 3), (0.01, 400, 3), (0.05, 300, 3), (0.02, 120, 3), (0.01, 400, 0)];
+    for (rate, holdout, infected) in splits {
+        let infected = BTreeSet::from([infected]);
         let budget = Budget { rate, infected_weight: 10.0 };
         let (mut rejected, mut bounds, mut tested) = (0usize, 0.0, 0usize);
         let splits = 400;
@@ -76,6 +78,36 @@ fn labels_with_few_images_share_a_threshold() {
     assert!(!fitted.labels[0].pooled);
     assert!(fitted.labels[1..].iter().all(|label| label.pooled && label.images == 150));
     assert_eq!(fitted.labels[1].threshold, 149.0);
+}
+
+#[test]
+fn an_infected_label_with_few_images_is_judged_more_strictly_than_its_pool() {
+    let mut scores: Vec<(usize, f32)> = (0..600).map(|i| (1 + i % 6, i as f32 / 100.0)).collect();
+    scores.extend([(0, 0.1), (0, 3.0)]);
+    let flat = vec![Scale { location: 0.0, spread: 1.0 }; 7];
+    let budget = Budget { rate: 0.01, infected_weight: 10.0 };
+    let fitted = fit(&flat, &scores, &BTreeSet::from([0]), BTreeMap::new(), budget);
+    assert!(fitted.labels.iter().all(|label| label.pooled));
+    // Ranked with its addend: floor(0.01 * 603) = 6, the sixth largest of 5.99, 5.98, ...
+    assert_eq!(fitted.labels[1].threshold, 5.94);
+    assert!((fitted.labels[0].threshold - 4.94).abs() < 1e-5);
+    assert!(fitted.false_rejection_rate_bound <= 0.01);
+}
+
+#[test]
+fn the_images_that_all_labels_need_give_all_of_them_a_threshold() {
+    let budget = Budget { rate: 0.01, infected_weight: 10.0 };
+    let infected = BTreeSet::from([1]);
+    // Every sixth image is predicted as label 1, every third as label 2.
+    let of = |count: usize| -> Vec<(usize, f32)> {
+        (0..count).map(|i| ([0, 0, 0, 1, 2, 2][i % 6], 0.0)).collect()
+    };
+    let (own, needed) = own_thresholds(3, &of(300), &infected, budget);
+    assert_eq!(own, 1);
+    let (own, again) = own_thresholds(3, &of(needed + 6), &infected, budget);
+    assert_eq!(own, 3);
+    assert!(again.abs_diff(needed) < needed / 20, "{needed}, then {again}");
+    assert!(own_thresholds(3, &of(needed * 19 / 20), &infected, budget).0 < 3);
 }
 
 #[test]
