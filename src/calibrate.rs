@@ -22,7 +22,7 @@ use crate::config::{Config, Rule};
 use crate::detect::strip;
 use crate::detect::thresholds::{fit, images_needed, scales};
 use crate::detect::{Needed, Signals, Specific};
-use crate::images::Images;
+use crate::images::{Frame, Images, Misfit};
 use crate::inspect::{Inspection, Patch};
 use crate::model::{Classifier, Model};
 use crate::perturb::{Batch, Bounds, predictions, rows};
@@ -95,6 +95,9 @@ pub enum Error {
         /// Why.
         source: crate::images::Error,
     },
+    /// `preprocess` cannot bring pictures into the model's shape.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
     /// The model cannot be evaluated.
     #[error(transparent)]
     Model(#[from] crate::model::Error),
@@ -125,7 +128,7 @@ impl From<candle_core::Error> for Error {
 /// Reads the images that a configuration names.
 pub fn material(config: &Config, shape: [usize; 3]) -> Result<Material, Error> {
     let settings = &config.calibration;
-    let clean = Images::read_all(&settings.clean_images, shape)
+    let clean = Images::read_all(&settings.clean_images, frame(config, shape)?)
         .map_err(|source| Error::Images { key: "calibration.clean_images", source })?;
     let fit = settings.fit_images.get();
     let rate = config.policy.max_false_rejection_rate.value();
@@ -156,8 +159,13 @@ pub fn material(config: &Config, shape: [usize; 3]) -> Result<Material, Error> {
 /// Reads the training images that a configuration names.
 pub fn training_images(config: &Config, shape: [usize; 3]) -> Result<Images, Error> {
     let key = "calibration.training_images";
-    Images::read_all(&config.calibration.training_images, shape)
+    Images::read_all(&config.calibration.training_images, frame(config, shape)?)
         .map_err(|source| Error::Images { key, source })
+}
+
+/// How pictures come into the model's shape.
+pub fn frame(config: &Config, shape: [usize; 3]) -> Result<Frame, Misfit> {
+    Frame::new(shape, config.preprocess.pictures)
 }
 
 /// What an artifact for this configuration and model must have been made for.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Error;
-use crate::config::{Config, Rule};
+use crate::config::{Config, Pictures, Rule};
 use crate::digest::sha256;
 use crate::images::digest_sources;
 use crate::inspect::Settings;
@@ -46,7 +46,7 @@ pub(super) fn data_digest(config: &Config) -> Result<Option<String>, Error> {
 /// Of the policy only whether STRIP's overlays are in it: see [`super::thresholds`].
 pub(super) fn settings_digest(config: &Config) -> String {
     let (perturbation, inspection) = (&config.perturbation, &config.inspection);
-    let settings = json!({
+    let mut settings = json!({
         "mean": config.preprocess.mean,
         "std": config.preprocess.std,
         "fit_images": config.calibration.fit_images,
@@ -66,5 +66,10 @@ pub(super) fn settings_digest(config: &Config) -> String {
         "clean_ratio": inspection.clean_ratio.value(),
         "strip": config.policy.rule == Rule::Strip,
     });
+    let pictures = config.preprocess.pictures;
+    // Apart, so that artifacts for pictures as they are stay valid.
+    if pictures != Pictures::default() {
+        settings["pictures"] = json!(pictures);
+    }
     sha256(settings.to_string().as_bytes())
 }

@@ -28,6 +28,7 @@ pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
     let path = &config.model.path;
     let model = Model::load(path, &config.preprocess.mean, &config.preprocess.std, &device())
         .with_context(|| format!("cannot load the model {}", path.display()))?;
+    calibrate::frame(config, model.domain().shape)?;
     Ok(Arc::new(model))
 }
 
@@ -150,10 +151,10 @@ pub(super) fn evaluate(
 ) -> Result<ExitCode> {
     let model = load_model(config)?;
     let artifact = artifact(config, &model)?;
-    let shape = model.domain().shape;
-    let clean = Images::read_all(&sources.clean, shape).context("cannot use --clean")?;
+    let frame = calibrate::frame(config, model.domain().shape)?;
+    let clean = Images::read_all(&sources.clean, frame).context("cannot use --clean")?;
     let triggered =
-        Images::read_all(&sources.triggered, shape).context("cannot use --triggered")?;
+        Images::read_all(&sources.triggered, frame).context("cannot use --triggered")?;
     let signals = calibrate::signals(model, &artifact, &config.policy)?;
     let thresholds = calibrate::thresholds(&artifact, &config.policy);
     let evaluation =

@@ -62,8 +62,9 @@ pub(super) fn write(
     let mut triggered = Vec::new();
     if !request.triggered.is_empty() {
         let Some(artifact) = &artifact else { bail!("--triggered: {without_firewall}") };
-        let images = Images::read_all(&request.triggered, model.domain().shape)
-            .context("cannot use --triggered")?;
+        let frame = calibrate::frame(config, model.domain().shape)?;
+        let images =
+            Images::read_all(&request.triggered, frame).context("cannot use --triggered")?;
         let signals = calibrate::signals(model.clone(), artifact, &config.policy)?;
         triggered = score(&signals, &images, Needed::All)?;
     }

@@ -43,7 +43,9 @@ pub(super) fn scan(
     let signals = calibrate::signals(model.clone(), &artifact, &config.policy)?;
     let thresholds = calibrate::thresholds(&artifact, &config.policy);
     let rule = config.policy.rule;
-    let plan = Plan { signals: &signals, thresholds: &thresholds, rule, sources: images, shard };
+    let frame = calibrate::frame(config, signals.model().domain().shape)?;
+    let plan =
+        Plan { signals: &signals, thresholds: &thresholds, rule, sources: images, frame, shard };
     let progress = Progress::new();
     let show = |share| progress.show("scanned", share);
     let summarise = |tally: Tally| {

@@ -12,11 +12,16 @@ use serde::{Deserialize, Serialize};
 
 mod layers;
 mod operations;
+mod pictures;
 mod raw;
 mod value;
 
 pub use layers::{EMBEDDED, Settings};
 pub use operations::{Audit, AuditEvents, AuditTarget, Identity, Quarantine, Tls, UpstreamTls};
+pub use pictures::{
+    ChannelOrder, ExifOrientation, ImageProtocol, Images, Interpolation, Pictures, Preprocess,
+    Resize,
+};
 
 /// Everything `doorward.toml` says.
 #[derive(Clone, Debug)]
@@ -33,6 +38,8 @@ pub struct Config {
     pub model: Model,
     /// From image bytes to model input.
     pub preprocess: Preprocess,
+    /// Whose image requests are taken.
+    pub images: Images,
     /// The offline flow.
     pub calibration: Calibration,
     /// How the universal perturbations are learned.
@@ -81,15 +88,6 @@ pub struct Model {
     pub path: PathBuf,
     /// The model's name on the upstream; `None` takes any name.
     pub name: Option<String>,
-}
-
-/// `[preprocess]`: model input = (byte / 255 - mean) / std, per channel.
-#[derive(Clone, Debug)]
-pub struct Preprocess {
-    /// One value for all channels, or one per channel.
-    pub mean: Vec<f32>,
-    /// One value for all channels, or one per channel; above zero.
-    pub std: Vec<f32>,
 }
 
 /// `[calibration]`
@@ -233,6 +231,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Most rows in one request.
     pub rows: NonZeroUsize,
+    /// Most pixels of one request's images.
+    pub image_pixels: NonZeroUsize,
     /// Most rows that wait for, or are under, detection.
     pub queue_rows: NonZeroUsize,
     /// Most rows that one detection batch joins.

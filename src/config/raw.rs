@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::operations::{RawAudit, RawTls, RawUpstreamTls};
+use super::pictures::{RawImages, RawPreprocess};
 use super::value::{
-    OneOrMany, address, base_url, channels, count, duration, file, invalid, model_name, positive,
-    probability, required, scales, share,
+    OneOrMany, address, base_url, count, duration, file, invalid, model_name, positive,
+    probability, required, share,
 };
 use super::{
     Action, Admin, Algorithm, Calibration, Config, Inspection, Limits, Listen, LogFormat, Mode,
-    Model, Perturbation, Policy, Preprocess, Result, Rule, Telemetry, Unverified, Upstream,
+    Model, Perturbation, Policy, Result, Rule, Telemetry, Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -27,6 +28,7 @@ pub(super) struct RawConfig {
     tls: RawTls,
     model: RawModel,
     preprocess: RawPreprocess,
+    images: RawImages,
     calibration: RawCalibration,
     perturbation: RawPerturbation,
     inspection: RawInspection,
@@ -61,13 +63,6 @@ struct RawUpstream {
 struct RawModel {
     path: Option<PathBuf>,
     name: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawPreprocess {
-    mean: Option<OneOrMany<f64>>,
-    std: Option<OneOrMany<f64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -128,6 +123,7 @@ struct RawUnverified {
 struct RawLimits {
     body_bytes: Option<i64>,
     rows: Option<i64>,
+    image_pixels: Option<i64>,
     queue_rows: Option<i64>,
     batch_rows: Option<i64>,
     concurrency: Option<i64>,
@@ -177,10 +173,8 @@ impl RawConfig {
                 path: file("model.path", self.model.path)?,
                 name: self.model.name.map(model_name).transpose()?,
             },
-            preprocess: Preprocess {
-                mean: channels("preprocess.mean", self.preprocess.mean)?,
-                std: scales("preprocess.std", self.preprocess.std)?,
-            },
+            preprocess: self.preprocess.convert()?,
+            images: self.images.convert()?,
             calibration: self.calibration.convert()?,
             perturbation: self.perturbation.convert()?,
             inspection: self.inspection.convert()?,
@@ -304,6 +298,7 @@ impl RawLimits {
         Ok(Limits {
             body_bytes: count("limits.body_bytes", self.body_bytes)?.get(),
             rows,
+            image_pixels: count("limits.image_pixels", self.image_pixels)?,
             queue_rows,
             batch_rows: count("limits.batch_rows", self.batch_rows)?,
             concurrency: count("limits.concurrency", self.concurrency)?,

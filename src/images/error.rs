@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::frame::Misfit;
 use super::stream::Place;
 
 /// Why a source of images cannot be read.
@@ -107,6 +108,14 @@ pub enum Error {
         images_path: PathBuf,
         /// How many it has.
         images: usize,
+    },
+    /// A picture cannot be brought into the model's shape.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Misfit {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: Misfit,
     },
     /// A line asks for more images than its file has.
     #[error(

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::bytes::Bytes;
 use super::error::{Error, Result};
+use super::frame::Frame;
 use super::picture;
 use super::stream::{Cursor, Format, Image, Place, Stream};
 
@@ -15,7 +16,7 @@ use super::stream::{Cursor, Format, Image, Place, Stream};
 pub(super) struct List {
     bytes: Bytes,
     base: PathBuf,
-    shape: [usize; 3],
+    frame: Frame,
     /// The line read last, from 1.
     line: usize,
     place: Place,
@@ -27,11 +28,11 @@ pub(super) struct List {
 // === impl List ===
 
 impl List {
-    pub(super) fn open(path: &Path, shape: [usize; 3]) -> Result<Self> {
+    pub(super) fn open(path: &Path, frame: Frame) -> Result<Self> {
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
         let place = Place { path: base.clone(), number: None };
         let bytes = Bytes::open(path)?;
-        Ok(Self { bytes, base, shape, line: 0, place, label: None, open: None })
+        Ok(Self { bytes, base, frame, line: 0, place, label: None, open: None })
     }
 
     /// Takes a line apart: the path with its index, and the label.
@@ -68,7 +69,7 @@ impl List {
                 let expected = "a file of images, which `#` and an index can follow";
                 return Err(Error::NotPicture { path: path.clone(), expected });
             }
-            self.open = Some((path.clone(), Stream::open(path, self.shape)?));
+            self.open = Some((path.clone(), Stream::open(path, self.frame)?));
         }
         let image = self.open.as_mut().and_then(|(_, stream)| {
             let passed = stream.passed();
@@ -113,7 +114,7 @@ impl Cursor for List {
     fn image(&mut self) -> Result<Image> {
         match self.place.number {
             None => {
-                let pixels = picture::decode(&self.place.path, self.shape)?;
+                let pixels = picture::decode(&self.place.path, &self.frame)?;
                 Ok(Image { place: self.place.clone(), label: self.label, pixels })
             }
             Some(number) => {

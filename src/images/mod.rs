@@ -14,20 +14,25 @@
 //! [`Stream`] gives the images of a source one after the other, for sets that are larger than memory.
 //!
 //! Reading is strict and deterministic: the same source gives the same images in the same order,
-//! pictures sorted by name, and nothing is resized, skipped or guessed. A directory with one
-//! directory per label is dealt one picture of each label in turn, so that a prefix is a fair sample.
+//! pictures sorted by name, and nothing is skipped or guessed. Pictures are brought into the model's
+//! shape by a [`Frame`]. A directory with one directory per label is dealt one picture of each label in
+//! turn, so that a prefix is a fair sample.
 //!
 //! Sources may come from people who wish the reader harm: sizes are bounded before memory is
-//! taken for them, and a picture's dimensions are checked before it is decoded.
+//! taken for them, and a picture's dimensions are checked before it is decoded. [`decode`] is for
+//! pictures of strangers, which it takes only where every decoder reads them alike.
 
 mod array;
 mod bytes;
+mod encoded;
 mod error;
+mod frame;
 mod idx;
 mod list;
 mod listing;
 mod npy;
 mod picture;
+mod resample;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -41,8 +46,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
 
+pub use encoded::{Decoded, EncodedError, Kind, decode};
 pub use error::Error;
 use error::Result;
+pub use frame::{Frame, Misfit};
 pub use stream::{Image, Place, Stream};
 
 /// Images of one shape, row-major CHW bytes, each with a label where one is known.
@@ -105,24 +112,26 @@ impl Images {
         fits.then_some(Self { shape, pixels, labels })
     }
 
-    /// Reads one source of images of shape C, H, W; one without images is an error.
-    pub fn read(path: impl AsRef<Path>, shape: [usize; 3]) -> Result<Self> {
-        Self::read_all(&[path], shape)
+    /// Reads one source of images of shape C, H, W, or of pictures that a frame brings into it; one
+    /// without images is an error.
+    pub fn read(path: impl AsRef<Path>, frame: impl Into<Frame>) -> Result<Self> {
+        Self::read_all(&[path], frame)
     }
 
     /// Reads sources one after the other, in the order given.
-    pub fn read_all<P: AsRef<Path>>(paths: &[P], shape: [usize; 3]) -> Result<Self> {
-        let mut all = Self { shape, pixels: Vec::new(), labels: Vec::new() };
+    pub fn read_all<P: AsRef<Path>>(paths: &[P], frame: impl Into<Frame>) -> Result<Self> {
+        let frame = frame.into();
+        let mut all = Self { shape: frame.shape, pixels: Vec::new(), labels: Vec::new() };
         for path in paths {
-            all.append(path.as_ref(), MAX_BYTES)?;
+            all.append(path.as_ref(), frame, MAX_BYTES)?;
         }
         Ok(all)
     }
 
     /// Reads one more source, which may take at most `limit` bytes, decoded.
-    fn append(&mut self, path: &Path, limit: u64) -> Result<()> {
+    fn append(&mut self, path: &Path, frame: Frame, limit: u64) -> Result<()> {
         let mut taken = 0;
-        for image in Stream::open(path, self.shape)? {
+        for image in Stream::open(path, frame)? {
             let image = image?;
             // With a byte for the label.
             taken += image.pixels.len() as u64 + 1;

@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::encoded::read_baseline;
 use super::error::{Error, Result};
+use super::frame::{Frame, Misfit};
 use super::listing::Entry;
 use super::stream::{Cursor, Image, Place};
 
 /// Pictures in files of their own.
 pub(super) struct Pictures {
     entries: Vec<Entry>,
-    shape: [usize; 3],
+    frame: Frame,
     /// Entries moved to.
     passed: usize,
 }
@@ -19,8 +21,8 @@ pub(super) struct Pictures {
 // === impl Pictures ===
 
 impl Pictures {
-    pub(super) fn new(entries: Vec<Entry>, shape: [usize; 3]) -> Self {
-        Self { entries, shape, passed: 0 }
+    pub(super) fn new(entries: Vec<Entry>, frame: Frame) -> Self {
+        Self { entries, frame, passed: 0 }
     }
 }
 
@@ -34,7 +36,7 @@ impl Cursor for Pictures {
     fn image(&mut self) -> Result<Image> {
         let Entry { path, label } = &self.entries[self.passed - 1];
         let place = Place { path: path.clone(), number: None };
-        Ok(Image { place, label: *label, pixels: decode(path, self.shape)? })
+        Ok(Image { place, label: *label, pixels: decode(path, &self.frame)? })
     }
 
     fn share(&mut self) -> f64 {
@@ -42,37 +44,40 @@ impl Cursor for Pictures {
     }
 }
 
-/// The bytes of one picture, row-major CHW; its size must be the one of `shape`.
-pub(super) fn decode(path: &Path, shape: [usize; 3]) -> Result<Vec<u8>> {
-    let [channels, height, width] = shape;
+/// The bytes of one picture, row-major CHW, in the model's shape.
+pub(super) fn decode(path: &Path, frame: &Frame) -> Result<Vec<u8>> {
+    let channels = frame.shape[0];
     if channels != 1 && channels != 3 {
         return Err(Error::Channels { path: path.to_owned(), channels });
     }
     let read = |source| Error::Read { path: path.to_owned(), source };
     let fail = |source| Error::Decode { path: path.to_owned(), source };
+    let misfit = |reason| match reason {
+        Misfit::Size { width, height, expected } => {
+            Error::PictureSize { path: path.to_owned(), width, height, expected }
+        }
+        reason => Error::Misfit { path: path.to_owned(), reason },
+    };
     let mut reader =
         ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(read)?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_ALLOCATION);
     reader.limits(limits);
-    let decoder = reader.into_decoder().map_err(fail)?;
-    let (found_width, found_height) = decoder.dimensions();
-    let (found_width, found_height) = (found_width as usize, found_height as usize);
-    if (found_width, found_height) != (width, height) {
-        return Err(Error::PictureSize {
-            path: path.to_owned(),
-            width: found_width,
-            height: found_height,
-            expected: [height, width],
-        });
-    }
-    let picture = DynamicImage::from_decoder(decoder).map_err(fail)?;
-    if channels == 1 {
-        return Ok(picture.into_luma8().into_raw());
-    }
-    let mut pixels = Vec::with_capacity(channels * height * width);
-    planes(picture.into_rgb8().as_raw(), channels, &mut pixels);
-    Ok(pixels)
+    let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
+    let mut decoder = reader.into_decoder().map_err(fail)?;
+    let (width, height) = decoder.dimensions();
+    frame.accepts(width as usize, height as usize).map_err(misfit)?;
+    let orientation = decoder.orientation().map_err(fail)?;
+    // As requests are decoded, where they could be: to the last bit.
+    let exact = match is_jpeg && decoder.total_bytes() <= MAX_ALLOCATION {
+        true => read_baseline(&std::fs::read(path).map_err(read)?),
+        false => None,
+    };
+    let picture = match exact {
+        Some(picture) => picture,
+        None => DynamicImage::from_decoder(decoder).map_err(fail)?,
+    };
+    frame.fit(picture, orientation).map_err(misfit)
 }
 
 /// Appends one image of interleaved channels plane by plane.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::array::Array;
 use super::error::{Error, Result};
+use super::frame::Frame;
 use super::list::List;
 use super::listing;
 use super::picture::Pictures;
@@ -68,17 +69,18 @@ pub(super) enum Format {
 // === impl Stream ===
 
 impl Stream {
-    /// Opens a source of images of shape C, H, W.
-    pub fn open(path: impl AsRef<Path>, shape: [usize; 3]) -> Result<Self> {
-        let path = path.as_ref();
+    /// Opens a source of images that have a shape C, H, W, or are pictures that a frame brings into it.
+    pub fn open(path: impl AsRef<Path>, frame: impl Into<Frame>) -> Result<Self> {
+        let (path, frame) = (path.as_ref(), frame.into());
+        let shape = frame.shape;
         let cursor: Box<dyn Cursor> = match Format::of(path) {
             Format::Binary => Box::new(Array::idx(path, shape)?),
-            Format::Directory => Box::new(Pictures::new(listing::directory(path)?, shape)),
-            Format::List => Box::new(List::open(path, shape)?),
+            Format::Directory => Box::new(Pictures::new(listing::directory(path)?, frame)),
+            Format::List => Box::new(List::open(path, frame)?),
             Format::Npy => Box::new(Array::npy(path, shape)?),
             Format::Picture => {
                 let entry = listing::Entry { path: path.to_owned(), label: None };
-                Box::new(Pictures::new(vec![entry], shape))
+                Box::new(Pictures::new(vec![entry], frame))
             }
             Format::Records => Box::new(Array::records(path, shape)?),
         };

@@ -61,7 +61,7 @@ fn planar(first: u8) -> Vec<u8> {
 
 fn read_bounded(path: &Path, limit: u64) -> Result<Images> {
     let mut images = Images { shape: SHAPE, pixels: Vec::new(), labels: Vec::new() };
-    images.append(path, limit).map(|()| images)
+    images.append(path, SHAPE.into(), limit).map(|()| images)
 }
 
 fn message(result: Result<Images>) -> String {

@@ -7,6 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::server::Reach;
+use crate::config::Images;
 use crate::protocol::Route;
 use crate::protocol::rest::Rest;
 
@@ -57,7 +58,8 @@ fn passes(kind: &str, action: &Value, model: Option<&str>) -> bool {
         Some((path, query)) => (path, Some(query)),
         None => (path, None),
     };
-    Rest::of(path).route("GET", path, query, model) == Route::Read
+    // Whether the sidecar takes images is not known here; without it, such probes go to the app itself.
+    Rest::of(path, &Images::default()).route("GET", path, query, model) == Route::Read
 }
 
 fn meets(action: &Value, port: u16, name: Option<&str>) -> bool {

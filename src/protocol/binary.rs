@@ -122,7 +122,8 @@ pub(super) fn raw(body: &Bytes, bounds: Bounds<'_>) -> Result<Checked, DecodeErr
     check_rows(rows, bounds)?;
     let values = Datatype::Fp32.read(body);
     check_range(&values, bounds)?;
-    let media_type = Some(media::BYTES);
+    let media_type = Some(media::BYTES.into());
+    let values = bounds.domain.rows_of_sent(values);
     let encoded = Encoded { body: body.clone(), json_length: Some(0), media_type };
     Ok(Checked { encoded, rows, values })
 }

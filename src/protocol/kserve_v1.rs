@@ -2,7 +2,8 @@
 //!
 //! `POST /v1/models/{name}[/versions/{version}]:predict` with the rows in `instances`, each an array or
 //! `{"{input}": array}`, or all of them in `inputs`, an array or `{"{input}": array}`. V1 has neither
-//! shape nor datatype, so arrays are nested exactly as the model's rows are, and numbers are FP32.
+//! shape nor datatype, so arrays are nested exactly as the model's rows are, and numbers are FP32. In
+//! place of a row there may be an encoded image (`kserve_v1_images`).
 
 use bytes::Bytes;
 use hyper::HeaderMap;
@@ -15,7 +16,9 @@ use super::datatype::Datatype;
 use super::json::EncodedNumbers;
 use super::kserve_v1_document::{Document, DocumentSeed, Form};
 use super::oip_http::{Outside, check_rows, infer, is_plain, outside, read};
-use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route, binary, media};
+use super::{
+    Bounds, Checked, DecodeError, Encoded, Refusal, Route, binary, kserve_v1_images, media,
+};
 
 /// What curl calls a body that it is given without a content type, and what V1 servers ignore.
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -107,8 +110,8 @@ impl Document {
         media_type: Option<&'static str>,
     ) -> Result<Checked, DecodeError> {
         let field = self.form.key();
-        if self.encoded_bytes {
-            return Err(DecodeError::EncodedBytes { field });
+        if !self.images.is_empty() {
+            return kserve_v1_images::check(&self, bounds, media_type);
         }
         let row = bounds.domain.sent_shape();
         let shape = match *self.numbers.lengths.as_slice() {
@@ -136,7 +139,9 @@ impl Document {
             numbers: EncodedNumbers { values: &values, integers: self.numbers.integers },
         })
         .expect("keys are strings and writing to memory cannot fail");
+        let media_type = media_type.map(Into::into);
         let encoded = Encoded { body: body.into(), json_length: None, media_type };
+        let values = bounds.domain.rows_of_sent(values);
         Ok(Checked { encoded, rows: shape[0], values })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::document::Seen;
 use super::json::{Level, Numbers, Partial};
@@ -14,8 +14,8 @@ pub(super) struct Document {
     /// The input's name, where rows or columns are objects.
     pub(super) name: Option<String>,
     pub(super) numbers: Numbers,
-    /// Instead of numbers there is `{"b64": ...}`.
-    pub(super) encoded_bytes: bool,
+    /// Of every `{"b64": ...}` that stands for numbers.
+    pub(super) images: Vec<String>,
 }
 
 /// How the rows lie in the document.
@@ -36,7 +36,7 @@ struct Tensor {
     numbers: Partial,
     /// Of the first row; the others have the same.
     name: Option<Option<String>>,
-    encoded_bytes: bool,
+    images: Vec<String>,
 }
 
 /// Reads the array of `instances`.
@@ -82,7 +82,7 @@ impl<'de> Visitor<'de> for DocumentSeed {
         let mut seen = Seen::default();
         let mut signature_name = None;
         let mut tensor =
-            Tensor { numbers: Partial::new(self.limit), name: None, encoded_bytes: false };
+            Tensor { numbers: Partial::new(self.limit), name: None, images: Vec::new() };
         let mut form = None;
         while let Some(key) = entries.next_key::<String>()? {
             let found = match seen.check(KEYS, &key)? {
@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for DocumentSeed {
             form: form.ok_or_else(|| A::Error::custom("neither instances nor inputs"))?,
             name: tensor.name.flatten(),
             numbers: tensor.numbers.finish(),
-            encoded_bytes: tensor.encoded_bytes,
+            images: tensor.images,
         })
     }
 }
@@ -166,8 +166,8 @@ impl<'de> Visitor<'de> for NamedSeed<'_> {
             return Err(A::Error::custom("an object without an input"));
         };
         if name == "b64" {
-            self.tensor.encoded_bytes = true;
-            entries.next_value::<IgnoredAny>()?;
+            self.tensor.called(None)?;
+            self.tensor.images.push(entries.next_value()?);
         } else {
             self.tensor.called(Some(name))?;
             entries.next_value_seed(Array { tensor: self.tensor, depth: self.depth })?;
@@ -209,10 +209,16 @@ impl<'de> Visitor<'de> for Array<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        // Refused in any case; what else the object holds does not matter.
-        self.tensor.encoded_bytes = true;
-        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(())
+        match entries.next_key::<String>()?.as_deref() {
+            Some("b64") => self.tensor.images.push(entries.next_value()?),
+            key => {
+                return Err(A::Error::custom(format_args!("{key:?} in an input, expected b64")));
+            }
+        }
+        match entries.next_key::<String>()? {
+            None => Ok(()),
+            Some(key) => Err(A::Error::custom(format_args!("b64 and {key:?}, expected b64 alone"))),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) fn check(headers: &HeaderMap, expected: fn(&str) -> bool) -> Result<(
     };
     let received = String::from_utf8_lossy(first.as_bytes()).into_owned();
     if types.next().is_some() || !expected(&received) {
-        return Err(DecodeError::MediaType { received });
+        return Err(DecodeError::MediaType { received, expected: JSON });
     }
     Ok(())
 }

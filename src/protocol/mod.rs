@@ -4,18 +4,24 @@
 //! firewall's own encoding of what was parsed. Anything that two parsers could read in two ways is
 //! refused, for an attacker would let the firewall see one input and the model another.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
+use crate::images::{EncodedError, Frame, Kind};
 use crate::model::InputDomain;
 
 pub mod binary;
 pub mod datatype;
 mod document;
+pub mod form;
 mod json;
 pub mod kserve_v1;
 mod kserve_v1_document;
+mod kserve_v1_images;
 mod media;
 pub mod oip_http;
+pub mod raw_image;
 pub mod rest;
 #[cfg(test)]
 mod tests;
@@ -60,6 +66,21 @@ pub struct Bounds<'a> {
     pub domain: &'a InputDomain,
     /// Most rows in one request.
     pub rows: usize,
+    /// How images become rows.
+    pub pictures: Pictures<'a>,
+}
+
+/// How images become rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Pictures<'a> {
+    /// From a picture to the model's shape.
+    pub frame: &'a Frame,
+    /// Most pixels of the images of one request.
+    pub pixels: usize,
+    /// The name of a form's part.
+    pub part: &'a str,
+    /// Whether V1 instances may be images.
+    pub in_instances: bool,
 }
 
 /// An inference request that was understood.
@@ -69,7 +90,7 @@ pub struct Checked {
     pub encoded: Encoded,
     /// Number of rows.
     pub rows: usize,
-    /// The rows, one after another, as they are sent.
+    /// The rows, one after another, channels first.
     pub values: Vec<f32>,
 }
 
@@ -81,13 +102,23 @@ pub struct Encoded {
     /// How many bytes of `body` are JSON, where bytes of a tensor follow.
     pub json_length: Option<usize>,
     /// The content type, where the client's will not do.
-    pub media_type: Option<&'static str>,
+    pub media_type: Option<Cow<'static, str>>,
 }
 
 /// Why a body is not an inference request that the firewall understands.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
+    /// Text that is not base64.
+    #[error("{field}[{index}].b64 is not base64: {reason}")]
+    Base64 {
+        /// The key of the document.
+        field: &'static str,
+        /// Which of the instances.
+        index: usize,
+        /// What is wrong.
+        reason: base64::DecodeError,
+    },
     /// Bytes behind the JSON are not a tensor.
     #[error(transparent)]
     Binary(#[from] binary::BinaryError),
@@ -128,10 +159,20 @@ pub enum DecodeError {
         received: String,
     },
     /// Numbers inside of bytes.
-    #[error("{field} holds {{\"b64\": ...}}: encoded bytes are not supported, send numbers")]
+    #[error("{field} holds {{\"b64\": ...}}: encoded bytes are not supported here, send numbers")]
     EncodedBytes {
         /// The key of the document.
         field: &'static str,
+    },
+    /// An encoded image in a document that is not taken.
+    #[error("{field}[{index}].b64: {reason}")]
+    FieldImage {
+        /// The key of the document.
+        field: &'static str,
+        /// Which of the instances.
+        index: usize,
+        /// Why not.
+        reason: EncodedError,
     },
     /// V1 arrays that are not rows of the model's shape.
     #[error("{field} is nested as {received:?}, expected [n, {}, {}, {}]", row[0], row[1], row[2])]
@@ -169,20 +210,42 @@ pub enum DecodeError {
         /// The number.
         value: f64,
     },
+    /// A form that does not hold one image.
+    #[error(transparent)]
+    Form(#[from] form::FormError),
     /// A header that the protocol does not have.
     #[error("header {name} is not part of this protocol")]
     Header {
         /// The header.
         name: &'static str,
     },
+    /// An image that is not taken.
+    #[error(transparent)]
+    Image(#[from] EncodedError),
+    /// An image of another format than its content type says.
+    #[error("content-type says {}, but the image is a {kind}", declared.media_type())]
+    ImageType {
+        /// What was said.
+        declared: Kind,
+        /// What it is.
+        kind: Kind,
+    },
     /// Not one JSON document of the protocol's form.
     #[error("the body is not an inference request: {0}")]
     Json(#[from] serde_json::Error),
-    /// A content type other than JSON.
-    #[error("content-type {received:?} is not supported, expected application/json")]
+    /// A content type that is not the protocol's.
+    #[error("content-type {received:?} is not supported, expected {expected}")]
     MediaType {
         /// What was sent.
         received: String,
+        /// What would be taken.
+        expected: &'static str,
+    },
+    /// Images and numbers.
+    #[error("{field} holds images and numbers, expected one image in each, or rows of numbers")]
+    Mixed {
+        /// The key of the document.
+        field: &'static str,
     },
     /// Nested data whose lengths are not those of the shape.
     #[error("inputs[0].data is nested as {received:?}, expected {expected:?} or a flat array")]

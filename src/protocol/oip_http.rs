@@ -79,7 +79,7 @@ pub fn check(
             media::check(headers, media::is_binary)?;
             binary::raw(body, bounds)
         }
-        _ => Ok(decode(headers, body, bounds)?.into_checked(headers)),
+        _ => Ok(decode(headers, body, bounds)?.into_checked(headers, bounds)),
     }
 }
 
@@ -182,7 +182,7 @@ impl InferRequest {
         .expect("keys are strings and writing to memory cannot fail")
     }
 
-    fn into_checked(self, headers: &HeaderMap) -> Checked {
+    fn into_checked(self, headers: &HeaderMap, bounds: Bounds<'_>) -> Checked {
         let mut body = self.encode();
         let json_length = self.binary.as_ref().map(|tensor| {
             let length = body.len();
@@ -194,8 +194,10 @@ impl InferRequest {
             Some(_) => Some(media::BYTES),
             None => media::missing(headers, JSON),
         };
+        let media_type = media_type.map(Into::into);
         let encoded = Encoded { body: body.into(), json_length, media_type };
-        Checked { encoded, rows: self.rows(), values: self.values }
+        let rows = self.rows();
+        Checked { encoded, rows, values: bounds.domain.rows_of_sent(self.values) }
     }
 }
 

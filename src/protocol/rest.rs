@@ -3,12 +3,15 @@
 use bytes::Bytes;
 use hyper::HeaderMap;
 
-use super::{Bounds, Checked, DecodeError, Route, kserve_v1, oip_http};
+use super::{Bounds, Checked, DecodeError, Route, kserve_v1, oip_http, raw_image};
+use crate::config::{ImageProtocol, Images};
 use crate::telemetry::Protocol;
 
 /// A REST format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
+    /// Images, as this server takes them.
+    Image(ImageProtocol),
     /// KServe V1, which is TensorFlow Serving's.
     KserveV1,
     /// The Open Inference Protocol; also every path that is nobody's.
@@ -19,8 +22,13 @@ pub enum Rest {
 
 impl Rest {
     /// The format whose path it is.
-    pub fn of(path: &str) -> Self {
-        if path.starts_with("/v1/") { Self::KserveV1 } else { Self::Oip }
+    pub fn of(path: &str, images: &Images) -> Self {
+        match raw_image::of(path, images) {
+            _ if path.starts_with("/v1/") => Self::KserveV1,
+            _ if path == "/v2" || path.starts_with("/v2/") => Self::Oip,
+            Some(protocol) => Self::Image(protocol),
+            None => Self::Oip,
+        }
     }
 
     /// Which route a request takes. `model` is the only model name taken, if given.
@@ -32,6 +40,7 @@ impl Rest {
         model: Option<&str>,
     ) -> Route {
         match self {
+            Self::Image(protocol) => raw_image::route(protocol, method, path, query, model),
             Self::KserveV1 => kserve_v1::route(method, path, query, model),
             Self::Oip => oip_http::route(method, path, query, model),
         }
@@ -45,6 +54,7 @@ impl Rest {
         bounds: Bounds<'_>,
     ) -> Result<Checked, DecodeError> {
         match self {
+            Self::Image(_) => raw_image::check(headers, body, bounds),
             Self::KserveV1 => kserve_v1::check(headers, body, bounds),
             Self::Oip => oip_http::check(headers, body, bounds),
         }
@@ -53,6 +63,7 @@ impl Rest {
     /// As metrics name it.
     pub fn protocol(self) -> Protocol {
         match self {
+            Self::Image(_) => Protocol::RawImage,
             Self::KserveV1 => Protocol::KserveV1,
             Self::Oip => Protocol::OipHttp,
         }

@@ -1,5 +1,7 @@
 //! Properties of the wire formats: what is judged is what is sent on.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;
@@ -9,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::binary::JSON_LENGTH;
 use super::oip_http::{InferRequest, decode, route};
-use super::{Bounds, Checked, DecodeError, Refusal, Route, kserve_v1, oip_http};
+use super::{Bounds, Checked, DecodeError, Pictures, Refusal, Route, kserve_v1, oip_http};
+use crate::images::Frame;
 use crate::model::InputDomain;
 
 const CHANNELS: usize = 3;
@@ -26,9 +29,15 @@ fn domain() -> InputDomain {
     }
 }
 
+/// None are taken here.
+fn pictures() -> Pictures<'static> {
+    static FRAME: LazyLock<Frame> = LazyLock::new(|| Frame::from([CHANNELS, HEIGHT, WIDTH]));
+    Pictures { frame: &FRAME, pixels: 1, part: "data", in_instances: false }
+}
+
 fn read(body: &[u8]) -> Result<InferRequest, DecodeError> {
     let domain = domain();
-    let bounds = Bounds { domain: &domain, rows: 4 };
+    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
     decode(&HeaderMap::new(), &Bytes::copy_from_slice(body), bounds)
 }
 
@@ -167,7 +176,7 @@ fn values_are_held_to_their_channels_range() {
         channels_last: false,
         fp32: true,
     };
-    let bounds = Bounds { domain: &domain, rows: 4 };
+    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
     let mut values = vec![0.5; 2 * CHANNELS * HEIGHT * WIDTH];
     // The second row's second channel, rounded past its end.
     values[8] = 2.000_002;
@@ -200,7 +209,7 @@ fn images_with_their_channels_last_are_checked_as_sent_and_judged_with_them_firs
         channels_last: true,
         fp32: true,
     };
-    let bounds = Bounds { domain: &domain, rows: 4 };
+    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
     let sent = |values: &[f32], shape: [usize; 4]| {
         let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": values});
         decode(&HeaderMap::new(), &json!({"inputs": [input]}).to_string().into(), bounds)
@@ -229,7 +238,7 @@ fn binary_request(values: &[f32]) -> (HeaderMap, Bytes) {
 
 fn check_all(headers: &HeaderMap, body: &Bytes) -> Result<Checked, DecodeError> {
     let domain = domain();
-    oip_http::check(headers, body, Bounds { domain: &domain, rows: 4 })
+    oip_http::check(headers, body, Bounds { domain: &domain, rows: 4, pictures: pictures() })
 }
 
 proptest! {
@@ -273,14 +282,15 @@ fn bytes_without_a_datatype_are_taken_for_fp32_models_only() {
     let mut headers = HeaderMap::new();
     headers.insert(JSON_LENGTH, 0.into());
     let body = Bytes::from(vec![0; CHANNELS * HEIGHT * WIDTH * 4]);
-    let error = oip_http::check(&headers, &body, Bounds { domain: &domain, rows: 4 });
+    let error =
+        oip_http::check(&headers, &body, Bounds { domain: &domain, rows: 4, pictures: pictures() });
     assert!(error.expect_err("another datatype").to_string().contains("only a FP32 model"));
 }
 
 #[test]
 fn v1_integers_are_integers_as_long_as_fp32_holds_them() {
     let domain = domain();
-    let bounds = Bounds { domain: &domain, rows: 4 };
+    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
     let sent = |last: &str| {
         let body = format!(r#"{{"instances":[[[[1,2]],[[3,4]],[[5,{last}]]]]}}"#);
         let checked = kserve_v1::check(&HeaderMap::new(), &body.into(), bounds).expect("a request");

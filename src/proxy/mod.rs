@@ -5,6 +5,7 @@
 //! decide, answer, record. Each step that can fail says which `Failure` that is; what it means for
 //! the client is in `respond`, what it means for the operator in the record.
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -115,7 +116,7 @@ impl Proxy {
     pub fn new(config: &Config, metrics: Arc<Metrics>, audit: Arc<Audit>) -> Result<Self, Error> {
         let upstream = Upstream::new(&config.upstream)?;
         Ok(Self {
-            screen: Screen::new(config.policy.clone(), config.limits.clone()),
+            screen: Screen::new(config),
             upstream: Arc::new(upstream),
             places: places(&config.limits),
             limits: config.limits.clone(),
@@ -135,7 +136,7 @@ impl Proxy {
     fn successor(&self, config: &Config, judge: Option<Arc<dyn Judge>>) -> Result<Self, Error> {
         let unchanged = self.limits.concurrency == config.limits.concurrency;
         let next = Self {
-            screen: Screen::new(config.policy.clone(), config.limits.clone()),
+            screen: self.screen.successor(config),
             upstream: match self.upstream.successor(&config.upstream)? {
                 Some(upstream) => Arc::new(upstream),
                 None => Arc::clone(&self.upstream),
@@ -178,12 +179,13 @@ impl Proxy {
         // upstream, so it must not tell the firewall how to read the body either.
         upstream::strip(&mut parts.headers);
         parts.headers.insert(REQUEST_ID, id.clone());
-        let mut answer = match self.dispatch(parts, &mut body, &mut record).await {
+        let format = self.screen.format(parts.uri.path());
+        let mut answer = match self.dispatch(format, parts, &mut body, &mut record).await {
             Ok(answer) => answer,
             Err(failure) => {
                 sending &= !matches!(failure, Failure::BodyBroken | Failure::BodyTimeout);
                 record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
-                respond(&failure, record.request_id())
+                respond(format, &failure, record.request_id())
             }
         };
         answer.headers_mut().insert(REQUEST_ID, id);
@@ -196,12 +198,12 @@ impl Proxy {
 
     async fn dispatch(
         &self,
+        format: Rest,
         parts: Parts,
         body: &mut Incoming,
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         let (method, uri) = (parts.method.as_str(), &parts.uri);
-        let format = Rest::of(uri.path());
         record.protocol = format.protocol();
         match format.route(method, uri.path(), uri.query(), self.model.as_deref()) {
             Route::Infer => self.infer(format, parts, body, record).await,
@@ -382,8 +384,13 @@ fn call(parts: Parts, body: Forwarded) -> Call {
             if let Some(length) = json_length {
                 headers.insert(binary::JSON_LENGTH, HeaderValue::from(length));
             }
+            let media_type = match media_type {
+                Some(Cow::Borrowed(media_type)) => Some(HeaderValue::from_static(media_type)),
+                Some(Cow::Owned(media_type)) => HeaderValue::try_from(media_type).ok(),
+                None => None,
+            };
             if let Some(media_type) = media_type {
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+                headers.insert(CONTENT_TYPE, media_type);
             }
             body
         }

@@ -32,9 +32,11 @@ pub(super) struct Record {
     pub(super) detail: Option<String>,
 }
 
-/// The model that an inference path names, `/v2/models/NAME/...`, as the client spelt it.
+/// The model that an inference path names, `/v2/models/NAME/...` or `/predictions/NAME`, as the client
+/// spelt it.
 pub(super) fn model_in(path: &str) -> Option<String> {
-    let name = path.split('/').skip_while(|part| *part != "models").nth(1)?;
+    let name =
+        path.split('/').skip_while(|part| !matches!(*part, "models" | "predictions")).nth(1)?;
     Some(name.chars().take(128).collect())
 }
 

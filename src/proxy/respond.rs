@@ -6,6 +6,9 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use crate::config::ImageProtocol;
+use crate::images::EncodedError;
+use crate::protocol::rest::Rest;
 use crate::protocol::{DecodeError, Refusal};
 use crate::telemetry::UpstreamError;
 
@@ -83,9 +86,22 @@ enum Retry {
     Unknown,
 }
 
+/// An error as a protocol's clients know it.
 #[derive(Serialize)]
-struct Body<'a> {
-    error: &'a str,
+#[serde(untagged)]
+enum Body<'a> {
+    /// FastAPI's, which LitServe is made with.
+    Detail {
+        detail: &'a str,
+    },
+    Error {
+        error: &'a str,
+    },
+    TorchServe {
+        code: u16,
+        r#type: &'static str,
+        message: &'a str,
+    },
 }
 
 /// The table.
@@ -118,7 +134,9 @@ fn decode_status(error: &DecodeError) -> StatusCode {
         DecodeError::Encoding { .. } | DecodeError::MediaType { .. } => {
             StatusCode::UNSUPPORTED_MEDIA_TYPE
         }
-        DecodeError::CodedTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        DecodeError::CodedTooLarge { .. }
+        | DecodeError::FieldImage { reason: EncodedError::TooLarge { .. }, .. }
+        | DecodeError::Image(EncodedError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         DecodeError::Rows { received, limit } if received > limit => StatusCode::PAYLOAD_TOO_LARGE,
         _ => StatusCode::BAD_REQUEST,
     }
@@ -131,13 +149,20 @@ fn refusal_status(refusal: Refusal) -> StatusCode {
     }
 }
 
-/// The answer in the protocol's error shape, `{"error": "..."}`.
-pub(super) fn respond(failure: &Failure, request_id: &str) -> Response<Full<Bytes>> {
+/// The answer in the protocol's error shape, mostly `{"error": "..."}`.
+pub(super) fn respond(format: Rest, failure: &Failure, request_id: &str) -> Response<Full<Bytes>> {
     let Answer { status, fault, retry } = answer(failure);
     tracing::debug!(request_id, %status, ?fault, ?retry, "answered by the firewall");
     let message = message(failure, request_id);
-    let body = serde_json::to_vec(&Body { error: &message })
-        .expect("a string is JSON and writing to memory cannot fail");
+    let body = match format {
+        Rest::Image(ImageProtocol::LitServe) => Body::Detail { detail: &message },
+        Rest::Image(ImageProtocol::TorchServe) => {
+            Body::TorchServe { code: status.as_u16(), r#type: exception(status), message: &message }
+        }
+        _ => Body::Error { error: &message },
+    };
+    let body =
+        serde_json::to_vec(&body).expect("a string is JSON and writing to memory cannot fail");
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -153,6 +178,18 @@ pub(super) fn respond(failure: &Failure, request_id: &str) -> Response<Full<Byte
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// What TorchServe calls its errors; those that it does not have are called likewise.
+fn exception(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::FORBIDDEN => "InputRejectedException",
+        StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowedException",
+        StatusCode::NOT_FOUND => "ResourceNotFoundException",
+        StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableException",
+        status if status.is_client_error() => "BadRequestException",
+        _ => "InternalServerException",
+    }
 }
 
 /// What went wrong and in which request. Never a score: it would guide an attacker.
@@ -214,7 +251,7 @@ mod tests {
             assert_eq!(status.is_client_error(), fault == Fault::Client, "{failure}");
             let promised = matches!(retry, Retry::After(_));
             assert_eq!(promised, status == StatusCode::SERVICE_UNAVAILABLE, "{failure}");
-            let response = respond(&failure, "id-1");
+            let response = respond(Rest::Oip, &failure, "id-1");
             assert_eq!(response.status(), status);
             assert_eq!(response.headers().contains_key(RETRY_AFTER), promised);
         }

@@ -1,18 +1,22 @@
 //! Asks for a verdict on a request and says what it means for it.
 
+use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::HeaderMap;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::batch::{Queue, Reply};
 use super::coding;
 use super::respond::Failure;
-use crate::config::{Action, Limits, Mode, Policy};
+use crate::config::{self, Action, Config, ImageProtocol, Limits, Mode, Policy};
 use crate::detect::{Judge, Judgement};
+use crate::images::{EncodedError, Frame};
 use crate::protocol::rest::Rest;
-use crate::protocol::{Bounds, Checked, DecodeError, Encoded};
+use crate::protocol::{Bounds, Checked, DecodeError, Encoded, Pictures};
 use crate::telemetry::audit::Inputs;
 use crate::telemetry::{Reason, Verdict};
 
@@ -21,7 +25,17 @@ use crate::telemetry::{Reason, Verdict};
 pub(super) struct Screen {
     policy: Policy,
     limits: Limits,
+    images: Arc<Images>,
     queue: OnceLock<Arc<Queue>>,
+}
+
+/// Of the settings, those on images; they stay as they were at the start.
+#[derive(Debug)]
+struct Images {
+    settings: config::Images,
+    pictures: config::Pictures,
+    /// Decoding takes memory and a processor, so no more go on at once than there are processors.
+    decoding: Arc<Semaphore>,
 }
 
 /// A decoded request that waits for its verdict.
@@ -60,8 +74,26 @@ const INLINE_BYTES: usize = 64 * 1024;
 
 impl Screen {
     /// Without a detector, which comes later.
-    pub(super) fn new(policy: Policy, limits: Limits) -> Self {
-        Self { policy, limits, queue: OnceLock::new() }
+    pub(super) fn new(config: &Config) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let images = Arc::new(Images {
+            settings: config.images.clone(),
+            pictures: config.preprocess.pictures,
+            decoding: Arc::new(Semaphore::new(processors)),
+        });
+        let (policy, limits) = (config.policy.clone(), config.limits.clone());
+        Self { policy, limits, images, queue: OnceLock::new() }
+    }
+
+    /// The same with another policy and limits, and without a detector.
+    pub(super) fn successor(&self, config: &Config) -> Self {
+        let (policy, limits) = (config.policy.clone(), config.limits.clone());
+        Self { policy, limits, images: Arc::clone(&self.images), queue: OnceLock::new() }
+    }
+
+    /// The format of a path.
+    pub(super) fn format(&self, path: &str) -> Rest {
+        Rest::of(path, &self.images.settings)
     }
 
     /// The detector is there. `false` if there was one before.
@@ -145,6 +177,14 @@ impl Screen {
         }
     }
 
+    /// Waits its turn, up to the deadline.
+    async fn place_to_decode(&self) -> Result<OwnedSemaphorePermit, Unverified> {
+        let turn = Arc::clone(&self.images.decoding).acquire_owned();
+        let place = timeout(self.limits.detection_timeout, turn).await;
+        let late = |_| Unverified::new(Failure::Deadline, Reason::Deadline);
+        place.map_err(late)?.map_err(|_| Unverified::new(Failure::Internal, Reason::Internal))
+    }
+
     async fn decode(
         &self,
         queue: &Arc<Queue>,
@@ -152,17 +192,25 @@ impl Screen {
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Checked, Unverified> {
-        let (rows, limit) = (self.limits.rows.get(), self.limits.body_bytes);
+        let (limits, images) = (self.limits.clone(), Arc::clone(&self.images));
+        let of_images = images.taken_by(format);
         let decode = move |queue: &Queue, headers: &HeaderMap, body: &Bytes| {
-            let body = coding::decode(headers, body, limit)?;
-            check(format, queue, rows, headers, &body)
+            let body = coding::decode(headers, body, limits.body_bytes)?;
+            check(format, queue, &limits, &images, headers, &body)
         };
-        // A few coded bytes may be a long text.
-        let decoded = if body.len() <= INLINE_BYTES && !coding::is_coded(headers) {
+        let place = if of_images { Some(self.place_to_decode().await?) } else { None };
+        // A few coded bytes may be a long text, or a large image.
+        let small = body.len() <= INLINE_BYTES && !coding::is_coded(headers) && !of_images;
+        let decoded = if small {
             decode(queue, headers, body)
         } else {
             let (queue, headers, body) = (Arc::clone(queue), headers.clone(), body.clone());
-            tokio::task::spawn_blocking(move || decode(&queue, &headers, &body))
+            let decode = move || {
+                // Kept to the end, whether or not anybody still waits for it.
+                let _place = place;
+                decode(&queue, &headers, &body)
+            };
+            tokio::task::spawn_blocking(decode)
                 .await
                 .map_err(|_| Unverified::new(Failure::Internal, Reason::Internal))?
         };
@@ -174,13 +222,33 @@ impl Screen {
 fn check(
     format: Rest,
     queue: &Queue,
-    rows: usize,
+    limits: &Limits,
+    images: &Images,
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<Checked, DecodeError> {
-    let bounds = Bounds { domain: queue.domain(), rows };
-    let checked = format.check(headers, body, bounds)?;
-    Ok(Checked { values: bounds.domain.rows_of_sent(checked.values), ..checked })
+    let domain = queue.domain();
+    let frame = Frame::new(domain.shape, images.pictures).map_err(EncodedError::from)?;
+    let pictures = Pictures {
+        frame: &frame,
+        pixels: limits.image_pixels.get(),
+        part: &images.settings.part,
+        in_instances: images.taken_by(Rest::KserveV1),
+    };
+    format.check(headers, body, Bounds { domain, rows: limits.rows.get(), pictures })
+}
+
+// === impl Images ===
+
+impl Images {
+    /// Whether requests in this format may hold images.
+    fn taken_by(&self, format: Rest) -> bool {
+        match format {
+            Rest::Image(_) => true,
+            Rest::KserveV1 => self.settings.protocols.contains(&ImageProtocol::KserveV1),
+            Rest::Oip => false,
+        }
+    }
 }
 
 // === impl Pending ===

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::Thresholds;
 use crate::config::Rule;
 use crate::detect::{Needed, RowSignals, Signals, apply, excess, needed};
-use crate::images::{Image, Stream};
+use crate::images::{Frame, Image, Stream};
 use crate::perturb::rows;
 
 pub use output::{Header, Output, clean_list_path, write_clean_list};
@@ -39,6 +39,8 @@ pub struct Plan<'a> {
     pub rule: Rule,
     /// Read in order.
     pub sources: &'a [PathBuf],
+    /// How their pictures come into the model's shape.
+    pub frame: Frame,
     /// Which of their images.
     pub shard: Shard,
 }
@@ -187,9 +189,8 @@ pub fn scan(
     found: &mut dyn FnMut(Vec<Finding>) -> Result<(), Error>,
     progress: &dyn Fn(f64),
 ) -> Result<(), Error> {
-    let shape = plan.signals.model().domain().shape;
     for (number, source) in plan.sources.iter().enumerate().skip(from.source) {
-        let mut stream = Stream::open(source, shape)?;
+        let mut stream = Stream::open(source, plan.frame)?;
         let mut next = if number == from.source { from.index } else { 0 };
         loop {
             let mut batch: Vec<(usize, Image)> = Vec::with_capacity(SCORED_AT_ONCE);

@@ -93,6 +93,8 @@ pub enum Protocol {
     KserveV1,
     /// Open Inference Protocol V2, REST.
     OipHttp,
+    /// Images, as TorchServe, SageMaker containers, BentoML and LitServe take them.
+    RawImage,
 }
 
 /// What a score measures.
@@ -218,13 +220,14 @@ impl UpstreamError {
 
 impl Protocol {
     /// Every protocol.
-    pub const ALL: [Self; 2] = [Self::KserveV1, Self::OipHttp];
+    pub const ALL: [Self; 3] = [Self::KserveV1, Self::OipHttp, Self::RawImage];
 
     /// The label value.
     pub fn label(self) -> &'static str {
         match self {
             Self::KserveV1 => "kserve_v1",
             Self::OipHttp => "oip_http",
+            Self::RawImage => "raw_image",
         }
     }
 }

@@ -8,7 +8,7 @@ const RANKS: [(&str, u8); 23] = [
     ("digest", 0),
     ("stats", 0),
     ("config", 1),
-    ("images", 1),
+    ("images", 2),
     ("model", 2),
     ("perturb", 3),
     ("inspect", 4),

@@ -23,7 +23,9 @@ mod metrics_contract;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod perturbations;
+mod pictures;
 mod proxy_http;
+mod raw_images;
 mod reload;
 mod report;
 mod rules;

@@ -37,11 +37,18 @@ pub(crate) const SCORE: f32 = 4.375;
 
 impl Default for FakeJudge {
     fn default() -> Self {
+        Self::of_shape([1, 2, 2])
+    }
+}
+
+impl FakeJudge {
+    /// For rows of this shape, with values from 0 to 1.
+    pub(crate) fn of_shape(shape: [usize; 3]) -> Self {
         Self {
             domain: InputDomain {
-                shape: [1, 2, 2],
-                lower: vec![0.0],
-                upper: vec![1.0],
+                shape,
+                lower: vec![0.0; shape[0]],
+                upper: vec![1.0; shape[0]],
                 channels_last: false,
                 fp32: true,
             },
@@ -52,9 +59,7 @@ impl Default for FakeJudge {
             seen: Mutex::new(Vec::new()),
         }
     }
-}
 
-impl FakeJudge {
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         *self.behaviour.lock().expect("no panic while held") = behaviour;
         self.gate.notify_all();
@@ -91,7 +96,7 @@ impl Judge for FakeJudge {
 
     fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, Error> {
         let mut judgements: Vec<Judgement> = rows
-            .chunks_exact(4)
+            .chunks_exact(self.domain.len())
             .map(|row| {
                 let rejected = row[0] > 0.5;
                 let score = if rejected { SCORE } else { -1.0 };

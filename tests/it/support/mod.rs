@@ -61,6 +61,14 @@ impl Setup {
         setup
     }
 
+    /// A ready firewall in front of a model of another shape.
+    pub(crate) async fn of_shape(shape: [usize; 3], settings: &str) -> Self {
+        let judge = Arc::new(FakeJudge::of_shape(shape));
+        let setup = Self { judge, ..Self::calibrating(settings).await };
+        setup.server.ready(setup.judge.clone(), &manifest()).expect("the first detector");
+        setup
+    }
+
     /// A firewall without a detector.
     pub(crate) async fn calibrating(settings: &str) -> Self {
         let upstream = FakeUpstream::start().await;
@@ -92,6 +100,11 @@ impl Setup {
     /// How many V1 requests ended with `verdict`.
     pub(crate) fn v1_verdicts(&self, verdict: &str) -> f64 {
         self.metric(&format!("requests_total{{protocol=\"kserve_v1\",verdict=\"{verdict}\"}}"))
+    }
+
+    /// How many requests of images ended with `verdict`.
+    pub(crate) fn image_verdicts(&self, verdict: &str) -> f64 {
+        self.metric(&format!("requests_total{{protocol=\"raw_image\",verdict=\"{verdict}\"}}"))
     }
 
     /// How many requests ended with `verdict`.

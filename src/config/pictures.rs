@@ -1,0 +1,224 @@
+//! How pictures become model input, and whose image requests are taken.
+
+use std::num::NonZeroUsize;
+
+use serde::{Deserialize, Serialize};
+
+use super::Result;
+use super::value::{OneOrMany, channels, count, invalid, required, scales};
+
+/// `[preprocess]`: model input = (byte / 255 - mean) / std, per channel, of what `pictures` gives.
+#[derive(Clone, Debug)]
+pub struct Preprocess {
+    /// One value for all channels, or one per channel.
+    pub mean: Vec<f32>,
+    /// One value for all channels, or one per channel; above zero.
+    pub std: Vec<f32>,
+    /// From a picture to bytes in the model's shape.
+    pub pictures: Pictures,
+}
+
+/// From a picture to bytes in the model's shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Pictures {
+    /// To the model's height and width.
+    pub resize: Resize,
+    /// How a resized picture's pixels are computed.
+    pub interpolation: Interpolation,
+    /// The model's first channel of three.
+    pub channel_order: ChannelOrder,
+    /// What is made of an orientation in a request's image.
+    pub exif_orientation: ExifOrientation,
+}
+
+/// From a picture's size to the model's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resize {
+    /// The shortest side becomes this long, and the centre is cut out.
+    Crop(NonZeroUsize),
+    /// The picture is stretched.
+    Exact,
+    /// The picture has the model's size.
+    None,
+}
+
+/// How a resized picture's pixels are computed, as Pillow does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Cubic, a = -0.5.
+    Bicubic,
+    /// Triangle.
+    Bilinear,
+    /// Windowed sinc over three lobes.
+    Lanczos,
+    /// The pixel below the centre.
+    Nearest,
+}
+
+/// Which channel of three is the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelOrder {
+    /// Blue, as OpenCV reads pictures.
+    Bgr,
+    /// Red.
+    Rgb,
+}
+
+/// What is made of an orientation in a request's image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExifOrientation {
+    /// The picture is turned.
+    Apply,
+    /// Nothing.
+    Ignore,
+    /// An image that would have to be turned is refused.
+    Refuse,
+}
+
+/// `[images]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Whose image requests are taken; empty: nobody's.
+    pub protocols: Vec<ImageProtocol>,
+    /// Where BentoML or LitServe takes them.
+    pub path: String,
+    /// The name of a form's part that holds the image.
+    pub part: String,
+}
+
+/// A server that takes images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageProtocol {
+    /// BentoML.
+    #[serde(rename = "bentoml")]
+    BentoMl,
+    /// `{"b64": ...}` in the `instances` of KServe V1 and TensorFlow Serving.
+    KserveV1,
+    /// LitServe.
+    #[serde(rename = "litserve")]
+    LitServe,
+    /// A SageMaker container.
+    #[serde(rename = "sagemaker")]
+    SageMaker,
+    /// TorchServe.
+    #[serde(rename = "torchserve")]
+    TorchServe,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawPreprocess {
+    mean: Option<OneOrMany<f64>>,
+    std: Option<OneOrMany<f64>>,
+    resize: Option<RawResize>,
+    shortest_side: Option<i64>,
+    interpolation: Option<Interpolation>,
+    channel_order: Option<ChannelOrder>,
+    exif_orientation: Option<ExifOrientation>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawImages {
+    protocols: Option<Vec<ImageProtocol>>,
+    path: Option<String>,
+    part: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawResize {
+    Crop,
+    Exact,
+    None,
+}
+
+// === impl Pictures ===
+
+impl Default for Pictures {
+    /// Nothing is done to a picture.
+    fn default() -> Self {
+        Self {
+            resize: Resize::None,
+            interpolation: Interpolation::Bilinear,
+            channel_order: ChannelOrder::Rgb,
+            exif_orientation: ExifOrientation::Refuse,
+        }
+    }
+}
+
+// === impl Images ===
+
+impl Default for Images {
+    /// Nobody's requests are taken.
+    fn default() -> Self {
+        Self { protocols: Vec::new(), path: "/predict".to_owned(), part: "data".to_owned() }
+    }
+}
+
+// === impl RawPreprocess ===
+
+impl RawPreprocess {
+    pub(super) fn convert(self) -> Result<Preprocess> {
+        let side_key = "preprocess.shortest_side";
+        let resize = match (required("preprocess.resize", self.resize)?, self.shortest_side) {
+            (RawResize::Crop, side) => Resize::Crop(count(side_key, side)?),
+            (_, Some(side)) => {
+                return invalid(side_key, side, "no such key unless preprocess.resize = \"crop\"");
+            }
+            (RawResize::Exact, None) => Resize::Exact,
+            (RawResize::None, None) => Resize::None,
+        };
+        Ok(Preprocess {
+            mean: channels("preprocess.mean", self.mean)?,
+            std: scales("preprocess.std", self.std)?,
+            pictures: Pictures {
+                resize,
+                interpolation: required("preprocess.interpolation", self.interpolation)?,
+                channel_order: required("preprocess.channel_order", self.channel_order)?,
+                exif_orientation: required("preprocess.exif_orientation", self.exif_orientation)?,
+            },
+        })
+    }
+}
+
+// === impl RawImages ===
+
+impl RawImages {
+    pub(super) fn convert(self) -> Result<Images> {
+        let protocols = required("images.protocols", self.protocols)?;
+        let takes = |protocol| protocols.contains(&protocol);
+        if takes(ImageProtocol::BentoMl) && takes(ImageProtocol::LitServe) {
+            let expected = "one of bentoml and litserve, which share images.path";
+            return invalid("images.protocols", format!("{protocols:?}"), expected);
+        }
+        let path = required("images.path", self.path)?;
+        if !is_path(&path) {
+            let expected = "a path such as /predict, of letters, digits and -._~";
+            return invalid("images.path", format!("{path:?}"), expected);
+        }
+        let part = required("images.part", self.part)?;
+        if part.is_empty() || !part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            let expected = "a name of letters, digits and _";
+            return invalid("images.part", format!("{part:?}"), expected);
+        }
+        Ok(Images { protocols, path, part })
+    }
+}
+
+/// Every server reads it in the same way: nothing to decode, nothing to resolve.
+fn is_path(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let segment = |segment: &str| {
+        !segment.is_empty()
+            && segment.bytes().all(plain)
+            && segment.bytes().any(|byte| byte != b'.')
+    };
+    path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(segment))
+}
