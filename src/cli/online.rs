@@ -26,6 +26,7 @@ pub(super) fn serve(
         let server = Server::bind(&config).await?;
         tracing::info!(
             proxy = %server.proxy_addr(),
+            grpc = server.grpc_addr().map(tracing::field::display),
             admin = %server.admin_addr(),
             upstream = config.upstream.url,
             "listening"

@@ -61,6 +61,8 @@ pub struct Config {
 pub struct Listen {
     /// Address of the inspected HTTP listener.
     pub http: SocketAddr,
+    /// Address of the inspected gRPC listener; `None`: there is none.
+    pub grpc: Option<SocketAddr>,
 }
 
 /// `[admin]`
@@ -75,7 +77,9 @@ pub struct Admin {
 pub struct Upstream {
     /// Base URL of the model server, `http://host:port` or `https://host:port`.
     pub url: String,
-    /// For an `https://` URL, and only for that.
+    /// Base URL of its gRPC port; given where `listen.grpc` is, and only there.
+    pub grpc_url: Option<String>,
+    /// For `https://` URLs, and only for those.
     pub tls: Option<UpstreamTls>,
     /// How long one upstream exchange may take.
     pub timeout: Duration,

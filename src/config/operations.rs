@@ -138,15 +138,20 @@ impl RawTls {
 }
 
 impl RawUpstreamTls {
-    /// For the upstream at `url`.
-    pub(super) fn convert(self, url: &str) -> Result<Option<UpstreamTls>> {
+    /// For the upstream at `url`, and for gRPC at `grpc_url`.
+    pub(super) fn convert(self, url: &str, grpc_url: Option<&str>) -> Result<Option<UpstreamTls>> {
         let ca = optional("upstream.tls.ca", self.ca)?;
         let keys = ["upstream.tls.certificate", "upstream.tls.key"];
         let identity = identity(keys, self.certificate, self.key)?;
-        match (url.starts_with("https://"), ca) {
+        let secured = |url: &str| url.starts_with("https://");
+        let (key, url) = match grpc_url {
+            Some(grpc_url) if secured(grpc_url) && !secured(url) => ("upstream.grpc_url", grpc_url),
+            _ => ("upstream.url", url),
+        };
+        match (secured(url), ca) {
             (true, Some(ca)) => Ok(Some(UpstreamTls { ca, identity })),
             (true, None) => invalid(
-                "upstream.url",
+                key,
                 format!("{url:?} without upstream.tls.ca"),
                 "upstream.tls.ca as well, a file with the authority's certificate",
             ),

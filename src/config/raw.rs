@@ -3,6 +3,7 @@
 //! A layer may leave out any key, so every field is optional here; the conversion is the place that
 //! misses one, or finds a value outside its range.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -42,6 +43,7 @@ pub(super) struct RawConfig {
 #[serde(default, deny_unknown_fields)]
 struct RawListen {
     http: Option<String>,
+    grpc: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -54,6 +56,7 @@ struct RawAdmin {
 #[serde(default, deny_unknown_fields)]
 struct RawUpstream {
     url: Option<String>,
+    grpc_url: Option<String>,
     timeout_seconds: Option<f64>,
     tls: RawUpstreamTls,
 }
@@ -160,12 +163,14 @@ impl RawConfig {
     pub(super) fn convert(self) -> Result<Config> {
         let limits = self.limits.convert()?;
         let url = base_url("upstream.url", self.upstream.url)?;
+        let (grpc, grpc_url) = grpc(self.listen.grpc, self.upstream.grpc_url)?;
         Ok(Config {
-            listen: Listen { http: address("listen.http", self.listen.http)? },
+            listen: Listen { http: address("listen.http", self.listen.http)?, grpc },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
             upstream: Upstream {
-                tls: self.upstream.tls.convert(&url)?,
+                tls: self.upstream.tls.convert(&url, grpc_url.as_deref())?,
                 url,
+                grpc_url,
                 timeout: duration("upstream.timeout_seconds", self.upstream.timeout_seconds)?,
             },
             tls: self.tls.convert()?,
@@ -186,6 +191,29 @@ impl RawConfig {
                 format: required("telemetry.format", self.telemetry.format)?,
             },
         })
+    }
+}
+
+/// Both ends of gRPC, or neither.
+fn grpc(
+    listen: Option<String>,
+    url: Option<String>,
+) -> Result<(Option<SocketAddr>, Option<String>)> {
+    match (&listen, &url) {
+        (None, None) => Ok((None, None)),
+        (Some(listen), None) => invalid(
+            "listen.grpc",
+            format!("{listen:?} without upstream.grpc_url"),
+            "upstream.grpc_url as well, the model server's gRPC port",
+        ),
+        (None, Some(url)) => invalid(
+            "upstream.grpc_url",
+            format!("{url:?} without listen.grpc"),
+            "listen.grpc as well, where clients of it connect",
+        ),
+        (Some(_), Some(_)) => {
+            Ok((Some(address("listen.grpc", listen)?), Some(base_url("upstream.grpc_url", url)?)))
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use super::review::answer;
 use super::settings::{Settings, Sidecar};
 use crate::config::{Identity, Tls};
 use crate::digest::sha256;
-use crate::server::{Error, Listener, Security, signalled};
+use crate::server::{Error, Listener, Security, Speaks, signalled};
 
 /// A running webhook.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ impl Webhook {
         let socket =
             TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })?;
         let service = TowerToHyperService::new(router(settings.sidecar.clone()));
-        let listener = Listener::serve(socket, Arc::clone(&security), service, CONNECTIONS)?;
+        let listener =
+            Listener::serve(socket, Arc::clone(&security), service, Speaks::Http1, CONNECTIONS)?;
         let following = tokio::spawn(follow(security, tls, seen));
         Ok(Self { listener, following })
     }

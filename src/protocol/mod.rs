@@ -15,11 +15,14 @@ pub mod binary;
 pub mod datatype;
 mod document;
 pub mod form;
+mod grpc_fields;
+pub mod grpc_frame;
 mod json;
 pub mod kserve_v1;
 mod kserve_v1_document;
 mod kserve_v1_images;
 mod media;
+pub mod oip_grpc;
 pub mod oip_http;
 pub mod raw_image;
 pub mod rest;
@@ -42,6 +45,12 @@ pub enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
+    /// A gRPC method that is not one of the protocol's, or not open.
+    #[error("no such call here")]
+    Call,
+    /// A gRPC call whose content type is another one.
+    #[error("expected one content-type, application/grpc")]
+    MediaType,
     /// The path takes another method.
     #[error("method not allowed here: expected {allow}")]
     Method {
@@ -137,7 +146,7 @@ pub enum DecodeError {
         received: String,
     },
     /// A body that is not what its content coding says.
-    #[error("the body cannot be decoded as content-encoding {coding}: {reason}")]
+    #[error("the body cannot be decoded as {coding}: {reason}")]
     Coded {
         /// The coding.
         coding: &'static str,
@@ -145,7 +154,7 @@ pub enum DecodeError {
         reason: String,
     },
     /// A decoded body that is too large.
-    #[error("the body, decoded as content-encoding {coding}, is larger than {limit} bytes")]
+    #[error("the body, decoded as {coding}, is larger than {limit} bytes")]
     CodedTooLarge {
         /// The coding.
         coding: &'static str,
@@ -153,7 +162,9 @@ pub enum DecodeError {
         limit: usize,
     },
     /// Another content coding, or several.
-    #[error("content-encoding {received:?} is not supported, expected one of gzip, deflate, zstd")]
+    #[error(
+        "the content coding {received:?} is not supported, expected one of gzip, deflate, zstd"
+    )]
     Encoding {
         /// What was sent.
         received: String,
@@ -213,6 +224,9 @@ pub enum DecodeError {
     /// A form that does not hold one image.
     #[error(transparent)]
     Form(#[from] form::FormError),
+    /// Not a gRPC message of the protocol's form.
+    #[error(transparent)]
+    Grpc(#[from] oip_grpc::GrpcError),
     /// A header that the protocol does not have.
     #[error("header {name} is not part of this protocol")]
     Header {
@@ -275,6 +289,9 @@ pub enum DecodeError {
         /// Most rows allowed.
         limit: usize,
     },
+    /// A request that is not for here; its message is what says so.
+    #[error(transparent)]
+    Refused(Refusal),
     /// A shape that is not the model's.
     #[error("inputs[0].shape is {received:?}, expected [n, {}, {}, {}]", row[0], row[1], row[2])]
     Shape {

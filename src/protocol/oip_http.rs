@@ -275,7 +275,7 @@ fn check_parameters(
     Ok(())
 }
 
-fn check_shape(shape: &[usize], bounds: Bounds<'_>) -> Result<(), DecodeError> {
+pub(super) fn check_shape(shape: &[usize], bounds: Bounds<'_>) -> Result<(), DecodeError> {
     let row = bounds.domain.sent_shape();
     let [rows, a, b, c] = *shape else {
         return Err(DecodeError::Shape { received: shape.to_vec(), row });

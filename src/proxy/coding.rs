@@ -9,7 +9,7 @@ use std::io::Read;
 use bytes::Bytes;
 use flate2::bufread::{GzDecoder, ZlibDecoder};
 use hyper::HeaderMap;
-use hyper::header::CONTENT_ENCODING;
+use hyper::header::{CONTENT_ENCODING, HeaderName};
 
 use crate::protocol::DecodeError;
 
@@ -36,9 +36,28 @@ pub(super) fn decode(
     body: &Bytes,
     limit: usize,
 ) -> Result<Bytes, DecodeError> {
-    let Some(coding) = named(headers)? else {
-        return Ok(body.clone());
-    };
+    match named(headers, &CONTENT_ENCODING)? {
+        Some(coding) => undo(coding, body, limit),
+        None => Ok(body.clone()),
+    }
+}
+
+/// A gRPC message, which is compressed, without its compression, of at most `limit` bytes.
+pub(super) fn decompress(
+    headers: &HeaderMap,
+    message: &[u8],
+    limit: usize,
+) -> Result<Bytes, DecodeError> {
+    match named(headers, &GRPC_ENCODING)? {
+        Some(coding) => undo(coding, message, limit),
+        None => Err(DecodeError::Encoding { received: "identity".to_owned() }),
+    }
+}
+
+/// The header that names the coding of compressed gRPC messages.
+pub(super) const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
+fn undo(coding: Coding, body: &[u8], limit: usize) -> Result<Bytes, DecodeError> {
     let broken = |reason| DecodeError::Coded { coding: coding.name(), reason };
     let (decoded, rest) = coding.undo(body, limit).map_err(|error| broken(error.to_string()))?;
     if decoded.len() > limit {
@@ -51,9 +70,8 @@ pub(super) fn decode(
 }
 
 /// The one coding that the headers name; `None` for none, or `identity`.
-fn named(headers: &HeaderMap) -> Result<Option<Coding>, DecodeError> {
-    let values: Vec<_> =
-        headers.get_all(CONTENT_ENCODING).iter().map(|value| value.as_bytes()).collect();
+fn named(headers: &HeaderMap, header: &HeaderName) -> Result<Option<Coding>, DecodeError> {
+    let values: Vec<_> = headers.get_all(header).iter().map(|value| value.as_bytes()).collect();
     let lower = values.join(&b", "[..]).to_ascii_lowercase();
     match lower.as_slice() {
         b"identity" => Ok(None),

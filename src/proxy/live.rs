@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use hyper::Request;
 use hyper::body::Incoming;
+use tokio::sync::watch;
 
-use super::{Answer, Error, Proxy};
+use super::{Answer, Error, GrpcAnswer, Proxy};
 use crate::config::Config;
 use crate::detect::Judge;
 use crate::telemetry::audit::Audit;
@@ -19,6 +20,7 @@ pub struct Live {
     current: ArcSwap<Proxy>,
     /// Held by who replaces or opens the current one: neither may miss what the other does.
     changing: Mutex<()>,
+    draining: watch::Sender<bool>,
 }
 
 // === impl Live ===
@@ -27,12 +29,26 @@ impl Live {
     /// Without a detector: until [`Live::open`], inference requests are unverified.
     pub fn new(config: &Config, metrics: Arc<Metrics>, audit: Arc<Audit>) -> Result<Self, Error> {
         let proxy = Proxy::new(config, metrics, audit)?;
-        Ok(Self { current: ArcSwap::from_pointee(proxy), changing: Mutex::new(()) })
+        Ok(Self {
+            current: ArcSwap::from_pointee(proxy),
+            changing: Mutex::new(()),
+            draining: watch::Sender::new(false),
+        })
     }
 
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>) -> Answer {
         self.current().handle(request).await
+    }
+
+    /// Answers one gRPC call.
+    pub async fn handle_grpc(&self, request: Request<Incoming>) -> GrpcAnswer {
+        self.current().handle_grpc(request, self.draining.subscribe()).await
+    }
+
+    /// Streams read no further message from now on.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
     }
 
     /// The proxy for a request that begins now.

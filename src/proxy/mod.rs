@@ -8,16 +8,14 @@
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
-use rand::TryRngCore;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -31,18 +29,22 @@ use crate::telemetry::metrics::Metrics;
 
 mod batch;
 mod coding;
+mod grpc;
 mod live;
 mod record;
+mod request_id;
 mod respond;
 mod screen;
 mod trace;
 mod upstream;
 
 use batch::Queue;
+pub use grpc::GrpcAnswer;
 pub use live::Live;
 use record::Record;
+use request_id::{REQUEST_ID, RequestIds};
 use respond::{Failure, respond};
-use screen::{Decision, Screen, Unverified};
+use screen::{Decision, Format, Pending, Screen, Unverified};
 use upstream::{Call, Failed, Upstream};
 
 /// The inspected way to the model server.
@@ -50,6 +52,8 @@ use upstream::{Call, Failed, Upstream};
 pub struct Proxy {
     screen: Screen,
     upstream: Arc<Upstream>,
+    /// `None`: no gRPC.
+    grpc: Option<Arc<grpc::Upstream>>,
     places: Arc<Semaphore>,
     limits: Limits,
     model: Option<String>,
@@ -78,19 +82,12 @@ pub enum Error {
     /// `upstream.tls` cannot be used.
     #[error("upstream.tls cannot be used")]
     Tls(#[from] crate::tls::Error),
-    /// `upstream.url` is not a URL.
-    #[error("upstream.url = {received:?}: expected http://host:port")]
+    /// `upstream.url` or `upstream.grpc_url` is not a URL.
+    #[error("{received:?} is not a URL: expected http://host:port")]
     Url {
         /// What was given.
         received: String,
     },
-}
-
-/// Makes ids for requests that bring none.
-#[derive(Debug)]
-struct RequestIds {
-    process: u64,
-    next: AtomicU64,
 }
 
 /// What is forwarded.
@@ -107,8 +104,6 @@ const DISCARDED_BYTES: usize = 64 << 20;
 /// A client that pauses for so long waits for the answer.
 const DISCARD_PAUSE: Duration = Duration::from_millis(500);
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
 // === impl Proxy ===
 
 impl Proxy {
@@ -118,6 +113,7 @@ impl Proxy {
         Ok(Self {
             screen: Screen::new(config),
             upstream: Arc::new(upstream),
+            grpc: grpc::Upstream::new(&config.upstream)?.map(Arc::new),
             places: places(&config.limits),
             limits: config.limits.clone(),
             model: config.model.name.clone(),
@@ -137,6 +133,10 @@ impl Proxy {
         let unchanged = self.limits.concurrency == config.limits.concurrency;
         let next = Self {
             screen: self.screen.successor(config),
+            grpc: match self.grpc.as_ref().map(|grpc| grpc.successor(&config.upstream)) {
+                Some(successor) => successor?.map(Arc::new).or_else(|| self.grpc.clone()),
+                None => None,
+            },
             upstream: match self.upstream.successor(&config.upstream)? {
                 Some(upstream) => Arc::new(upstream),
                 None => Arc::clone(&self.upstream),
@@ -164,21 +164,13 @@ impl Proxy {
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>) -> Answer {
         let (mut parts, mut body) = request.into_parts();
-        // First of all, so that every answer, log line and upstream request carries the id.
-        let id = self.ids.identify(&parts.headers);
-        let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
-        let mut record = Record::new(Arc::clone(&self.metrics), text);
-        record.trace_id = trace::id(&parts.headers);
-        if let Some(tap) = &self.tap {
-            record.audit = Some(Arc::clone(tap));
-            record.model = self.model.clone().or_else(|| record::model_in(parts.uri.path()));
-        }
         // Who waits for a `100 Continue` has not sent a body yet.
         let mut sending = !parts.headers.contains_key(EXPECT);
-        // Before anything is read from the headers: a header that `Connection` names does not reach the
-        // upstream, so it must not tell the firewall how to read the body either.
-        upstream::strip(&mut parts.headers);
-        parts.headers.insert(REQUEST_ID, id.clone());
+        let id = self.begin(&mut parts.headers);
+        let mut record = self.record(&id, &parts.headers);
+        if record.audit.is_some() && record.model.is_none() {
+            record.model = record::model_in(parts.uri.path());
+        }
         let format = self.screen.format(parts.uri.path());
         let mut answer = match self.dispatch(format, parts, &mut body, &mut record).await {
             Ok(answer) => answer,
@@ -194,6 +186,29 @@ impl Proxy {
             self.discard(body).await;
         }
         answer
+    }
+
+    /// Gives a request its id, first of all, so that every answer, log line and upstream request carries
+    /// it, and drops the headers of its connection.
+    fn begin(&self, headers: &mut HeaderMap) -> HeaderValue {
+        let id = self.ids.identify(headers);
+        // Before anything is read from the headers: a header that `Connection` names does not reach the
+        // upstream, so it must not tell the firewall how to read the body either.
+        upstream::strip(headers);
+        headers.insert(REQUEST_ID, id.clone());
+        id
+    }
+
+    /// Of a request that has begun.
+    fn record(&self, id: &HeaderValue, headers: &HeaderMap) -> Record {
+        let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
+        let mut record = Record::new(Arc::clone(&self.metrics), text);
+        record.trace_id = trace::id(headers);
+        if let Some(tap) = &self.tap {
+            record.audit = Some(Arc::clone(tap));
+            record.model = self.model.clone();
+        }
+        record
     }
 
     async fn dispatch(
@@ -216,7 +231,8 @@ impl Proxy {
             }
             // Monitoring changes no answer: the upstream decides what it makes of the path.
             Route::Refused(_) if self.screen.monitors() => {
-                let body = Forwarded::Original(self.read(body, record).await?);
+                let body = self.read(body, self.limits.body_bytes, record).await?;
+                let body = Forwarded::Original(body);
                 record.verdict = Verdict::Bypassed;
                 self.forward(parts, body, record).await
             }
@@ -235,11 +251,12 @@ impl Proxy {
         // function, because a full house is a question of policy: the request may have to pass.
         let Ok(_place) = self.places.try_acquire() else {
             self.settle(Err(Unverified::overload()), record)?;
-            let body = Forwarded::Original(self.read(body, record).await?);
+            let body = Forwarded::Original(self.read(body, self.limits.body_bytes, record).await?);
             return self.forward(parts, body, record).await;
         };
-        let body = self.read(body, record).await?;
-        let pending = match self.screen.submit(format, &parts.headers, &body).await {
+        let body = self.read(body, self.limits.body_bytes, record).await?;
+        let submitted = self.screen.submit(Format::Rest(format), &parts.headers, &body).await;
+        let pending = match submitted {
             Ok(pending) => pending,
             Err(unverified) => {
                 self.settle(Err(unverified), record)?;
@@ -247,13 +264,21 @@ impl Proxy {
             }
         };
         drop(body);
-        record.rows = pending.rows;
-        record.inputs = record.audit.is_some().then(|| pending.inputs.clone());
-
-        // Both at once: what detection costs the client is only what it takes longer.
-        let since = pending.since();
         let call = call(parts, Forwarded::Reencoded(pending.encoded.clone()));
-        let mut exchange = pin!(self.upstream.send(call));
+        self.judged(pending, self.upstream.send(call), record).await
+    }
+
+    /// Asks the detector and the upstream at the same time, so that what detection costs the client is
+    /// only what it takes longer, and decides. The reply is held until then, and a rejection drops it.
+    async fn judged<R>(
+        &self,
+        pending: Pending,
+        exchange: impl Future<Output = Result<R, Failed>>,
+        record: &mut Record,
+    ) -> Result<R, Failure> {
+        record.submitted(&pending);
+        let since = pending.since();
+        let mut exchange = pin!(exchange);
         let mut detection = pin!(self.screen.judgements(pending));
         let mut reply = None;
         let judged = loop {
@@ -267,7 +292,6 @@ impl Proxy {
             }
         };
         record.detection = Some(since.elapsed());
-        // A rejection returns here, and drops the exchange.
         self.settle(judged, record)?;
         let reply = match reply {
             Some(reply) => reply,
@@ -311,8 +335,13 @@ impl Proxy {
 
     /// Reads a body within its bounds. Without a whole body there is nothing to forward, so a
     /// failure here refuses the request whatever the policy says.
-    async fn read(&self, body: &mut Incoming, record: &mut Record) -> Result<Bytes, Failure> {
-        let bytes = self.read_bounded(body).await;
+    async fn read(
+        &self,
+        body: &mut Incoming,
+        limit: usize,
+        record: &mut Record,
+    ) -> Result<Bytes, Failure> {
+        let bytes = self.read_bounded(body, limit).await;
         if bytes.is_err() {
             record.verdict = Verdict::Refused;
             record.detail = None;
@@ -320,8 +349,7 @@ impl Proxy {
         bytes
     }
 
-    async fn read_bounded(&self, body: &mut Incoming) -> Result<Bytes, Failure> {
-        let limit = self.limits.body_bytes;
+    async fn read_bounded(&self, body: &mut Incoming, limit: usize) -> Result<Bytes, Failure> {
         // A length that was announced need not arrive to be too large.
         if body.size_hint().lower() > limit as u64 {
             return Err(Failure::BodyTooLarge { limit });
@@ -402,31 +430,4 @@ fn unanswered(failed: Failed, record: &mut Record) -> Failure {
     record.upstream_error = Some(failed.error);
     record.detail = Some(failed.cause);
     Failure::Upstream(failed.error)
-}
-
-// === impl RequestIds ===
-
-impl RequestIds {
-    fn new() -> Result<Self, Error> {
-        Ok(Self { process: rand::rngs::OsRng.try_next_u64()?, next: AtomicU64::new(0) })
-    }
-
-    /// The client's id if it is one plain token, else a new one.
-    fn identify(&self, headers: &HeaderMap) -> HeaderValue {
-        let mut given = headers.get_all(REQUEST_ID).iter();
-        if let (Some(id), None) = (given.next(), given.next())
-            && is_token(id.as_bytes())
-        {
-            return id.clone();
-        }
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        HeaderValue::from_str(&format!("{:016x}-{number:x}", self.process))
-            .expect("hexadecimal digits and a dash are a header value")
-    }
-}
-
-/// Short, and safe to log and to put into a message.
-fn is_token(id: &[u8]) -> bool {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:".contains(byte);
-    (1..=128).contains(&id.len()) && id.iter().all(plain)
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::screen::Pending;
 use crate::detect::Judgement;
 use crate::telemetry::audit::{Inputs, Tap};
 use crate::telemetry::metrics::Metrics;
@@ -67,6 +68,17 @@ impl Record {
     /// The id that the client and the upstream see.
     pub(super) fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// The request is this one, from 0, of a stream's.
+    pub(super) fn number(&mut self, number: u64) {
+        self.request_id = format!("{}.{number}", self.request_id);
+    }
+
+    /// The rows are about to be judged.
+    pub(super) fn submitted(&mut self, pending: &Pending) {
+        self.rows = pending.rows;
+        self.inputs = self.audit.is_some().then(|| pending.inputs.clone());
     }
 
     /// There is an answer: the verdict stands.

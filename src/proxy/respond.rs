@@ -36,6 +36,9 @@ pub(super) enum Failure {
     /// The body is not a request that the firewall understands.
     #[error(transparent)]
     Decode(DecodeError),
+    /// The firewall stops, and a stream with it.
+    #[error("the firewall is shutting down")]
+    Draining,
     /// Detection failed.
     #[error("the request could not be inspected")]
     Internal,
@@ -115,6 +118,7 @@ fn answer(failure: &Failure) -> Answer {
         Failure::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Client, Never),
         Failure::Deadline => (StatusCode::GATEWAY_TIMEOUT, Firewall, Unknown),
         Failure::Decode(error) => (decode_status(error), Client, Never),
+        Failure::Draining => (StatusCode::SERVICE_UNAVAILABLE, Firewall, After(1)),
         Failure::Internal => (StatusCode::SERVICE_UNAVAILABLE, Firewall, After(5)),
         Failure::Overload => (StatusCode::SERVICE_UNAVAILABLE, Firewall, After(1)),
         Failure::Refused(refusal) => (refusal_status(*refusal), Client, Never),
@@ -145,7 +149,8 @@ fn decode_status(error: &DecodeError) -> StatusCode {
 fn refusal_status(refusal: Refusal) -> StatusCode {
     match refusal {
         Refusal::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-        Refusal::Model | Refusal::Path | Refusal::Query => StatusCode::NOT_FOUND,
+        Refusal::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Refusal::Call | Refusal::Model | Refusal::Path | Refusal::Query => StatusCode::NOT_FOUND,
     }
 }
 
@@ -193,7 +198,7 @@ fn exception(status: StatusCode) -> &'static str {
 }
 
 /// What went wrong and in which request. Never a score: it would guide an attacker.
-fn message(failure: &Failure, request_id: &str) -> String {
+pub(super) fn message(failure: &Failure, request_id: &str) -> String {
     format!("{} (request {request_id})", shorten(failure.to_string()))
 }
 
@@ -237,6 +242,7 @@ mod tests {
             Failure::BodyTimeout,
             Failure::BodyTooLarge { limit: 1 },
             Failure::Deadline,
+            Failure::Draining,
             Failure::Internal,
             Failure::Overload,
             Failure::Refused(Refusal::Path),

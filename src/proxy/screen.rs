@@ -15,8 +15,9 @@ use super::respond::Failure;
 use crate::config::{self, Action, Config, ImageProtocol, Limits, Mode, Policy};
 use crate::detect::{Judge, Judgement};
 use crate::images::{EncodedError, Frame};
+use crate::protocol::oip_grpc::GrpcError;
 use crate::protocol::rest::Rest;
-use crate::protocol::{Bounds, Checked, DecodeError, Encoded, Pictures};
+use crate::protocol::{Bounds, Checked, DecodeError, Encoded, Pictures, grpc_frame, oip_grpc};
 use crate::telemetry::audit::Inputs;
 use crate::telemetry::{Reason, Verdict};
 
@@ -25,6 +26,7 @@ use crate::telemetry::{Reason, Verdict};
 pub(super) struct Screen {
     policy: Policy,
     limits: Limits,
+    model: Option<Arc<str>>,
     images: Arc<Images>,
     queue: OnceLock<Arc<Queue>>,
 }
@@ -36,6 +38,14 @@ struct Images {
     pictures: config::Pictures,
     /// Decoding takes memory and a processor, so no more go on at once than there are processors.
     decoding: Arc<Semaphore>,
+}
+
+/// How a request is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// A gRPC message in its frame.
+    Grpc,
+    Rest(Rest),
 }
 
 /// A decoded request that waits for its verdict.
@@ -82,13 +92,15 @@ impl Screen {
             decoding: Arc::new(Semaphore::new(processors)),
         });
         let (policy, limits) = (config.policy.clone(), config.limits.clone());
-        Self { policy, limits, images, queue: OnceLock::new() }
+        let model = config.model.name.as_deref().map(Arc::from);
+        Self { policy, limits, model, images, queue: OnceLock::new() }
     }
 
     /// The same with another policy and limits, and without a detector.
     pub(super) fn successor(&self, config: &Config) -> Self {
         let (policy, limits) = (config.policy.clone(), config.limits.clone());
-        Self { policy, limits, images: Arc::clone(&self.images), queue: OnceLock::new() }
+        let (model, images) = (self.model.clone(), Arc::clone(&self.images));
+        Self { policy, limits, model, images, queue: OnceLock::new() }
     }
 
     /// The format of a path.
@@ -114,7 +126,7 @@ impl Screen {
     /// Decodes a request and queues its rows.
     pub(super) async fn submit(
         &self,
-        format: Rest,
+        format: Format,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Pending, Unverified> {
@@ -188,19 +200,20 @@ impl Screen {
     async fn decode(
         &self,
         queue: &Arc<Queue>,
-        format: Rest,
+        format: Format,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Checked, Unverified> {
         let (limits, images) = (self.limits.clone(), Arc::clone(&self.images));
+        let model = self.model.clone();
         let of_images = images.taken_by(format);
         let decode = move |queue: &Queue, headers: &HeaderMap, body: &Bytes| {
-            let body = coding::decode(headers, body, limits.body_bytes)?;
-            check(format, queue, &limits, &images, headers, &body)
+            let body = format.uncoded(headers, body, limits.body_bytes)?;
+            check(format, queue, &limits, &images, headers, body, model.as_deref())
         };
         let place = if of_images { Some(self.place_to_decode().await?) } else { None };
         // A few coded bytes may be a long text, or a large image.
-        let small = body.len() <= INLINE_BYTES && !coding::is_coded(headers) && !of_images;
+        let small = body.len() <= INLINE_BYTES && !format.is_coded(headers, body) && !of_images;
         let decoded = if small {
             decode(queue, headers, body)
         } else {
@@ -214,18 +227,25 @@ impl Screen {
                 .await
                 .map_err(|_| Unverified::new(Failure::Internal, Reason::Internal))?
         };
-        decoded.map_err(|error| Unverified::new(Failure::Decode(error), Reason::Undecodable))
+        decoded.map_err(|error| {
+            let failure = match error {
+                DecodeError::Refused(refusal) => Failure::Refused(refusal),
+                error => Failure::Decode(error),
+            };
+            Unverified::new(failure, Reason::Undecodable)
+        })
     }
 }
 
 /// The request, with its rows as the detector takes them.
 fn check(
-    format: Rest,
+    format: Format,
     queue: &Queue,
     limits: &Limits,
     images: &Images,
     headers: &HeaderMap,
-    body: &Bytes,
+    body: Bytes,
+    model: Option<&str>,
 ) -> Result<Checked, DecodeError> {
     let domain = queue.domain();
     let frame = Frame::new(domain.shape, images.pictures).map_err(EncodedError::from)?;
@@ -233,20 +253,64 @@ fn check(
         frame: &frame,
         pixels: limits.image_pixels.get(),
         part: &images.settings.part,
-        in_instances: images.taken_by(Rest::KserveV1),
+        in_instances: images.taken_by(Format::Rest(Rest::KserveV1)),
     };
-    format.check(headers, body, Bounds { domain, rows: limits.rows.get(), pictures })
+    let bounds = Bounds { domain, rows: limits.rows.get(), pictures };
+    match format {
+        Format::Grpc => oip_grpc::check(body, bounds, model),
+        Format::Rest(format) => format.check(headers, &body, bounds),
+    }
 }
 
 // === impl Images ===
 
 impl Images {
     /// Whether requests in this format may hold images.
-    fn taken_by(&self, format: Rest) -> bool {
+    fn taken_by(&self, format: Format) -> bool {
         match format {
-            Rest::Image(_) => true,
-            Rest::KserveV1 => self.settings.protocols.contains(&ImageProtocol::KserveV1),
-            Rest::Oip => false,
+            Format::Rest(Rest::Image(_)) => true,
+            Format::Rest(Rest::KserveV1) => {
+                self.settings.protocols.contains(&ImageProtocol::KserveV1)
+            }
+            Format::Grpc | Format::Rest(Rest::Oip) => false,
+        }
+    }
+}
+
+/// The gRPC message in a frame, without its compression.
+pub(super) fn unframed(
+    headers: &HeaderMap,
+    body: &Bytes,
+    limit: usize,
+) -> Result<Bytes, DecodeError> {
+    let framed = grpc_frame::single(body).map_err(GrpcError::Frame)?;
+    match framed.compressed {
+        false => Ok(framed.message),
+        true => coding::decompress(headers, &framed.message, limit),
+    }
+}
+
+// === impl Format ===
+
+impl Format {
+    /// The text of a body: without its content coding, or frame and compression.
+    fn uncoded(
+        self,
+        headers: &HeaderMap,
+        body: &Bytes,
+        limit: usize,
+    ) -> Result<Bytes, DecodeError> {
+        match self {
+            Self::Grpc => unframed(headers, body, limit),
+            Self::Rest(_) => coding::decode(headers, body, limit),
+        }
+    }
+
+    /// Whether the body is anything but itself.
+    fn is_coded(self, headers: &HeaderMap, body: &Bytes) -> bool {
+        match self {
+            Self::Grpc => body.first() == Some(&1),
+            Self::Rest(_) => coding::is_coded(headers),
         }
     }
 }

@@ -84,15 +84,11 @@ impl Upstream {
             return Err(Error::Url { received: settings.url.clone() });
         }
         let tls = tls::client(settings.tls.as_ref())?;
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        // Without it, a request in two segments waits 40 ms for a delayed acknowledgement.
-        connector.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(connector);
+            .wrap_connector(connector());
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
@@ -114,10 +110,7 @@ impl Upstream {
     pub(super) async fn send(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
         match tokio::time::timeout(self.settings.timeout, self.exchange(call)).await {
             Ok(reply) => reply,
-            Err(_) => Err(Failed {
-                error: UpstreamError::Timeout,
-                cause: format!("no answer within {:?}", self.settings.timeout),
-            }),
+            Err(_) => Err(late(self.settings.timeout)),
         }
     }
 
@@ -125,18 +118,10 @@ impl Upstream {
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = call.method;
         *request.headers_mut() = call.headers;
-        for name in REPLACED {
-            request.headers_mut().remove(name);
-        }
+        drop_replaced(request.headers_mut());
         *request.uri_mut() =
             format!("{}{}", self.settings.url, call.path).parse().map_err(broken)?;
-        let reply = self.client.request(request).await.map_err(|error| {
-            if error.is_connect() {
-                Failed { error: UpstreamError::Unreachable, cause: chain(&error) }
-            } else {
-                broken(error)
-            }
-        })?;
+        let reply = self.client.request(request).await.map_err(unsent)?;
         let (mut parts, body) = reply.into_parts();
         let body = body.collect().await.map_err(broken)?.to_bytes();
         strip(&mut parts.headers);
@@ -144,7 +129,37 @@ impl Upstream {
     }
 }
 
-fn broken(error: impl std::error::Error) -> Failed {
+/// Of TCP connections.
+pub(super) fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    // Without it, a request in two segments waits 40 ms for a delayed acknowledgement.
+    connector.set_nodelay(true);
+    connector
+}
+
+/// Drops the headers that the client of the upstream sets, and those that some servers obey.
+pub(super) fn drop_replaced(headers: &mut HeaderMap) {
+    for name in REPLACED {
+        headers.remove(name);
+    }
+}
+
+/// No answer came in time.
+pub(super) fn late(timeout: Duration) -> Failed {
+    Failed { error: UpstreamError::Timeout, cause: format!("no answer within {timeout:?}") }
+}
+
+/// No head of an answer came.
+pub(super) fn unsent(error: hyper_util::client::legacy::Error) -> Failed {
+    if error.is_connect() {
+        Failed { error: UpstreamError::Unreachable, cause: chain(&error) }
+    } else {
+        broken(error)
+    }
+}
+
+pub(super) fn broken(error: impl std::error::Error) -> Failed {
     Failed { error: UpstreamError::Broken, cause: chain(&error) }
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -30,6 +30,15 @@ pub struct Listener {
     closing: Arc<AtomicBool>,
     stop: oneshot::Sender<()>,
     accepting: JoinHandle<Open>,
+}
+
+/// What a listener's clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 from the first byte on, as gRPC does.
+    Http2,
 }
 
 /// What is open when no more connections are accepted.
@@ -58,6 +67,7 @@ impl Listener {
         socket: TcpListener,
         security: Arc<Security>,
         service: S,
+        speaks: Speaks,
         connections: usize,
     ) -> Result<Self, Error>
     where
@@ -65,14 +75,15 @@ impl Listener {
             + Clone
             + Send
             + 'static,
-        S::Future: Send,
+        S::Future: Send + 'static,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let address = socket.local_addr().map_err(Error::Address)?;
         let (stop, stopped) = oneshot::channel();
         let closing = Arc::new(AtomicBool::new(false));
-        let accept = accept(socket, security, service, connections, Arc::clone(&closing), stopped);
+        let limits = (speaks, connections);
+        let accept = accept(socket, security, service, limits, Arc::clone(&closing), stopped);
         let accepting = tokio::spawn(accept);
         Ok(Self { address, closing, stop, accepting })
     }
@@ -108,7 +119,7 @@ async fn accept<S, B>(
     socket: TcpListener,
     security: Arc<Security>,
     service: S,
-    limit: usize,
+    (speaks, limit): (Speaks, usize),
     closing: Arc<AtomicBool>,
     mut stopped: oneshot::Receiver<()>,
 ) -> Open
@@ -117,7 +128,7 @@ where
         + Clone
         + Send
         + 'static,
-    S::Future: Send,
+    S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -126,7 +137,8 @@ where
         let answer = service.call(request);
         async move {
             let mut answer = answer.await?;
-            if closing.load(Ordering::Acquire) {
+            // Over HTTP/2, connections say so themselves when they are shut down.
+            if speaks == Speaks::Http1 && closing.load(Ordering::Acquire) {
                 let close = HeaderValue::from_static("close");
                 answer.headers_mut().insert(CONNECTION, close);
             }
@@ -136,8 +148,15 @@ where
     let connections = GracefulShutdown::new();
     let (handshakes, ending) = watch::channel(());
     let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
-    let mut protocol = http1::Builder::new();
-    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_header_size(HEAD_BYTES);
+    let mut one = http1::Builder::new();
+    one.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_header_size(HEAD_BYTES);
+    let mut two = http2::Builder::new(TokioExecutor::new());
+    two.timer(TokioTimer::new())
+        .max_header_list_size(HEAD_BYTES as u32)
+        // As many calls on one connection as there may be connections.
+        .max_concurrent_streams(u32::try_from(limit).unwrap_or(u32::MAX))
+        .keep_alive_interval(HEAD_TIMEOUT)
+        .keep_alive_timeout(HEAD_TIMEOUT);
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
@@ -160,7 +179,7 @@ where
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let (security, service) = (Arc::clone(&security), service.clone());
-        let (protocol, watcher) = (protocol.clone(), connections.watcher());
+        let (one, two, watcher) = (one.clone(), two.clone(), connections.watcher());
         let mut ending = ending.clone();
         tokio::spawn(async move {
             let begun = tokio::select! {
@@ -169,8 +188,12 @@ where
             };
             match begun {
                 Ok(Ok(stream)) => {
-                    let connection = protocol.serve_connection(TokioIo::new(stream), service);
-                    if let Err(error) = watcher.watch(connection).await {
+                    let stream = TokioIo::new(stream);
+                    let served = match speaks {
+                        Speaks::Http1 => watcher.watch(one.serve_connection(stream, service)).await,
+                        Speaks::Http2 => watcher.watch(two.serve_connection(stream, service)).await,
+                    };
+                    if let Err(error) = served {
                         tracing::debug!(%error, "a connection ended early");
                     }
                 }

@@ -1,4 +1,4 @@
-//! The two listeners, readiness, and a drain that loses no request.
+//! The listeners, readiness, and a drain that loses no request.
 //!
 //! ```no_run
 //! # use doorward::{config::Config, server::Server};
@@ -36,7 +36,7 @@ mod status;
 mod watch;
 
 use admin::{Phase, Readiness};
-pub use listener::Listener;
+pub use listener::{Listener, Speaks};
 use reload::InEffect;
 pub use security::Security;
 pub use watch::Reloader;
@@ -46,6 +46,7 @@ pub use watch::Reloader;
 pub struct Server {
     handle: Handle,
     proxy: Listener,
+    grpc: Option<Listener>,
     admin: Listener,
 }
 
@@ -55,7 +56,8 @@ pub struct Handle {
     proxy: Arc<Live>,
     in_effect: Arc<InEffect>,
     audit: Arc<Audit>,
-    security: Arc<Security>,
+    /// Of the listeners for clients.
+    security: [Arc<Security>; 2],
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
 }
@@ -110,13 +112,16 @@ const CONNECTIONS_PER_PLACE: usize = 4;
 /// What the listeners speak.
 const PROTOCOLS: [&str; 1] = ["http/1.1"];
 
+/// What the one for gRPC speaks.
+const GRPC_PROTOCOLS: [&str; 1] = ["h2"];
+
 /// Enough for every scraper and probe, few enough not to matter.
 const ADMIN_CONNECTIONS: usize = 64;
 
 // === impl Server ===
 
 impl Server {
-    /// Binds both listeners and serves: not ready, and without a detector until
+    /// Binds the listeners and serves: not ready, and without a detector until
     /// [`Handle::ready`].
     pub async fn bind(config: &Config) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
@@ -124,8 +129,13 @@ impl Server {
         let proxy = Arc::new(Live::new(config, Arc::clone(&metrics), Arc::clone(&audit))?);
         let readiness = Arc::new(Readiness::new());
         let security = Arc::new(Security::new(config.tls.as_ref(), &PROTOCOLS)?);
+        let grpc_security = Arc::new(Security::new(config.tls.as_ref(), &GRPC_PROTOCOLS)?);
         let plain = Arc::new(Security::new(None, &PROTOCOLS)?);
         let proxy_socket = bind(config.listen.http).await?;
+        let grpc_socket = match config.listen.grpc {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let admin_socket = bind(config.admin.listen).await?;
 
         let connections = config.limits.concurrency.get();
@@ -135,15 +145,27 @@ impl Server {
             let proxy = Arc::clone(&path);
             async move { Ok::<_, std::convert::Infallible>(proxy.handle(request).await) }
         });
+        let path = Arc::clone(&proxy);
+        let grpc_service = service_fn(move |request| {
+            let proxy = Arc::clone(&path);
+            async move { Ok::<_, std::convert::Infallible>(proxy.handle_grpc(request).await) }
+        });
         let in_effect = Arc::new(InEffect::new(config));
-        let listening = Arc::clone(&security);
+        let (listening, calls) = (Arc::clone(&security), Arc::clone(&grpc_security));
+        let security = [security, grpc_security];
         let handle = Handle { proxy, in_effect, audit, security, metrics, readiness };
         Ok(Self {
-            proxy: Listener::serve(proxy_socket, listening, service, connections)?,
+            proxy: Listener::serve(proxy_socket, listening, service, Speaks::Http1, connections)?,
+            grpc: grpc_socket
+                .map(|socket| {
+                    Listener::serve(socket, calls, grpc_service, Speaks::Http2, connections)
+                })
+                .transpose()?,
             admin: Listener::serve(
                 admin_socket,
                 plain,
                 TowerToHyperService::new(admin::router(handle.clone())),
+                Speaks::Http1,
                 ADMIN_CONNECTIONS,
             )?,
             handle,
@@ -153,6 +175,11 @@ impl Server {
     /// Where clients connect.
     pub fn proxy_addr(&self) -> SocketAddr {
         self.proxy.address()
+    }
+
+    /// Where gRPC clients connect, if they can.
+    pub fn grpc_addr(&self) -> Option<SocketAddr> {
+        self.grpc.as_ref().map(Listener::address)
     }
 
     /// Where operators connect.
@@ -186,7 +213,16 @@ impl Server {
         self.handle.readiness.set(Phase::Draining);
         let timeout = self.handle.in_effect.drain_timeout();
         let linger = LINGER.min(timeout / 4);
-        let drained = self.proxy.stop(linger, timeout - 2 * linger).await;
+        self.handle.proxy.drain();
+        let stop = |listener: Listener| listener.stop(linger, timeout - 2 * linger);
+        let grpc = async {
+            match self.grpc {
+                Some(grpc) => stop(grpc).await,
+                None => true,
+            }
+        };
+        let (requests, calls) = tokio::join!(stop(self.proxy), grpc);
+        let drained = requests && calls;
         self.handle.audit.flush().await;
         // Last, so that probes and a last scrape see the drain.
         self.admin.stop(Duration::ZERO, ADMIN_DRAIN).await;

@@ -93,10 +93,13 @@ impl Handle {
         };
         let (judge, thresholds) = detector.unzip();
         let sink = self.audit.open(&config.audit)?;
-        let security = self.security.read(config.tls.as_ref())?;
+        let [http, grpc] = &self.security;
+        let [http_tls, grpc_tls] =
+            [http.read(config.tls.as_ref())?, grpc.read(config.tls.as_ref())?];
         self.proxy.replace(config, judge)?;
         // Nothing fails from here on.
-        self.security.replace(security);
+        http.replace(http_tls);
+        grpc.replace(grpc_tls);
         self.audit.replace(sink);
         if let (Some(source), Some(thresholds)) = (&state.source, thresholds) {
             self.metrics.compare_with(source.excesses(&thresholds));

@@ -203,9 +203,14 @@ impl Metrics {
             self.added.observe(added.as_secs_f64());
         }
         if let Some(error) = outcome.upstream_error {
-            self.upstream_errors.with_label_values(&[error.label()]).inc();
+            self.upstream_failed(error);
         }
         log(outcome);
+    }
+
+    /// Counts that the upstream did not answer, where that is not the outcome of one request: streams.
+    pub fn upstream_failed(&self, error: UpstreamError) {
+        self.upstream_errors.with_label_values(&[error.label()]).inc();
     }
 
     /// Sets the gauges that describe the model, from the artifact in use.

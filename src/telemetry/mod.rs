@@ -91,6 +91,8 @@ pub enum UpstreamError {
 pub enum Protocol {
     /// KServe V1 and TensorFlow Serving, REST.
     KserveV1,
+    /// Open Inference Protocol V2, gRPC; each message of a stream is a request.
+    OipGrpc,
     /// Open Inference Protocol V2, REST.
     OipHttp,
     /// Images, as TorchServe, SageMaker containers, BentoML and LitServe take them.
@@ -220,12 +222,13 @@ impl UpstreamError {
 
 impl Protocol {
     /// Every protocol.
-    pub const ALL: [Self; 3] = [Self::KserveV1, Self::OipHttp, Self::RawImage];
+    pub const ALL: [Self; 4] = [Self::KserveV1, Self::OipGrpc, Self::OipHttp, Self::RawImage];
 
     /// The label value.
     pub fn label(self) -> &'static str {
         match self {
             Self::KserveV1 => "kserve_v1",
+            Self::OipGrpc => "oip_grpc",
             Self::OipHttp => "oip_http",
             Self::RawImage => "raw_image",
         }

@@ -30,6 +30,7 @@ fn embedded_file_gives_the_documented_defaults() {
     assert_eq!(config.listen.http.to_string(), "127.0.0.1:8080");
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9090");
     assert_eq!(config.upstream.url, "http://127.0.0.1:1");
+    assert_eq!((config.listen.grpc, config.upstream.grpc_url), (None, None));
     assert_eq!(config.upstream.timeout, Duration::from_secs(30));
     assert_eq!(config.model.name, None);
     assert_eq!(config.preprocess.mean, [0.0]);
@@ -72,7 +73,7 @@ fn embedded_file_gives_the_documented_defaults() {
 #[test]
 fn embedded_file_shows_the_keys_without_default() {
     // Uncommented as they stand in the file, they are all that is missing.
-    let keys = ["url", "path", "name", "clean_images", "seed"];
+    let keys = ["grpc", "grpc_url", "url", "path", "name", "clean_images", "seed"];
     let uncommented: Vec<String> = EMBEDDED
         .lines()
         .map(|line| match line.strip_prefix("# ") {
@@ -85,6 +86,28 @@ fn embedded_file_shows_the_keys_without_default() {
     let config = Config::parse("all.toml", &uncommented.join("\n"), NOTHING).expect("settings");
     assert_eq!(config.model.name.as_deref(), Some("resnet18"));
     assert_eq!(config.calibration.seed, Some(7));
+    assert_eq!(config.listen.grpc.expect("an address").port(), 8081);
+    assert_eq!(config.upstream.grpc_url.as_deref(), Some("http://127.0.0.1:18081"));
+}
+
+#[test]
+fn grpc_has_both_ends_or_none() {
+    for (settings, key, expected) in [
+        ("listen.grpc = '127.0.0.1:1'", "listen.grpc", "upstream.grpc_url as well"),
+        ("upstream.grpc_url = 'http://u'", "upstream.grpc_url", "listen.grpc as well"),
+        ("listen.grpc = 'here'\nupstream.grpc_url = 'http://u'", "listen.grpc", "an address"),
+        ("listen.grpc = '[::1]:1'\nupstream.grpc_url = 'u:1'", "upstream.grpc_url", "http://host"),
+        (
+            "listen.grpc = '[::1]:1'\nupstream.grpc_url = 'https://u'",
+            "upstream.grpc_url",
+            "upstream.tls.ca as well",
+        ),
+    ] {
+        let error = error(settings);
+        assert!(error.contains(&format!("{key} = ")) && error.contains(expected), "{error}");
+    }
+    let ca = "upstream.tls.ca = 'ca.crt'";
+    parse(&format!("listen.grpc = '[::1]:1'\nupstream.grpc_url = 'https://u'\n{ca}"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Whatever is done to a request: if it passes, the upstream got the tensor that was judged.
 //!
 //! Seeded mutations of requests in every form go through the whole request path. The upstream's copy is
-//! read here by a lenient parser of its own, as a model server would read it.
+//! read here by a lenient parser of its own, as a model server would read it; over gRPC by a gRPC server.
 
 use half::{bf16, f16};
 use hyper::Method;
@@ -10,6 +10,9 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
+use crate::support::grpc::inference::{InferTensorContents, ModelInferRequest};
+use crate::support::grpc::{GrpcSetup, INFER as CALL, bytes, framed, raw_request};
+use crate::support::grpc::{tensor_request, typed_request};
 use crate::support::upstream::Received;
 use crate::support::{CLEAN, INFER, Setup, binary, fp32, request};
 
@@ -244,4 +247,117 @@ async fn what_passes_is_what_was_judged() {
         "seed {SEED}: {ROUNDS} requests, {passed} passed, {changed} of them with a changed body"
     );
     assert!(passed > ROUNDS / 10 && changed > ROUNDS / 20, "{passed} passed, {changed} changed");
+}
+
+const CALLS: usize = 10_000;
+
+fn messages() -> Vec<Vec<u8>> {
+    let halves = |bits: [u16; 4]| bits.into_iter().flat_map(u16::to_le_bytes).collect();
+    let none = InferTensorContents::default;
+    let row = [1, 1, 2, 2];
+    let requests = [
+        raw_request(&[CLEAN]),
+        raw_request(&[CLEAN, [0.1, 0.2, 0.3, 0.4]]),
+        tensor_request("FP16", &row, halves(CLEAN.map(|value| f16::from_f32(value).to_bits()))),
+        tensor_request("BF16", &row, halves(CLEAN.map(|value| bf16::from_f32(value).to_bits()))),
+        tensor_request("UINT8", &row, vec![0, 1, 0, 1]),
+        typed_request("FP32", InferTensorContents { fp32_contents: CLEAN.to_vec(), ..none() }),
+        typed_request(
+            "FP64",
+            InferTensorContents { fp64_contents: CLEAN.map(f64::from).to_vec(), ..none() },
+        ),
+        typed_request("UINT8", InferTensorContents { uint_contents: vec![0, 1, 1, 0], ..none() }),
+        typed_request("INT8", InferTensorContents { int_contents: vec![0, 1, 0, 0], ..none() }),
+    ];
+    requests.iter().map(bytes).collect()
+}
+
+fn mutate_message(message: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut StdRng) {
+    let at = rng.random_range(0..=message.len());
+    match rng.random_range(0..7) {
+        0 if at < message.len() => message[at] ^= 1 << rng.random_range(0..8),
+        1 if at < message.len() => message[at] = rng.random(),
+        2 if at < message.len() => {
+            let end = (at + rng.random_range(1..12)).min(message.len());
+            message.drain(at..end);
+        }
+        // Behind one another, protobuf's messages are one that says things twice.
+        3 => message.extend_from_slice(others.choose(rng).expect("some")),
+        4 => {
+            let other = others.choose(rng).expect("some");
+            let from = rng.random_range(0..other.len());
+            let end = (from + rng.random_range(1..40)).min(other.len());
+            message.splice(at..at, other[from..end].iter().copied());
+        }
+        _ if message.len() >= 20 => {
+            // Where the tensor is, most of the time.
+            let at = message.len() - rng.random_range(1..=20);
+            message[at] ^= 1 << rng.random_range(0..8);
+        }
+        _ => {}
+    }
+}
+
+/// The tensor of a message as a model server reads it.
+fn message_tensor(request: &ModelInferRequest) -> Vec<f32> {
+    let [input] = request.inputs.as_slice() else { panic!("{request:?} got through") };
+    let half = |bytes: &[u8]| u16::from_le_bytes(bytes.try_into().expect("2"));
+    match (input.datatype.as_str(), request.raw_input_contents.as_slice(), &input.contents) {
+        ("BF16", [raw], None) => {
+            raw.chunks(2).map(|bytes| bf16::from_bits(half(bytes)).to_f32()).collect()
+        }
+        ("FP16", [raw], None) => {
+            raw.chunks(2).map(|bytes| f16::from_bits(half(bytes)).to_f32()).collect()
+        }
+        ("FP32", [raw], None) => {
+            raw.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4"))).collect()
+        }
+        ("FP64", [raw], None) => raw
+            .chunks(8)
+            .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8")) as f32)
+            .collect(),
+        ("INT8", [raw], None) => raw.iter().map(|&byte| f32::from(byte as i8)).collect(),
+        ("UINT8", [raw], None) => raw.iter().map(|&byte| f32::from(byte)).collect(),
+        ("FP32", [], Some(contents)) => contents.fp32_contents.clone(),
+        ("FP64", [], Some(contents)) => {
+            contents.fp64_contents.iter().map(|&value| value as f32).collect()
+        }
+        ("INT8", [], Some(contents)) => {
+            contents.int_contents.iter().map(|&value| value as f32).collect()
+        }
+        ("UINT8", [], Some(contents)) => {
+            contents.uint_contents.iter().map(|&value| value as f32).collect()
+        }
+        _ => panic!("{request:?} got through"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_over_grpc_is_what_was_judged() {
+    let setup = GrpcSetup::new("").await;
+    let originals = messages();
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let (mut passed, mut changed) = (0, 0);
+    for round in 0..CALLS {
+        let original = originals.choose(&mut rng).expect("some");
+        let mut message = original.clone();
+        for _ in 0..rng.random_range(1..3) {
+            mutate_message(&mut message, &originals, &mut rng);
+        }
+        let answer = setup.raw.send(CALL, &[], framed(0, &message)).await;
+        if answer.status != 0 {
+            assert!([3, 7, 8].contains(&answer.status), "round {round}: {answer:?} {message:?}");
+            continue;
+        }
+        passed += 1;
+        changed += usize::from(message != *original);
+        let received = setup.upstream.last().1;
+        let (served, judged) = (message_tensor(&received), setup.setup.judge.seen());
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&served), bits(&judged), "round {round}: {message:?}");
+        let shape = &received.inputs[0].shape;
+        assert_eq!(shape.iter().product::<i64>(), served.len() as i64, "round {round}");
+    }
+    println!("seed {SEED}: {CALLS} calls, {passed} passed, {changed} of them changed");
+    assert!(passed > CALLS / 10 && changed > CALLS / 20, "{passed} passed, {changed} changed");
 }

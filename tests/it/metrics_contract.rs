@@ -197,7 +197,7 @@ async fn closed_label_sets_appear_from_the_start() {
         "unverified_passed",
         "unverified_rejected",
     ] {
-        for protocol in ["kserve_v1", "oip_http", "raw_image"] {
+        for protocol in ["kserve_v1", "oip_grpc", "oip_http", "raw_image"] {
             let labels = format!("protocol=\"{protocol}\",verdict=\"{verdict}\"");
             let line = format!("doorward_requests_total{{{labels}}} 0\n");
             assert!(page.contains(&line), "{line}");

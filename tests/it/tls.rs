@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use crate::support::grpc::{GrpcSetup, INFER as CALL, RawClient, bytes, framed, raw_request};
 use crate::support::{CLEAN, INFER, Setup, TRIGGERED, config, eventually, manifest, request};
 
 /// An authority and what it signed, as PEM files.
@@ -120,6 +121,89 @@ async fn mutual_tls_refuses_clients_without_a_certificate_of_the_authority() {
     let unknown = infer(&setup, &ca, Some(authority.issue("client")), CLEAN).await;
     unknown.expect_err("a certificate of another authority");
     assert_eq!(setup.verdicts("passed"), 1.0);
+}
+
+/// The status of one inference over gRPC and a new TLS connection, or why there is none.
+async fn infer_grpc(
+    setup: &GrpcSetup,
+    ca: &Path,
+    identity: Option<Identity>,
+    row: [f32; 4],
+) -> Result<String, String> {
+    let settings = UpstreamTls { ca: ca.to_owned(), identity };
+    let tls = doorward::tls::client(Some(&settings)).expect("settings");
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_only()
+        .enable_http2()
+        .build();
+    let client: HttpClient<_, Full<Bytes>> =
+        HttpClient::builder(TokioExecutor::new()).http2_only(true).build(connector);
+    let address = setup.setup.server.grpc_addr().expect("a listener for calls");
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(format!("https://{address}{CALL}"))
+        .header("content-type", "application/grpc")
+        .body(Full::new(framed(0, &bytes(&raw_request(&[row]))).into()))
+        .expect("a request");
+    let answer = client.request(request).await.map_err(|error| format!("{error:?}"))?;
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await.map_err(|error| error.to_string())?;
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    let status = trailers.get("grpc-status").or_else(|| parts.headers.get("grpc-status"));
+    Ok(status.expect("a status").to_str().expect("text").to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_have_tls_on_both_sides_and_reloaded_certificates() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let identity = authority.issue("server");
+    let settings = server_settings(&identity, Some(&clients.ca()));
+    let model = GrpcSetup::new(&settings).await;
+    let client = clients.issue("client");
+    let known = || Some(clients.issue("another"));
+    let passed = infer_grpc(&model, &authority.ca(), known(), CLEAN).await;
+    assert_eq!(passed.as_deref(), Ok("0"));
+    let rejected = infer_grpc(&model, &authority.ca(), known(), TRIGGERED).await;
+    assert_eq!(rejected.as_deref(), Ok("7"));
+    infer_grpc(&model, &authority.ca(), None, CLEAN).await.expect_err("no certificate");
+
+    // What stands for the model server is that firewall.
+    let port = model.setup.server.grpc_addr().expect("a listener").port();
+    let settings = |ca: &Path| {
+        format!(
+            "listen.grpc = '127.0.0.1:0'\nupstream.grpc_url = 'https://localhost:{port}'\n\
+             upstream.tls = {{ ca = '{}', certificate = '{}', key = '{}' }}",
+            ca.display(),
+            client.certificate.display(),
+            client.key.display(),
+        )
+    };
+    let front = config("http://127.0.0.1:1", &settings(&authority.ca()));
+    let server = doorward::server::Server::bind(&front).await.expect("free ports");
+    server.ready(model.setup.judge.clone(), &manifest()).expect("the first detector");
+    let address = server.grpc_addr().expect("a listener for calls");
+    let raw = RawClient::new(&format!("http://{address}"));
+    let message = bytes(&raw_request(&[CLEAN]));
+    assert_eq!(raw.infer(message.clone()).await.status, 0);
+    eventually("it arrived", || model.verdicts("passed") == 2.0).await;
+    server.handle().reload(&config("http://127.0.0.1:1", &settings(&clients.ca()))).expect("files");
+    assert_eq!(raw.infer(message.clone()).await.status, 14);
+    server.handle().reload(&front).expect("files");
+    assert_eq!(raw.infer(message).await.status, 0);
+
+    let renewed = clients.issue("renewed");
+    std::fs::copy(&renewed.certificate, &identity.certificate).expect("copied");
+    std::fs::copy(&renewed.key, &identity.key).expect("copied");
+    let text = format!(
+        "listen.grpc = '127.0.0.1:0'\nupstream.grpc_url = '{}'\n{}",
+        model.upstream.url(),
+        server_settings(&identity, Some(&clients.ca()))
+    );
+    let again = config(&model.setup.upstream.url(), &text);
+    model.setup.server.handle().reload(&again).expect("a new identity");
+    let passed = infer_grpc(&model, &clients.ca(), known(), CLEAN).await;
+    assert_eq!(passed.as_deref(), Ok("0"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use doorward::config::Tls;
 use doorward::k8s::{Access, Keeper, Settings, Webhook};
-use doorward::server::{Listener, Security};
+use doorward::server::{Listener, Security, Speaks};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -72,7 +72,8 @@ impl ApiServer {
         let socket = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = socket.local_addr().expect("an address");
         let service = TowerToHyperService::new(router);
-        let listener = Listener::serve(socket, Arc::new(security), service, 64).expect("serving");
+        let listener = Listener::serve(socket, Arc::new(security), service, Speaks::Http1, 64)
+            .expect("serving");
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("token"), "a-token\n").expect("written");
         Self { store, address, folder, authority, _listener: listener }

@@ -19,6 +19,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+pub(crate) mod grpc;
 pub(crate) mod judge;
 pub(crate) mod onnx;
 pub(crate) mod upstream;

@@ -1,0 +1,314 @@
+//! The Open Inference Protocol, version 2, over gRPC: `inference.GRPCInferenceService`.
+//!
+//! One input of shape `[n, C, H, W]` is taken, as raw contents or as contents of its datatype. The upstream gets the firewall's own
+//! encoding of the message: each field once, and none that the protocol does not have. Protobuf lets a
+//! message say things twice, and its readers agree on what then holds, but nothing is left for them to
+//! agree on. Raw contents are the client's bytes.
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::datatype::Datatype;
+use super::grpc_fields;
+use super::grpc_frame::{self, FrameError};
+use super::oip_http::{check_range, check_shape};
+use super::{Bounds, Checked, DecodeError, Encoded, Refusal};
+use messages::{InferTensorContents, ModelInferRequest, ModelStreamInferResponse};
+
+/// The protocol's messages.
+#[allow(missing_docs, clippy::pedantic, reason = "generated from proto/inference.proto")]
+pub mod messages {
+    include!(concat!(env!("OUT_DIR"), "/inference.rs"));
+}
+
+/// What a path asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// One inference; its input is inspected.
+    Infer,
+    /// A health or metadata read; it carries no input and passes.
+    Read {
+        /// The path.
+        path: &'static str,
+        /// Whether the request names a model.
+        model: bool,
+    },
+    /// A stream of inferences; the input of each is inspected.
+    StreamInfer,
+}
+
+/// Why a message is not an inference request that the firewall understands.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GrpcError {
+    /// Typed contents and raw ones.
+    #[error("both inputs[0].contents and raw_input_contents are given, expected one of them")]
+    Both,
+    /// Contents whose number the shape does not give.
+    #[error("inputs[0].contents holds {received} values, expected {expected} for its shape")]
+    Count {
+        /// Values in the message.
+        received: usize,
+        /// Values that the shape gives.
+        expected: usize,
+    },
+    /// Contents in a field of another datatype.
+    #[error("inputs[0].contents has values outside of {expected}, the field of {datatype}")]
+    Field {
+        /// The tensor's datatype.
+        datatype: &'static str,
+        /// Its field.
+        expected: &'static str,
+    },
+    /// More fields than a request has.
+    #[error("the message has more than {limit} fields")]
+    Fields {
+        /// Most fields of a message and those in it.
+        limit: usize,
+    },
+    /// Not one message in its frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Not one input.
+    #[error("the request holds {received} inputs, expected 1")]
+    Inputs {
+        /// Inputs in the message.
+        received: usize,
+    },
+    /// Typed contents for a datatype that has none.
+    #[error("{datatype} has no typed contents, send raw_input_contents")]
+    NoField {
+        /// The tensor's datatype.
+        datatype: &'static str,
+    },
+    /// Not the bytes of such a message.
+    #[error("the message cannot be read: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+    /// Raw contents that are not one for the input, or no contents at all.
+    #[error("raw_input_contents holds {received} tensors, expected 1, that of inputs[0]")]
+    Raw {
+        /// Raw contents in the message.
+        received: usize,
+    },
+    /// A negative size.
+    #[error("inputs[0].shape is {received:?}, expected sizes of 1 or more")]
+    Shape {
+        /// What was sent.
+        received: Vec<i64>,
+    },
+    /// A shape of many sizes.
+    #[error("inputs[0].shape takes {received} bytes, expected at most {limit}")]
+    ShapeBytes {
+        /// In the message.
+        received: usize,
+        /// Most bytes of a shape.
+        limit: usize,
+    },
+    /// Raw contents of another length than shape and datatype give.
+    #[error(
+        "raw_input_contents[0] has {received} bytes, expected {expected} for its shape and datatype"
+    )]
+    Size {
+        /// Bytes in the message.
+        received: usize,
+        /// Bytes of the tensor.
+        expected: usize,
+    },
+    /// A field that is longer than the rest of the message.
+    #[error("the message breaks off")]
+    Truncated,
+    /// A list that no datatype here uses.
+    #[error("inputs[0].contents has {field}, which no datatype that is judged uses")]
+    Unused {
+        /// The list.
+        field: &'static str,
+    },
+}
+
+/// What all requests that name a model begin with.
+#[derive(Clone, PartialEq, Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    version: String,
+}
+
+/// Path of the inferences.
+pub const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
+/// Path of the streams of inferences.
+pub const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// Paths of the reads, and whether they name a model. Kubernetes' probes use the last one.
+const READS: [(&str, bool); 8] = [
+    ("/inference.GRPCInferenceService/ServerLive", false),
+    ("/inference.GRPCInferenceService/ServerReady", false),
+    ("/inference.GRPCInferenceService/ServerMetadata", false),
+    ("/inference.GRPCInferenceService/ModelReady", true),
+    ("/inference.GRPCInferenceService/ModelMetadata", true),
+    ("/inference.GRPCInferenceService/ModelConfig", true),
+    ("/inference.GRPCInferenceService/ModelStatistics", true),
+    ("/grpc.health.v1.Health/Check", false),
+];
+
+/// What a request asks for. `path` is the whole of it, also what follows a question mark.
+pub fn call(method: &str, path: &str, media_types: &[&[u8]]) -> Result<Call, Refusal> {
+    let call = match path {
+        INFER => Call::Infer,
+        STREAM_INFER => Call::StreamInfer,
+        _ => {
+            let read = READS.into_iter().find(|(read, _)| *read == path);
+            let (path, model) = read.ok_or(Refusal::Call)?;
+            Call::Read { path, model }
+        }
+    };
+    if method != "POST" {
+        return Err(Refusal::Method { allow: "POST" });
+    }
+    // Another one may be another encoding.
+    match media_types {
+        [b"application/grpc" | b"application/grpc+proto"] => Ok(call),
+        _ => Err(Refusal::MediaType),
+    }
+}
+
+/// Checks the message of a read, without its frame, and writes it again.
+///
+/// All of them have a name and a version at most.
+pub fn check_read(
+    message: Bytes,
+    names_model: bool,
+    model: Option<&str>,
+) -> Result<Bytes, DecodeError> {
+    let named = Named::decode(message).map_err(GrpcError::Protobuf)?;
+    if names_model {
+        check_model(&named.name, model)?;
+    }
+    Ok(grpc_frame::encode(&named))
+}
+
+/// The model that an inference request names, where it can be read.
+pub fn model_in(message: &[u8]) -> Option<String> {
+    Named::decode(message).ok().map(|named| named.name)
+}
+
+/// Reads an inference request, without its frame, and writes it again, in one. `model` is the only model
+/// name taken, if given.
+pub fn check(
+    message: Bytes,
+    bounds: Bounds<'_>,
+    model: Option<&str>,
+) -> Result<Checked, DecodeError> {
+    grpc_fields::check(&message)?;
+    let request = ModelInferRequest::decode(message).map_err(GrpcError::Protobuf)?;
+    check_model(&request.model_name, model)?;
+    let outputs = request.outputs.iter().map(|output| &output.parameters);
+    let inputs = request.inputs.iter().map(|input| &input.parameters);
+    for key in inputs.chain(outputs).chain([&request.parameters]).flat_map(|map| map.keys()) {
+        if key.starts_with("shared_memory") {
+            return Err(DecodeError::SharedMemory { key: key.clone() });
+        }
+    }
+    let [input] = request.inputs.as_slice() else {
+        return Err(GrpcError::Inputs { received: request.inputs.len() }.into());
+    };
+    let Some(datatype) = Datatype::parse(&input.datatype) else {
+        return Err(DecodeError::Datatype { received: input.datatype.clone() });
+    };
+    let sizes: Result<Vec<usize>, _> = input.shape.iter().copied().map(usize::try_from).collect();
+    let shape = sizes.map_err(|_| GrpcError::Shape { received: input.shape.clone() })?;
+    check_shape(&shape, bounds)?;
+    let expected = shape.iter().product::<usize>();
+    let values = match (&input.contents, request.raw_input_contents.as_slice()) {
+        (Some(_), [_, ..]) => return Err(GrpcError::Both.into()),
+        (None, [raw]) => {
+            let (received, expected) = (raw.len(), expected * datatype.size());
+            if received != expected {
+                return Err(GrpcError::Size { received, expected }.into());
+            }
+            datatype.read(raw)
+        }
+        (None, raw) => return Err(GrpcError::Raw { received: raw.len() }.into()),
+        (Some(contents), []) => {
+            let values = typed(contents, datatype)?;
+            let received = values.len();
+            if received != expected {
+                return Err(GrpcError::Count { received, expected }.into());
+            }
+            values
+        }
+    };
+    check_range(&values, bounds)?;
+    let body = grpc_frame::encode(&request);
+    // As the detector takes them.
+    let values = bounds.domain.rows_of_sent(values);
+    Ok(Checked {
+        encoded: Encoded { body, json_length: None, media_type: None },
+        rows: shape[0],
+        values,
+    })
+}
+
+/// A message of a stream, in its frame, that says why there is no reply to the request in `frame`.
+pub fn stream_error(error_message: String, message: &[u8]) -> Bytes {
+    // Clients that send several at once tell the replies by their id.
+    let request = Ids::decode(message).unwrap_or_default();
+    let infer_response = messages::ModelInferResponse {
+        model_name: request.model_name,
+        id: request.id,
+        ..Default::default()
+    };
+    grpc_frame::encode(&ModelStreamInferResponse {
+        error_message,
+        infer_response: Some(infer_response),
+    })
+}
+
+/// What a reply repeats of a request.
+#[derive(Clone, PartialEq, Message)]
+struct Ids {
+    #[prost(string, tag = "1")]
+    model_name: String,
+    #[prost(string, tag = "3")]
+    id: String,
+}
+
+fn check_model(name: &str, model: Option<&str>) -> Result<(), DecodeError> {
+    if model.is_some_and(|model| model != name) {
+        return Err(DecodeError::Refused(Refusal::Model));
+    }
+    Ok(())
+}
+
+/// The values of the datatype's field; there may be none in another one.
+fn typed(contents: &InferTensorContents, datatype: Datatype) -> Result<Vec<f32>, DecodeError> {
+    let name = datatype.name();
+    let unfit = |(index, value): (usize, f64)| DecodeError::Value { index, value, datatype: name };
+    let integers = |values: &mut dyn Iterator<Item = f64>| -> Result<Vec<f32>, DecodeError> {
+        let narrow = |(index, value)| datatype.narrow(value).ok_or_else(|| unfit((index, value)));
+        values.enumerate().map(narrow).collect()
+    };
+    let (values, expected) = match datatype {
+        Datatype::Bf16 | Datatype::Fp16 => return Err(GrpcError::NoField { datatype: name }.into()),
+        Datatype::Fp32 => (contents.fp32_contents.clone(), "fp32_contents"),
+        Datatype::Fp64 => {
+            (contents.fp64_contents.iter().map(|&value| value as f32).collect(), "fp64_contents")
+        }
+        Datatype::Int8 => {
+            (integers(&mut contents.int_contents.iter().copied().map(f64::from))?, "int_contents")
+        }
+        Datatype::Uint8 => {
+            (integers(&mut contents.uint_contents.iter().copied().map(f64::from))?, "uint_contents")
+        }
+    };
+    // The other four have been refused.
+    let all = contents.int_contents.len()
+        + contents.uint_contents.len()
+        + contents.fp32_contents.len()
+        + contents.fp64_contents.len();
+    if all != values.len() {
+        return Err(GrpcError::Field { datatype: name, expected }.into());
+    }
+    Ok(values)
+}
