@@ -32,6 +32,10 @@ pub struct Listener {
     accepting: JoinHandle<Open>,
 }
 
+/// Where a request comes from; an extension of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
 /// What is open when no more connections are accepted.
 #[derive(Debug)]
 struct Open {
@@ -147,8 +151,8 @@ where
             next = next => next,
             _ = &mut stopped => return Open { connections, handshakes },
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -160,6 +164,10 @@ where
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let (security, service) = (Arc::clone(&security), service.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            service.call(request)
+        });
         let (protocol, watcher) = (protocol.clone(), connections.watcher());
         let mut ending = ending.clone();
         tokio::spawn(async move {
