@@ -1,5 +1,6 @@
 //! The command line: the only place that knows every module.
 
+mod health;
 mod inspect;
 mod kubernetes;
 mod offline;
@@ -77,6 +78,12 @@ enum Command {
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Does the sidecar on this machine live? Exit status 0: yes. For a container's health check.
+    #[command(after_help = "Example:\n  doorward health -c doorward.toml")]
+    Health {
+        #[command(flatten)]
+        config: ConfigFile,
     },
     /// Put the sidecar into the pods of a Kubernetes manifest that ask for it by annotation.
     ///
@@ -195,6 +202,7 @@ pub fn run() -> Result<ExitCode> {
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }
+        Command::Health { config } => health::health(&config.load()?),
         Command::Inject { manifest, config } => kubernetes::inject(&manifest, config.as_deref()),
         Command::Inspect { config, report, triggered, neural_cleanse, data_inspection, json } => {
             let report = report.map(|folder| ReportRequest { folder, triggered });

@@ -140,10 +140,12 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
     artifact.write(&config.calibration.artifact).map_err(calibrate::Error::from)?;
     let calibration_seconds = start.elapsed().as_secs_f64();
 
-    let (detector, thresholds) =
-        calibrate::detector(model.clone(), &artifact, &config.policy, config.policy.rule)?;
-    let detector = Arc::new(Timed { detector, took: Mutex::new(Vec::new()) });
-    server.ready(detector.clone(), &artifact.manifest)?;
+    let took = Arc::new(Mutex::new(Vec::new()));
+    let times = Arc::clone(&took);
+    let thresholds = calibrate::thresholds(&artifact, &config.policy);
+    server.handle().detect_through(model.clone(), artifact.clone(), |detector| {
+        Arc::new(Timed { detector, took: times })
+    })?;
 
     let shape = model.domain().shape;
     let clean = Images::read(folder.path().join(CLEAN), shape)?;
@@ -156,7 +158,7 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
     let triggered_bare = send(&bare, &triggered_requests).await?;
     let clean_guarded = send(&guarded, &clean_requests).await?;
     let triggered_guarded = send(&guarded, &triggered_requests).await?;
-    let detection_seconds = percentiles(&detector.seconds());
+    let detection_seconds = percentiles(&seconds(&took));
     let added_seconds = added(&bare, &guarded, &clean_requests).await?;
 
     let signals = calibrate::signals(model, &artifact, &config.policy)?;
@@ -273,7 +275,8 @@ impl Demo {
                 figures.forwards_per_input
             );
         }
-        let _ = write!(out, "\nmetrics while it runs: http://{}/metrics", self.server.admin_addr());
+        let _ =
+            write!(out, "\nstatus page while it runs: http://{}/status", self.server.admin_addr());
         out
     }
 
@@ -282,7 +285,7 @@ impl Demo {
         let url = format!("http://{}/v2/models/{MODEL_NAME}/infer", self.server.proxy_addr());
         let curl = |path: &Path| format!("curl -i --json @{} {url}", path.display());
         format!(
-            "a clean row       {}\na triggered row   {}\nmetrics           curl http://{}/metrics\nCtrl-C ends it",
+            "a clean row       {}\na triggered row   {}\nstatus page       http://{}/status\nCtrl-C ends it",
             curl(&self.clean_request),
             curl(&self.triggered_request),
             self.server.admin_addr()
@@ -292,14 +295,12 @@ impl Demo {
 
 /// A detector whose batches are timed.
 struct Timed {
-    detector: detect::Detector,
-    took: Mutex<Vec<f64>>,
+    detector: Arc<dyn Judge>,
+    took: Arc<Mutex<Vec<f64>>>,
 }
 
-impl Timed {
-    fn seconds(&self) -> Vec<f64> {
-        self.took.lock().map_or_else(|poisoned| poisoned.into_inner().clone(), |took| took.clone())
-    }
+fn seconds(took: &Mutex<Vec<f64>>) -> Vec<f64> {
+    took.lock().map_or_else(|poisoned| poisoned.into_inner().clone(), |took| took.clone())
 }
 
 impl Judge for Timed {

@@ -18,7 +18,8 @@ use crate::images::Images;
 use crate::inspect::{Inspected, Inspection};
 use crate::model::{Classifier, Error};
 use crate::perturb::{predictions, rows};
-use picture::Painter;
+pub use page::STYLE;
+pub use picture::Painter;
 
 /// What a page is made of.
 pub struct Report<'a> {

@@ -335,7 +335,8 @@ fn thousands(number: usize) -> String {
     grouped
 }
 
-const STYLE: &str = include_str!("report.css");
+/// Colours and shapes, which the status page shares.
+pub const STYLE: &str = include_str!("report.css");
 
 /// Longest side of a picture whose pixels are shown, pixels.
 const PIXELATED: usize = 96;

@@ -9,19 +9,29 @@ use image::{ExtendedColorType, ImageEncoder};
 use crate::model::{Error, InputDomain};
 
 /// Paints what has the shape of a model's input.
-pub(super) struct Painter<'a> {
+#[derive(Debug)]
+pub struct Painter<'a> {
     domain: &'a InputDomain,
+    /// Of this many pixels in a row, and of as many rows, one is painted.
+    step: usize,
 }
 
 // === impl Painter ===
 
 impl<'a> Painter<'a> {
-    pub(super) fn new(domain: &'a InputDomain) -> Self {
-        Self { domain }
+    /// In full size.
+    pub fn new(domain: &'a InputDomain) -> Self {
+        Self { domain, step: 1 }
+    }
+
+    /// Leaves pixels out, so that no side is longer than `side`.
+    pub fn at_most(self, side: usize) -> Self {
+        let [_, height, width] = self.domain.shape;
+        Self { step: height.max(width).div_ceil(side.max(1)), ..self }
     }
 
     /// Model input `[1, C, H, W]` as the picture it stands for.
-    pub(super) fn row(&self, row: &Tensor) -> Result<String, Error> {
+    pub fn row(&self, row: &Tensor) -> Result<String, Error> {
         let values = flat(row)?;
         let plane = self.plane();
         self.paint(&|channel, pixel| {
@@ -31,7 +41,7 @@ impl<'a> Painter<'a> {
     }
 
     /// A pattern as far as its mask lets it through, on black.
-    pub(super) fn product(&self, mask: &Tensor, pattern: &Tensor) -> Result<String, Error> {
+    pub fn product(&self, mask: &Tensor, pattern: &Tensor) -> Result<String, Error> {
         let (mask, values) = (flat(mask)?, flat(pattern)?);
         let plane = self.plane();
         self.paint(&|channel, pixel| {
@@ -41,13 +51,13 @@ impl<'a> Painter<'a> {
     }
 
     /// Shares `[1, 1, H, W]`, black for 0 and white for 1.
-    pub(super) fn share(&self, shares: &Tensor) -> Result<String, Error> {
+    pub fn share(&self, shares: &Tensor) -> Result<String, Error> {
         let shares = flat(shares)?;
         self.paint(&|_, pixel| shares[pixel])
     }
 
     /// A perturbation `[1, C, H, W]` of radius `epsilon` over the whole range, grey where it is zero.
-    pub(super) fn perturbation(&self, eta: &Tensor, epsilon: f32) -> Result<String, Error> {
+    pub fn perturbation(&self, eta: &Tensor, epsilon: f32) -> Result<String, Error> {
         let values = flat(eta)?;
         let plane = self.plane();
         self.paint(&|channel, pixel| {
@@ -64,16 +74,18 @@ impl<'a> Painter<'a> {
     fn paint(&self, share: &dyn Fn(usize, usize) -> f32) -> Result<String, Error> {
         let [channels, height, width] = self.domain.shape;
         let byte = |share: f32| (share.clamp(0.0, 1.0) * 255.0).round() as u8;
+        let kept = |side: usize| (0..side).step_by(self.step);
+        let pixels = kept(height).flat_map(|y| kept(width).map(move |x| y * width + x));
         let (bytes, colour): (Vec<u8>, _) = if channels == 3 {
-            let pixels = 0..self.plane();
             let bytes = pixels.flat_map(|pixel| (0..3).map(move |c| byte(share(c, pixel))));
             (bytes.collect(), ExtendedColorType::Rgb8)
         } else {
             let mean = |pixel| {
                 (0..channels).map(|channel| share(channel, pixel)).sum::<f32>() / channels as f32
             };
-            ((0..self.plane()).map(|pixel| byte(mean(pixel))).collect(), ExtendedColorType::L8)
+            (pixels.map(|pixel| byte(mean(pixel))).collect(), ExtendedColorType::L8)
         };
+        let (width, height) = (width.div_ceil(self.step), height.div_ceil(self.step));
         let mut png = Vec::new();
         PngEncoder::new_with_quality(&mut png, CompressionType::Best, FilterType::Adaptive)
             .write_image(&bytes, width as u32, height as u32, colour)

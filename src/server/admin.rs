@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::extract::{Extension, State};
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::Handle;
-use super::status::{History, Status};
+use super::listener::Peer;
+use super::status::{History, Shown, Status, visible};
 
 /// Whether traffic should be sent here. It only moves forward.
 #[derive(Debug)]
@@ -41,13 +42,13 @@ const REQUESTS_AT_ONCE: usize = 8;
 
 /// The routes.
 pub(super) fn router(handle: Handle) -> Router {
-    let history = Arc::new(History::default());
+    let history = Arc::new(History::new(handle.metrics()));
     tokio::spawn(History::run(Arc::downgrade(&history), Arc::clone(handle.metrics())));
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics_page))
         .route("/readyz", get(ready))
-        .route("/status", get(async |State(shared): State<Shared>| Html(shared.status().page())))
+        .route("/status", get(status_page))
         .route("/status.json", get(async |State(shared): State<Shared>| Json(shared.status())))
         .layer(ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE))
         .with_state(Shared { handle, history })
@@ -57,6 +58,28 @@ impl Shared {
     fn status(&self) -> Status {
         Status::gather(&self.handle, &self.history)
     }
+}
+
+async fn status_page(
+    State(shared): State<Shared>,
+    Extension(Peer(peer)): Extension<Peer>,
+    headers: HeaderMap,
+) -> Html<String> {
+    let shown = match visible(peer, &headers) {
+        true => shown(&shared.handle).await,
+        false => None,
+    };
+    Html(shared.status().page(shown.as_ref()))
+}
+
+/// Pictures take a while to paint and to read, the first time most of all.
+async fn shown(handle: &Handle) -> Option<Shown> {
+    let handle = handle.clone();
+    let shown = tokio::task::spawn_blocking(move || {
+        let quarantine = handle.in_effect.snapshot().0.audit.quarantine;
+        Some(handle.in_effect.pictures()?.shown(quarantine.as_ref()))
+    });
+    shown.await.ok().flatten()
 }
 
 async fn metrics_page(State(shared): State<Shared>) -> Response {

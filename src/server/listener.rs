@@ -41,6 +41,10 @@ pub enum Speaks {
     Http2,
 }
 
+/// Where a request comes from; an extension of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
 /// What is open when no more connections are accepted.
 #[derive(Debug)]
 struct Open {
@@ -166,8 +170,8 @@ where
             next = next => next,
             _ = &mut stopped => return Open { connections, handshakes },
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -179,6 +183,10 @@ where
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let (security, service) = (Arc::clone(&security), service.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            service.call(request)
+        });
         let (one, two, watcher) = (one.clone(), two.clone(), connections.watcher());
         let mut ending = ending.clone();
         tokio::spawn(async move {

@@ -125,6 +125,7 @@ impl Server {
     /// [`Handle::ready`].
     pub async fn bind(config: &Config) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
+        metrics.protects(config.model.name.as_deref());
         let audit = Arc::new(Audit::start(&config.audit, metrics.audit_dropped().clone())?);
         let proxy = Arc::new(Live::new(config, Arc::clone(&metrics), Arc::clone(&audit))?);
         let readiness = Arc::new(Readiness::new());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
+use super::status::Pictures;
 use super::{Error, Handle};
 use crate::artifact::{Artifact, Manifest, Thresholds};
 use crate::calibrate;
@@ -24,6 +25,8 @@ pub(super) struct InEffect {
 struct State {
     config: Config,
     source: Option<Source>,
+    /// Of that source, once they were asked for.
+    pictures: Option<Arc<Pictures>>,
 }
 
 /// What detectors are made of.
@@ -36,7 +39,7 @@ struct Source {
 
 impl InEffect {
     pub(super) fn new(config: &Config) -> Self {
-        let state = Mutex::new(State { config: config.clone(), source: None });
+        let state = Mutex::new(State { config: config.clone(), source: None, pictures: None });
         Self { state, manifest: ArcSwapOption::empty() }
     }
 
@@ -48,6 +51,21 @@ impl InEffect {
     /// The settings, and what the detector was calibrated to.
     pub(super) fn snapshot(&self) -> (Config, Option<Arc<Manifest>>) {
         (self.lock().config.clone(), self.manifest.load_full())
+    }
+
+    /// What the detector has learned; `None` without one. Not for an async worker.
+    pub(super) fn pictures(&self) -> Option<Arc<Pictures>> {
+        let mut state = self.lock();
+        if state.pictures.is_none() {
+            let source = state.source.as_ref()?;
+            let painted = Pictures::paint(&*source.model, &source.artifact);
+            let painted = painted.inspect_err(|error| {
+                let error = error as &dyn std::error::Error;
+                tracing::warn!(error, "the detector's pictures cannot be painted");
+            });
+            state.pictures = painted.ok().map(Arc::new);
+        }
+        state.pictures.clone()
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {
@@ -66,6 +84,16 @@ impl Handle {
     /// There is an artifact: judges requests by it from now on, as the policy in effect says, and
     /// reports readiness. Learns nothing, but computes thresholds; not for an async worker.
     pub fn detect(&self, model: Arc<dyn Classifier>, artifact: Artifact) -> Result<(), Error> {
+        self.detect_through(model, artifact, |judge| judge)
+    }
+
+    /// As [`Handle::detect`], by what `wrap` makes of the detector, until the next reload.
+    pub fn detect_through(
+        &self,
+        model: Arc<dyn Classifier>,
+        artifact: Artifact,
+        wrap: impl FnOnce(Arc<dyn Judge>) -> Arc<dyn Judge>,
+    ) -> Result<(), Error> {
         let mut state = self.in_effect.lock();
         let source = Source { model, artifact };
         let policy = &state.config.policy;
@@ -76,8 +104,9 @@ impl Handle {
             "ready"
         );
         self.metrics.compare_with(source.excesses(&thresholds));
-        self.ready(judge, &source.manifest(thresholds))?;
+        self.ready(wrap(judge), &source.manifest(thresholds))?;
         state.source = Some(source);
+        state.pictures = None;
         Ok(())
     }
 
@@ -109,6 +138,7 @@ impl Handle {
         }
         state.config.policy = config.policy.clone();
         state.config.limits = config.limits.clone();
+        state.config.audit = config.audit.clone();
         Ok(())
     }
 }

@@ -23,6 +23,7 @@ use crate::config::{self, AuditEvents, Config};
 use crate::detect::Scores;
 use writer::Writer;
 
+pub use quarantine::{Kept, newest as newest_quarantined};
 pub use writer::Sink;
 
 /// The audit log of a process. It outlives every reload.

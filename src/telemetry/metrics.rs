@@ -8,14 +8,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry,
+    TextEncoder,
 };
 
+mod families;
+
 use super::drift::Drift;
+use super::recent::{Recent, Rejection};
 use super::{Error, Outcome, Protocol, Reason, Signal, UpstreamError, Verdict};
 use crate::artifact::Manifest;
 use crate::detect::Judgement;
+use families::Families;
 
 /// The metrics of one process.
 #[derive(Debug)]
@@ -26,6 +30,7 @@ pub struct Metrics {
     rejected_rows: IntCounterVec,
     unverified: IntCounterVec,
     score: HistogramVec,
+    held_out_score: HistogramVec,
     detection: Histogram,
     upstream: Histogram,
     added: Histogram,
@@ -39,10 +44,14 @@ pub struct Metrics {
     uap_norm: GaugeVec,
     false_rejection_rate_bound: Gauge,
     artifact_info: GaugeVec,
+    artifact_created: Gauge,
+    model_info: GaugeVec,
     config_reloads: IntCounterVec,
+    config_last_reload: IntGauge,
     audit_dropped: IntCounter,
     score_drift: GaugeVec,
     drift: Mutex<Drift>,
+    recent: Mutex<Recent>,
 }
 
 const OTHER: &str = "other";
@@ -95,6 +104,13 @@ impl Metrics {
                 &["reason"],
             )?,
             score: families.histograms("score", "Signals of judged rows.", &["signal"], &SCORES)?,
+            held_out_score: families.histograms(
+                "held_out_score",
+                "Scores of the held-out clean images under the thresholds in effect, to compare \
+                 live ones with; the rule turns away what is above 0.",
+                &["signal"],
+                &SCORES,
+            )?,
             detection: families.histogram(
                 "detection_seconds",
                 "Time a request waited for its verdict.",
@@ -151,10 +167,23 @@ impl Metrics {
                 "1, labelled with the artifact in use.",
                 &["format", "version", "model_digest", "data_digest", "settings_digest"],
             )?,
+            artifact_created: families.gauge(
+                "artifact_created_timestamp_seconds",
+                "When the artifact in use was written, seconds since 1970; 0 without one.",
+            )?,
+            model_info: families.gauges(
+                "model_info",
+                "1, labelled with the protected model's name on the upstream.",
+                &["model"],
+            )?,
             config_reloads: families.counters(
                 "config_reloads_total",
                 "Times the settings were read again while serving, by whether they took effect.",
                 &["result"],
+            )?,
+            config_last_reload: families.integer_gauge(
+                "config_last_reload_successful",
+                "Whether the settings in effect are the ones last read: 0 after a reload that failed.",
             )?,
             audit_dropped: families.counter(
                 "audit_dropped_total",
@@ -167,6 +196,7 @@ impl Metrics {
                 &["signal"],
             )?,
             drift: Mutex::default(),
+            recent: Mutex::default(),
             registry: registry.clone(),
         };
         let build_info =
@@ -205,6 +235,9 @@ impl Metrics {
         if let Some(error) = outcome.upstream_error {
             self.upstream_failed(error);
         }
+        if outcome.judgements.iter().any(|judgement| judgement.rejected) {
+            self.recent().note(outcome);
+        }
         log(outcome);
     }
 
@@ -237,6 +270,7 @@ impl Metrics {
         self.uap_norm.with_label_values(&["l2"]).set(perturbation.l2);
         self.uap_norm.with_label_values(&["linf"]).set(f64::from(perturbation.epsilon));
         self.false_rejection_rate_bound.set(manifest.thresholds.false_rejection_rate_bound);
+        self.artifact_created.set(manifest.created as f64);
         // Not the seed: who knows it can compute the perturbation.
         self.artifact_info
             .with_label_values(&[
@@ -249,8 +283,18 @@ impl Metrics {
             .set(1.0);
     }
 
+    /// Names the protected model, by the settings: `any` if they leave that open.
+    pub fn protects(&self, model: Option<&str>) {
+        self.model_info.with_label_values(&[model.unwrap_or("any")]).set(1.0);
+    }
+
     /// Live scores are compared with these excesses of held-out images from now on.
     pub fn compare_with(&self, held_out: Vec<f32>) {
+        self.held_out_score.reset();
+        let scores = self.held_out_score.with_label_values(&[Signal::Joined.label()]);
+        for &score in &held_out {
+            scores.observe(f64::from(score));
+        }
         self.drift().compare_with(held_out);
     }
 
@@ -262,6 +306,7 @@ impl Metrics {
     /// Counts that the settings were read again; if not `applied`, the old ones stay in effect.
     pub fn reloaded(&self, applied: bool) {
         self.config_reloads.with_label_values(&[RELOADS[usize::from(applied)]]).inc();
+        self.config_last_reload.set(i64::from(applied));
     }
 
     /// Requests so far by verdict, of all protocols.
@@ -283,6 +328,11 @@ impl Metrics {
     /// How far the live scores are from the held-out ones; `None` if it is not known.
     pub fn score_drift(&self) -> Option<f64> {
         self.drift().distance()
+    }
+
+    /// What the rule turned away last, the newest first.
+    pub fn recent_rejections(&self) -> Vec<Rejection> {
+        self.recent().newest()
     }
 
     /// Counts the rows of one detection batch.
@@ -316,7 +366,13 @@ impl Metrics {
         self.drift.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn start_at_zero(&self) {
+        // What the process started with is in effect.
+        self.config_last_reload.set(1);
         for verdict in Verdict::LABELS {
             for protocol in Protocol::ALL {
                 self.requests.with_label_values(&[protocol.label(), verdict]);
@@ -396,61 +452,4 @@ fn log(outcome: &Outcome<'_>) {
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-/// Makes families with the crate's prefix and registers them.
-struct Families<'a> {
-    registry: &'a Registry,
-}
-
-// === impl Families ===
-
-impl Families<'_> {
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
-        self.register(IntCounter::with_opts(options(name, help))?)
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
-        self.register(IntCounterVec::new(options(name, help), labels)?)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> Result<Gauge, Error> {
-        self.register(Gauge::with_opts(options(name, help))?)
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, Error> {
-        self.register(GaugeVec::new(options(name, help), labels)?)
-    }
-
-    fn integer_gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
-        self.register(IntGauge::with_opts(options(name, help))?)
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {
-        let options = HistogramOpts::from(options(name, help)).buckets(buckets.to_vec());
-        self.register(Histogram::with_opts(options)?)
-    }
-
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        buckets: &[f64],
-    ) -> Result<HistogramVec, Error> {
-        let options = HistogramOpts::from(options(name, help)).buckets(buckets.to_vec());
-        self.register(HistogramVec::new(options, labels)?)
-    }
-
-    fn register<F: prometheus::core::Collector + Clone + 'static>(
-        &self,
-        family: F,
-    ) -> Result<F, Error> {
-        self.registry.register(Box::new(family.clone()))?;
-        Ok(family)
-    }
-}
-
-fn options(name: &str, help: &str) -> Opts {
-    Opts::new(name, help).namespace("doorward")
 }

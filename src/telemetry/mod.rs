@@ -15,6 +15,9 @@ use crate::detect::Judgement;
 pub mod audit;
 mod drift;
 pub mod metrics;
+mod recent;
+
+pub use recent::Rejection;
 
 /// How one request ended.
 #[derive(Clone, Copy, Debug)]

@@ -22,6 +22,7 @@ mod hostile_models;
 mod injection;
 mod layering;
 mod metrics_contract;
+mod monitoring;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod perturbations;

@@ -134,6 +134,43 @@ async fn upstream_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unverified_without_a_detector() {
+    let setup = Setup::calibrating("policy.unverified.artifact = 'reject'").await;
+    let mut expected = vec![requests("unverified_rejected")];
+    expected.push("unverified_total{reason=\"artifact\"} 1".to_owned());
+    let moved = moved_by(&setup, &request(&[CLEAN])).await;
+    check(moved, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn body_too_large_is_refused() {
+    let setup = Setup::new("limits.body_bytes = 2000").await;
+    check(moved_by(&setup, &" ".repeat(2001)).await, vec![requests("refused")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn held_out_scores_are_replaced() {
+    let setup = Setup::new("").await;
+    for held_out in [vec![-3.0, -1.5, 0.5], vec![-1.5]] {
+        let count = held_out.len();
+        setup.server.metrics().compare_with(held_out);
+        assert_eq!(setup.metric("held_out_score_count{signal=\"joined\"}"), count as f64);
+    }
+    assert_eq!(setup.metric("held_out_score_bucket{signal=\"joined\",le=\"-1\"}"), 1.0);
+    assert_eq!(setup.metric("held_out_score_bucket{signal=\"joined\",le=\"-2\"}"), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_reload_shows_until_one_succeeds() {
+    let setup = Setup::new("").await;
+    for (applied, successful) in [(false, 0.0), (false, 0.0), (true, 1.0)] {
+        setup.server.metrics().reloaded(applied);
+        assert_eq!(setup.metric("config_last_reload_successful"), successful);
+    }
+    assert_eq!(setup.metric("config_reloads_total{result=\"failure\"}"), 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn verdicts_add_up_to_the_requests_received() {
     let setup = Setup::new("limits.body_bytes = 2000").await;
     let bodies = [request(&[CLEAN]), request(&[TRIGGERED]), "{".to_owned(), " ".repeat(2001)];
@@ -173,6 +210,9 @@ async fn artifact_is_published_without_its_secrets() {
         ("uap_norm{norm=\"l2\"}", 1.5),
         ("uap_norm{norm=\"linf\"}", 0.0625),
         ("false_rejection_rate_bound", 0.0078125),
+        ("artifact_created_timestamp_seconds", 1_700_000_000.0),
+        ("model_info{model=\"any\"}", 1.0),
+        ("config_last_reload_successful", 1.0),
         ("build_info{version=\"0.1.0\"}", 1.0),
     ] {
         assert_eq!(metrics.get(name), Some(&value), "{name}");

@@ -155,7 +155,7 @@ async fn settings_that_change_before_there_is_a_detector_are_those_it_gets() {
 
 /// The logits are eight times the two pixels, and nothing perturbs them: a row's joined score is eight
 /// times the distance of its pixels. The held-out ones are 0.01 to 2, as many for either label.
-fn detection() -> (Arc<Model>, Artifact) {
+pub(crate) fn detection() -> (Arc<Model>, Artifact) {
     let graph = Graph::new(&[1, 1, 2])
         .floats("w", &[2, 2], &[8.0, 0.0, 0.0, 8.0])
         .node("Flatten", &["x"], "flat", vec![])

@@ -18,6 +18,46 @@ pub(super) struct Quarantine {
     bytes: u64,
 }
 
+/// A row in quarantine.
+#[derive(Debug)]
+pub struct Kept {
+    /// The request that it came with.
+    pub request_id: String,
+    /// Its place in there.
+    pub row: usize,
+    /// As it was judged, row-major CHW.
+    pub values: Vec<f32>,
+}
+
+/// The newest rows of `len` values in quarantine, the newest first; what cannot be read is left out.
+pub fn newest(settings: &config::Quarantine, count: usize, len: usize) -> Vec<Kept> {
+    let Ok(folder) = std::fs::read_dir(&settings.directory) else { return Vec::new() };
+    let names = folder.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(SUFFIX)).collect();
+    // Names begin with their time.
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    names.iter().take(count).filter_map(|name| read(settings, name, len)).collect()
+}
+
+fn read(settings: &config::Quarantine, name: &str, len: usize) -> Option<Kept> {
+    let (start, row) = name.strip_suffix(SUFFIX)?.rsplit_once('-')?;
+    let (_, request_id) = start.split_once('-')?;
+    let path = settings.directory.join(name);
+    // Not a large file that somebody else put here.
+    if path.metadata().ok()?.len() > (size_of::<f32>() * len) as u64 + 1024 {
+        return None;
+    }
+    let npy = std::fs::read(path).ok()?;
+    let (start, header) = npy.split_at_checked(MAGIC.len())?;
+    let (length, rest) = header.split_first_chunk::<2>()?;
+    let data = rest.get(usize::from(u16::from_le_bytes(*length))..)?;
+    let (values, rest) = data.as_chunks::<4>();
+    let whole = start == MAGIC && values.len() == len && rest.is_empty();
+    let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let row = row.parse().ok()?;
+    whole.then(|| Kept { request_id: request_id.to_owned(), row, values })
+}
+
 // === impl Quarantine ===
 
 impl Quarantine {
