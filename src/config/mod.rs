@@ -79,6 +79,8 @@ pub struct Upstream {
     pub tls: Option<UpstreamTls>,
     /// How long one upstream exchange may take.
     pub timeout: Duration,
+    /// Most rows that the model server takes in one request; `None`: not known.
+    pub max_rows: Option<NonZeroUsize>,
 }
 
 /// `[model]`
@@ -88,6 +90,18 @@ pub struct Model {
     pub path: PathBuf,
     /// The model's name on the upstream; `None` takes any name.
     pub name: Option<String>,
+    /// Whose predictions a verdict rests on.
+    pub predictions: Predictions,
+}
+
+/// Whose predictions a verdict rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Predictions {
+    /// The program's own.
+    Local,
+    /// The model server's.
+    Upstream,
 }
 
 /// `[calibration]`

@@ -15,7 +15,7 @@ use super::value::{
 };
 use super::{
     Action, Admin, Algorithm, Calibration, Config, Inspection, Limits, Listen, LogFormat, Mode,
-    Model, Perturbation, Policy, Result, Rule, Telemetry, Unverified, Upstream,
+    Model, Perturbation, Policy, Predictions, Result, Rule, Telemetry, Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -55,6 +55,7 @@ struct RawAdmin {
 struct RawUpstream {
     url: Option<String>,
     timeout_seconds: Option<f64>,
+    max_rows: Option<i64>,
     tls: RawUpstreamTls,
 }
 
@@ -63,6 +64,7 @@ struct RawUpstream {
 struct RawModel {
     path: Option<PathBuf>,
     name: Option<String>,
+    predictions: Option<Predictions>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -159,6 +161,16 @@ enum RawAction {
 impl RawConfig {
     pub(super) fn convert(self) -> Result<Config> {
         let limits = self.limits.convert()?;
+        let policy = self.policy.convert()?;
+        let predictions = required("model.predictions", self.model.predictions)?;
+        let remote = [Rule::Both, Rule::Calibrated, Rule::Either, Rule::Patch, Rule::Uap];
+        if predictions == Predictions::Upstream && !remote.contains(&policy.rule) {
+            return invalid(
+                "model.predictions",
+                format!("\"upstream\" with policy.rule = {:?}", policy.rule.name()),
+                "one of the rules both, calibrated, either, patch, uap with it",
+            );
+        }
         let url = base_url("upstream.url", self.upstream.url)?;
         Ok(Config {
             listen: Listen { http: address("listen.http", self.listen.http)? },
@@ -167,18 +179,22 @@ impl RawConfig {
                 tls: self.upstream.tls.convert(&url)?,
                 url,
                 timeout: duration("upstream.timeout_seconds", self.upstream.timeout_seconds)?,
+                max_rows: (self.upstream.max_rows)
+                    .map(|rows| count("upstream.max_rows", Some(rows)))
+                    .transpose()?,
             },
             tls: self.tls.convert()?,
             model: Model {
                 path: file("model.path", self.model.path)?,
                 name: self.model.name.map(model_name).transpose()?,
+                predictions,
             },
             preprocess: self.preprocess.convert()?,
             images: self.images.convert()?,
             calibration: self.calibration.convert()?,
             perturbation: self.perturbation.convert()?,
             inspection: self.inspection.convert()?,
-            policy: self.policy.convert()?,
+            policy,
             limits,
             audit: self.audit.convert()?,
             telemetry: Telemetry {

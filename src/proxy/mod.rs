@@ -6,6 +6,7 @@
 //! the client is in `respond`, what it means for the operator in the record.
 
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use rand::TryRngCore;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, Predictions};
 use crate::detect::{Judge, Judgement};
 use crate::protocol::rest::Rest;
 use crate::protocol::{Encoded, Route, binary};
@@ -33,6 +34,7 @@ mod batch;
 mod coding;
 mod live;
 mod record;
+mod remote;
 mod respond;
 mod screen;
 mod trace;
@@ -42,7 +44,7 @@ use batch::Queue;
 pub use live::Live;
 use record::Record;
 use respond::{Failure, respond};
-use screen::{Decision, Screen, Unverified};
+use screen::{Decision, Pending, Screen, Unverified};
 use upstream::{Call, Failed, Upstream};
 
 /// The inspected way to the model server.
@@ -53,6 +55,8 @@ pub struct Proxy {
     places: Arc<Semaphore>,
     limits: Limits,
     model: Option<String>,
+    predictions: Predictions,
+    max_rows: Option<NonZeroUsize>,
     ids: Arc<RequestIds>,
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
@@ -121,6 +125,8 @@ impl Proxy {
             places: places(&config.limits),
             limits: config.limits.clone(),
             model: config.model.name.clone(),
+            predictions: config.model.predictions,
+            max_rows: config.upstream.max_rows,
             ids: Arc::new(RequestIds::new()?),
             metrics,
             tap: audit.tap(config).map(Arc::new),
@@ -144,6 +150,8 @@ impl Proxy {
             places: if unchanged { Arc::clone(&self.places) } else { places(&config.limits) },
             limits: config.limits.clone(),
             model: self.model.clone(),
+            predictions: self.predictions,
+            max_rows: self.max_rows,
             ids: Arc::clone(&self.ids),
             metrics: Arc::clone(&self.metrics),
             tap: self.audit.tap(config).map(Arc::new),
@@ -239,6 +247,9 @@ impl Proxy {
             return self.forward(parts, body, record).await;
         };
         let body = self.read(body, record).await?;
+        if self.is_remote() {
+            return self.infer_remotely(format, parts, body, record).await;
+        }
         let pending = match self.screen.submit(format, &parts.headers, &body).await {
             Ok(pending) => pending,
             Err(unverified) => {
@@ -249,7 +260,16 @@ impl Proxy {
         drop(body);
         record.rows = pending.rows;
         record.inputs = record.audit.is_some().then(|| pending.inputs.clone());
+        self.judge_and_forward(parts, pending, record).await
+    }
 
+    /// Asks the upstream and waits for the verdict.
+    async fn judge_and_forward(
+        &self,
+        parts: Parts,
+        pending: Pending,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
         // Both at once: what detection costs the client is only what it takes longer.
         let since = pending.since();
         let call = call(parts, Forwarded::Reencoded(pending.encoded.clone()));

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::config::ImageProtocol;
 use crate::images::EncodedError;
 use crate::protocol::rest::Rest;
+use crate::protocol::cut::CutError;
 use crate::protocol::{DecodeError, Refusal};
 use crate::telemetry::UpstreamError;
 
@@ -51,6 +52,9 @@ pub(super) enum Failure {
         /// The rows, from 0.
         rows: Vec<usize>,
     },
+    /// The upstream answered to perturbed copies in a form that they cannot be taken out of.
+    #[error("the upstream's answer cannot be cut back to the rows of the request: {0}")]
+    Uncut(CutError),
     /// The upstream gave no answer.
     #[error("{}", name_upstream_error(*.0))]
     Upstream(UpstreamError),
@@ -122,6 +126,7 @@ fn answer(failure: &Failure) -> Answer {
         Failure::Upstream(UpstreamError::Timeout) => {
             (StatusCode::GATEWAY_TIMEOUT, Upstream, Unknown)
         }
+        Failure::Uncut(_) => (StatusCode::BAD_GATEWAY, Upstream, Never),
         Failure::Upstream(UpstreamError::Broken | UpstreamError::Unreachable) => {
             (StatusCode::BAD_GATEWAY, Upstream, Unknown)
         }
@@ -135,6 +140,7 @@ fn decode_status(error: &DecodeError) -> StatusCode {
             StatusCode::UNSUPPORTED_MEDIA_TYPE
         }
         DecodeError::CodedTooLarge { .. }
+        | DecodeError::Copies { .. }
         | DecodeError::FieldImage { reason: EncodedError::TooLarge { .. }, .. }
         | DecodeError::Image(EncodedError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         DecodeError::Rows { received, limit } if received > limit => StatusCode::PAYLOAD_TOO_LARGE,
@@ -242,6 +248,7 @@ mod tests {
             Failure::Refused(Refusal::Path),
             Failure::Refused(Refusal::Method { allow: "GET" }),
             Failure::Rejected { rows: vec![0] },
+            Failure::Uncut(CutError::Coded),
             Failure::Upstream(UpstreamError::Broken),
             Failure::Upstream(UpstreamError::Timeout),
             Failure::Upstream(UpstreamError::Unreachable),

@@ -97,6 +97,19 @@ pub enum Protocol {
     RawImage,
 }
 
+/// What becomes of rows where the upstream predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteRows {
+    /// Perturbed copies that it was sent.
+    Copied,
+    /// It labels them otherwise than the local model.
+    Disputed,
+    /// Judged by its predictions.
+    Judged,
+    /// Its answer told nothing.
+    Untold,
+}
+
 /// What a score measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -212,6 +225,23 @@ impl UpstreamError {
             Self::Broken => "broken",
             Self::Timeout => "timeout",
             Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+// === impl RemoteRows ===
+
+impl RemoteRows {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Copied, Self::Disputed, Self::Judged, Self::Untold];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Copied => "copied",
+            Self::Disputed => "disputed",
+            Self::Judged => "judged",
+            Self::Untold => "untold",
         }
     }
 }

@@ -27,6 +27,7 @@ mod pictures;
 mod proxy_http;
 mod raw_images;
 mod reload;
+mod remote;
 mod report;
 mod rules;
 mod scan;

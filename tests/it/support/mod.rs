@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub(crate) mod judge;
+pub(crate) mod model_server;
 pub(crate) mod onnx;
 pub(crate) mod upstream;
 
