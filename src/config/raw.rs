@@ -3,6 +3,7 @@
 //! A layer may leave out any key, so every field is optional here; the conversion is the place that
 //! misses one, or finds a value outside its range.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -14,8 +15,8 @@ use super::value::{
     probability, required, share,
 };
 use super::{
-    Action, Admin, Algorithm, Calibration, Config, Inspection, Limits, Listen, LogFormat, Mode,
-    Model, Perturbation, Policy, Predictions, Result, Rule, Telemetry, Unverified, Upstream,
+    Action, Admin, Algorithm, Breaker, Calibration, Config, Inspection, Limits, Listen, LogFormat,
+    Mode, Model, Perturbation, Policy, Predictions, Result, Rule, Telemetry, Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -56,6 +57,8 @@ struct RawUpstream {
     url: Option<String>,
     timeout_seconds: Option<f64>,
     max_rows: Option<i64>,
+    breaker_failures: Option<u32>,
+    breaker_seconds: Option<f64>,
     tls: RawUpstreamTls,
 }
 
@@ -172,12 +175,17 @@ impl RawConfig {
             );
         }
         let url = base_url("upstream.url", self.upstream.url)?;
+        let pause = duration("upstream.breaker_seconds", self.upstream.breaker_seconds)?;
+        // Zero failures: none.
+        let failures = required("upstream.breaker_failures", self.upstream.breaker_failures)?;
+        let breaker = NonZeroU32::new(failures).map(|failures| Breaker { failures, pause });
         Ok(Config {
             listen: Listen { http: address("listen.http", self.listen.http)? },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
             upstream: Upstream {
                 tls: self.upstream.tls.convert(&url)?,
                 url,
+                breaker,
                 timeout: duration("upstream.timeout_seconds", self.upstream.timeout_seconds)?,
                 max_rows: (self.upstream.max_rows)
                     .map(|rows| count("upstream.max_rows", Some(rows)))

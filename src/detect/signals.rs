@@ -157,7 +157,7 @@ impl Signals {
         if needed == Needed::Patch {
             return Ok(Copied { parts: Vec::new(), of: Vec::new() });
         }
-        let moved = self.bounds.clip(&rows.broadcast_add(&self.universal)?)?;
+        let moved = self.bounds.moved(rows, &self.universal)?;
         let of = (0..rows.dim(0)?).map(|row| (row, Kind::Universal)).collect();
         Ok(Copied { parts: vec![moved], of })
     }
@@ -172,7 +172,7 @@ impl Signals {
         let (mut parts, mut of) = (Vec::new(), Vec::new());
         if needed == Needed::All {
             let own = self.class_conditional.index_select(&indices(labels, rows)?, 0)?;
-            parts.push(self.bounds.clip(&rows.add(&own)?)?);
+            parts.push(self.bounds.moved(rows, &own)?);
             of.extend((0..labels.len()).map(|row| (row, Kind::ClassConditional)));
         }
         if needed != Needed::Universal {

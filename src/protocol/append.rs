@@ -69,7 +69,7 @@ fn append_v2(encoded: &Encoded, rows: &[f32], shape: [usize; 3]) -> Option<Appen
     let mut body = document.text().into_bytes();
     let json_length = encoded.json_length.map(|_| body.len());
     body.append(&mut tensor);
-    let encoded = Encoded { body: body.into(), json_length, media_type: encoded.media_type };
+    let encoded = Encoded { body: body.into(), json_length, media_type: encoded.media_type.clone() };
     Some(Appended { encoded, selective })
 }
 

@@ -31,6 +31,7 @@ use crate::telemetry::audit::{Audit, Tap};
 use crate::telemetry::metrics::Metrics;
 
 mod batch;
+mod breaker;
 mod coding;
 mod live;
 mod record;

@@ -123,6 +123,9 @@ fn answer(failure: &Failure) -> Answer {
         Failure::Overload => (StatusCode::SERVICE_UNAVAILABLE, Firewall, After(1)),
         Failure::Refused(refusal) => (refusal_status(*refusal), Client, Never),
         Failure::Rejected { .. } => (StatusCode::FORBIDDEN, Client, Never),
+        Failure::Upstream(UpstreamError::Open) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Upstream, After(1))
+        }
         Failure::Upstream(UpstreamError::Timeout) => {
             (StatusCode::GATEWAY_TIMEOUT, Upstream, Unknown)
         }
@@ -226,6 +229,7 @@ fn name_rows(rows: &[usize]) -> String {
 fn name_upstream_error(error: UpstreamError) -> &'static str {
     match error {
         UpstreamError::Broken => "the upstream broke off its answer",
+        UpstreamError::Open => "the upstream failed too often and is not asked for a while",
         UpstreamError::Timeout => "the upstream did not answer in time",
         UpstreamError::Unreachable => "the upstream cannot be reached",
     }
@@ -250,6 +254,7 @@ mod tests {
             Failure::Rejected { rows: vec![0] },
             Failure::Uncut(CutError::Coded),
             Failure::Upstream(UpstreamError::Broken),
+            Failure::Upstream(UpstreamError::Open),
             Failure::Upstream(UpstreamError::Timeout),
             Failure::Upstream(UpstreamError::Unreachable),
         ];

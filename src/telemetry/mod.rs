@@ -80,6 +80,8 @@ pub enum Reason {
 pub enum UpstreamError {
     /// The connection ended before a complete answer, or the answer was not HTTP.
     Broken,
+    /// Not asked: it had failed too often just before.
+    Open,
     /// No answer in time.
     Timeout,
     /// No connection.
@@ -217,12 +219,13 @@ impl Reason {
 
 impl UpstreamError {
     /// Every error.
-    pub const ALL: [Self; 3] = [Self::Broken, Self::Timeout, Self::Unreachable];
+    pub const ALL: [Self; 4] = [Self::Broken, Self::Open, Self::Timeout, Self::Unreachable];
 
     /// The label value.
     pub fn label(self) -> &'static str {
         match self {
             Self::Broken => "broken",
+            Self::Open => "open",
             Self::Timeout => "timeout",
             Self::Unreachable => "unreachable",
         }
