@@ -126,8 +126,9 @@ impl Signals {
     fn score_margins(&self, rows: &Tensor, needed: Needed) -> Result<Vec<RowSignals>, Error> {
         let count = rows.dim(0)?;
         let universal = self.universal_copies(rows, needed)?;
-        let first =
-            self.model.logits(&Tensor::cat(&[&[rows.clone()], &*universal.parts].concat(), 0)?)?;
+        let mut parts = vec![rows.clone()];
+        parts.extend(universal.parts);
+        let first = self.model.logits(&Tensor::cat(&parts, 0)?)?;
         let labels = labels(&first.narrow(0, 0, count)?)?;
         let mut signals: Vec<RowSignals> =
             labels.iter().map(|&label| RowSignals::new(label)).collect();

@@ -69,7 +69,8 @@ fn append_v2(encoded: &Encoded, rows: &[f32], shape: [usize; 3]) -> Option<Appen
     let mut body = document.text().into_bytes();
     let json_length = encoded.json_length.map(|_| body.len());
     body.append(&mut tensor);
-    let encoded = Encoded { body: body.into(), json_length, media_type: encoded.media_type.clone() };
+    let encoded =
+        Encoded { body: body.into(), json_length, media_type: encoded.media_type.clone() };
     Some(Appended { encoded, selective })
 }
 
@@ -224,10 +225,10 @@ mod tests {
         assert_eq!(body(Rest::Oip, input, &[0.5, 0.5]), None);
         assert_eq!(body(Rest::KserveV1, r#"{"instances":[[[[0,1]]]]}"#, &[0.5, 0.5]), None);
         for image in [r#"{"b64":"a.e="}"#, r#"{"x":{"b64":"a.e="}}"#] {
-        let request = format!(r#"{{"instances":[{image}]}}"#);
-        assert_eq!(body(Rest::KserveV1, &request, &[0.5, 0.5]), None);
-    }
-    let signed = r#"{"signature_name":"s","instances":[[[[0.5,1.0]]]]}"#;
+            let request = format!(r#"{{"instances":[{image}]}}"#);
+            assert_eq!(body(Rest::KserveV1, &request, &[0.5, 0.5]), None);
+        }
+        let signed = r#"{"signature_name":"s","instances":[[[[0.5,1.0]]]]}"#;
         assert_eq!(body(Rest::KserveV1, signed, &[0.5, 0.5]), None);
     }
 }

@@ -219,7 +219,7 @@ fn kept_bytes(
     }
     // Each element is its length in four bytes and as many bytes.
     let (mut place, mut kept) = (0, 0);
-    for element in 0..asked.total.checked_mul(each).unwrap_or(usize::MAX) {
+    for element in 0..asked.total.saturating_mul(each) {
         if element == asked.rows * each {
             kept = place;
         }

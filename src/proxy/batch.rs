@@ -35,8 +35,10 @@ pub(super) type Reply = oneshot::Receiver<Vec<Judgement>>;
 enum Work {
     Batched(Entry),
     /// A question that no other can be joined with.
-    Single(Box<dyn FnOnce(&dyn Judge) + Send>),
+    Single(Box<Question>),
 }
+
+type Question = dyn FnOnce(&dyn Judge) + Send;
 
 /// One request's rows.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::config::ImageProtocol;
 use crate::images::EncodedError;
-use crate::protocol::rest::Rest;
 use crate::protocol::cut::CutError;
+use crate::protocol::rest::Rest;
 use crate::protocol::{DecodeError, Refusal};
 use crate::telemetry::UpstreamError;
 
