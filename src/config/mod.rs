@@ -4,7 +4,7 @@
 //! expressed.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,6 +83,19 @@ pub struct Upstream {
     pub tls: Option<UpstreamTls>,
     /// How long one upstream exchange may take.
     pub timeout: Duration,
+    /// When an upstream that fails is left alone; `None`: never.
+    pub breaker: Option<Breaker>,
+    /// Most rows that the model server takes in one request; `None`: not known.
+    pub max_rows: Option<NonZeroUsize>,
+}
+
+/// When an upstream that fails is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// After this many failures in a row ...
+    pub failures: NonZeroU32,
+    /// ... for so long.
+    pub pause: Duration,
 }
 
 /// `[model]`
@@ -92,6 +105,18 @@ pub struct Model {
     pub path: PathBuf,
     /// The model's name on the upstream; `None` takes any name.
     pub name: Option<String>,
+    /// Whose predictions a verdict rests on.
+    pub predictions: Predictions,
+}
+
+/// Whose predictions a verdict rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Predictions {
+    /// The program's own.
+    Local,
+    /// The model server's.
+    Upstream,
 }
 
 /// `[calibration]`

@@ -4,6 +4,7 @@
 //! misses one, or finds a value outside its range.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -15,8 +16,8 @@ use super::value::{
     probability, required, share,
 };
 use super::{
-    Action, Admin, Algorithm, Calibration, Config, Inspection, Limits, Listen, LogFormat, Mode,
-    Model, Perturbation, Policy, Result, Rule, Telemetry, Unverified, Upstream,
+    Action, Admin, Algorithm, Breaker, Calibration, Config, Inspection, Limits, Listen, LogFormat,
+    Mode, Model, Perturbation, Policy, Predictions, Result, Rule, Telemetry, Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -58,6 +59,9 @@ struct RawUpstream {
     url: Option<String>,
     grpc_url: Option<String>,
     timeout_seconds: Option<f64>,
+    max_rows: Option<i64>,
+    breaker_failures: Option<u32>,
+    breaker_seconds: Option<f64>,
     tls: RawUpstreamTls,
 }
 
@@ -66,6 +70,7 @@ struct RawUpstream {
 struct RawModel {
     path: Option<PathBuf>,
     name: Option<String>,
+    predictions: Option<Predictions>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -162,8 +167,22 @@ enum RawAction {
 impl RawConfig {
     pub(super) fn convert(self) -> Result<Config> {
         let limits = self.limits.convert()?;
+        let policy = self.policy.convert()?;
+        let predictions = required("model.predictions", self.model.predictions)?;
+        let remote = [Rule::Both, Rule::Calibrated, Rule::Either, Rule::Patch, Rule::Uap];
+        if predictions == Predictions::Upstream && !remote.contains(&policy.rule) {
+            return invalid(
+                "model.predictions",
+                format!("\"upstream\" with policy.rule = {:?}", policy.rule.name()),
+                "one of the rules both, calibrated, either, patch, uap with it",
+            );
+        }
         let url = base_url("upstream.url", self.upstream.url)?;
         let (grpc, grpc_url) = grpc(self.listen.grpc, self.upstream.grpc_url)?;
+        let pause = duration("upstream.breaker_seconds", self.upstream.breaker_seconds)?;
+        // Zero failures: none.
+        let failures = required("upstream.breaker_failures", self.upstream.breaker_failures)?;
+        let breaker = NonZeroU32::new(failures).map(|failures| Breaker { failures, pause });
         Ok(Config {
             listen: Listen { http: address("listen.http", self.listen.http)?, grpc },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
@@ -171,19 +190,24 @@ impl RawConfig {
                 tls: self.upstream.tls.convert(&url, grpc_url.as_deref())?,
                 url,
                 grpc_url,
+                breaker,
                 timeout: duration("upstream.timeout_seconds", self.upstream.timeout_seconds)?,
+                max_rows: (self.upstream.max_rows)
+                    .map(|rows| count("upstream.max_rows", Some(rows)))
+                    .transpose()?,
             },
             tls: self.tls.convert()?,
             model: Model {
                 path: file("model.path", self.model.path)?,
                 name: self.model.name.map(model_name).transpose()?,
+                predictions,
             },
             preprocess: self.preprocess.convert()?,
             images: self.images.convert()?,
             calibration: self.calibration.convert()?,
             perturbation: self.perturbation.convert()?,
             inspection: self.inspection.convert()?,
-            policy: self.policy.convert()?,
+            policy,
             limits,
             audit: self.audit.convert()?,
             telemetry: Telemetry {

@@ -1,5 +1,6 @@
 //! One input, one verdict.
 
+mod remote;
 mod signals;
 mod specific;
 pub mod strip;
@@ -14,6 +15,7 @@ use crate::artifact::Thresholds;
 use crate::config::Rule;
 use crate::model::InputDomain;
 
+pub use remote::{Concluded, Copies, Predictions, Remote};
 pub use signals::{Needed, RowSignals, Signals};
 pub use specific::{Generator, Left, Specific};
 pub use weights::weights;
@@ -25,6 +27,11 @@ pub trait Judge: Send + Sync + 'static {
 
     /// One judgement per row. `rows` holds whole rows of `domain().len()` values, row-major CHW.
     fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, Error>;
+
+    /// The same by somebody else's predictions, where this judge can do that.
+    fn remote(&self) -> Option<&dyn Remote> {
+        None
+    }
 }
 
 /// What detection says of one row.
@@ -86,6 +93,14 @@ impl Detector {
         Self { signals, rule, thresholds }
     }
 
+    /// Whole rows as a batch.
+    fn tensor(&self, rows: &[f32]) -> candle_core::Result<Tensor> {
+        let [channels, height, width] = self.domain().shape;
+        let count = rows.len() / self.domain().len();
+        let device = self.signals.model().device();
+        Tensor::from_slice(rows, (count, channels, height, width), device)
+    }
+
     /// The labels that inspection named.
     pub fn infected(&self) -> BTreeSet<usize> {
         self.signals.infected().collect()
@@ -98,12 +113,12 @@ impl Judge for Detector {
     }
 
     fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, Error> {
-        let [channels, height, width] = self.domain().shape;
-        let count = rows.len() / self.domain().len();
-        let device = self.signals.model().device();
-        let rows = Tensor::from_slice(rows, (count, channels, height, width), device)?;
-        let scored = self.signals.score(&rows, needed(self.rule))?;
+        let scored = self.signals.score(&self.tensor(rows)?, needed(self.rule))?;
         Ok(scored.iter().map(|row| apply(self.rule, row, &self.thresholds)).collect())
+    }
+
+    fn remote(&self) -> Option<&dyn Remote> {
+        Some(self)
     }
 }
 

@@ -45,6 +45,25 @@ pub enum Needed {
     UniversalAndPatch,
 }
 
+/// Which signal a perturbed copy of a row is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `s_c`
+    ClassConditional,
+    /// `s_p`
+    Patch,
+    /// `s_u`
+    Universal,
+}
+
+/// Perturbed copies of rows.
+pub(super) struct Copied {
+    /// `[m, C, H, W]` in parts.
+    pub(super) parts: Vec<Tensor>,
+    /// The row of each copy, and what it is for.
+    pub(super) of: Vec<(usize, Kind)>,
+}
+
 /// A row's prediction and its signals; larger is more like a trigger.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowSignals {
@@ -106,69 +125,83 @@ impl Signals {
 
     fn score_margins(&self, rows: &Tensor, needed: Needed) -> Result<Vec<RowSignals>, Error> {
         let count = rows.dim(0)?;
-        let with_universal = needed != Needed::Patch;
-        let first = if with_universal {
-            let moved = self.bounds.clip(&rows.broadcast_add(&self.universal)?)?;
-            self.model.logits(&Tensor::cat(&[rows, &moved], 0)?)?
-        } else {
-            self.model.logits(rows)?
-        };
-        let labels: Vec<usize> =
-            predictions(&first.narrow(0, 0, count)?)?.into_iter().map(|(label, _)| label).collect();
-        let mut signals: Vec<RowSignals> = labels
-            .iter()
-            .map(|&label| RowSignals { label, forwards: 1, ..RowSignals::default() })
-            .collect();
-        if with_universal {
-            let margins = margins(&first.narrow(0, count, count)?, &labels)?;
-            for (signals, margin) in signals.iter_mut().zip(margins) {
-                signals.universal = Some(margin);
-                signals.forwards += 1;
-            }
+        let universal = self.universal_copies(rows, needed)?;
+        let mut parts = vec![rows.clone()];
+        parts.extend(universal.parts);
+        let first = self.model.logits(&Tensor::cat(&parts, 0)?)?;
+        let labels = labels(&first.narrow(0, 0, count)?)?;
+        let mut signals: Vec<RowSignals> =
+            labels.iter().map(|&label| RowSignals::new(label)).collect();
+        if !universal.of.is_empty() {
+            note(&mut signals, &universal.of, &first.narrow(0, count, count)?)?;
         }
-        if needed != Needed::Universal {
-            self.score_by_label(rows, needed, &labels, &mut signals)?;
-        }
+        self.score_copies(&self.labelled_copies(rows, needed, &labels)?, &mut signals)?;
         Ok(signals)
     }
 
-    fn score_by_label(
+    /// Scores rows by margins as if they had been predicted as `labels`.
+    pub(super) fn score_as(
         &self,
         rows: &Tensor,
         needed: Needed,
         labels: &[usize],
-        signals: &mut [RowSignals],
-    ) -> Result<(), Error> {
-        let with_class_conditional = needed == Needed::All;
-        let infected: Vec<usize> =
-            (0..labels.len()).filter(|&row| self.patches.contains_key(&labels[row])).collect();
-        let mut batch = Vec::new();
-        if with_class_conditional {
+    ) -> Result<Vec<RowSignals>, Error> {
+        let mut signals: Vec<RowSignals> =
+            labels.iter().map(|&label| RowSignals::new(label)).collect();
+        self.score_copies(&self.universal_copies(rows, needed)?, &mut signals)?;
+        self.score_copies(&self.labelled_copies(rows, needed, labels)?, &mut signals)?;
+        Ok(signals)
+    }
+
+    /// The copies that need no label.
+    pub(super) fn universal_copies(&self, rows: &Tensor, needed: Needed) -> CandleResult<Copied> {
+        if needed == Needed::Patch {
+            return Ok(Copied { parts: Vec::new(), of: Vec::new() });
+        }
+        let moved = self.bounds.moved(rows, &self.universal)?;
+        let of = (0..rows.dim(0)?).map(|row| (row, Kind::Universal)).collect();
+        Ok(Copied { parts: vec![moved], of })
+    }
+
+    /// The copies that the labels call for.
+    pub(super) fn labelled_copies(
+        &self,
+        rows: &Tensor,
+        needed: Needed,
+        labels: &[usize],
+    ) -> CandleResult<Copied> {
+        let (mut parts, mut of) = (Vec::new(), Vec::new());
+        if needed == Needed::All {
             let own = self.class_conditional.index_select(&indices(labels, rows)?, 0)?;
-            batch.push(self.bounds.clip(&rows.add(&own)?)?);
+            parts.push(self.bounds.moved(rows, &own)?);
+            of.extend((0..labels.len()).map(|row| (row, Kind::ClassConditional)));
         }
-        for &row in &infected {
-            batch.push(self.patches[&labels[row]].apply(&rows.narrow(0, row, 1)?)?);
+        if needed != Needed::Universal {
+            for (row, label) in labels.iter().enumerate() {
+                if let Some(patch) = self.patches.get(label) {
+                    parts.push(patch.apply(&rows.narrow(0, row, 1)?)?);
+                    of.push((row, Kind::Patch));
+                }
+            }
         }
-        if batch.is_empty() {
+        Ok(Copied { parts, of })
+    }
+
+    /// Whether a row's label is asked for before its copies can be made.
+    pub(super) fn needs_labels(&self, needed: Needed) -> bool {
+        match needed {
+            Needed::All => true,
+            Needed::Patch | Needed::UniversalAndPatch => !self.patches.is_empty(),
+            Needed::Specific(_) | Needed::Strip | Needed::Universal => false,
+        }
+    }
+
+    fn score_copies(&self, copied: &Copied, signals: &mut [RowSignals]) -> Result<(), Error> {
+        if copied.of.is_empty() {
             return Ok(());
         }
-        let mut asked: Vec<usize> =
-            if with_class_conditional { (0..labels.len()).collect() } else { Vec::new() };
-        let class_conditional = asked.len();
-        asked.extend(&infected);
-        let logits = self.model.logits(&Tensor::cat(&batch, 0)?)?;
-        let asked_labels: Vec<usize> = asked.iter().map(|&row| labels[row]).collect();
-        let margins = margins(&logits, &asked_labels)?;
-        for (index, (&row, margin)) in asked.iter().zip(margins).enumerate() {
-            if index < class_conditional {
-                signals[row].class_conditional = Some(margin);
-            } else {
-                signals[row].patch = Some(-margin);
-            }
-            signals[row].forwards += 1;
-        }
-        Ok(())
+        let logits = self.model.logits(&Tensor::cat(&copied.parts, 0)?)?;
+        Ok(note(signals, &copied.of, &logits)?)
     }
 
     fn score_specific(
@@ -204,6 +237,21 @@ impl Signals {
 // === impl RowSignals ===
 
 impl RowSignals {
+    /// A row predicted as `label`.
+    pub(super) fn new(label: usize) -> Self {
+        Self { label, forwards: 1, ..Self::default() }
+    }
+
+    /// A copy of the row, predicted, has this margin `m_y`.
+    pub(super) fn note(&mut self, kind: Kind, margin: f32) {
+        match kind {
+            Kind::ClassConditional => self.class_conditional = Some(margin),
+            Kind::Patch => self.patch = Some(-margin),
+            Kind::Universal => self.universal = Some(margin),
+        }
+        self.forwards += 1;
+    }
+
     /// The score that the calibrated rule compares: the weighted sum of the signals where the
     /// label is infected and has weights, else the least of those that are there.
     ///
@@ -219,6 +267,20 @@ impl RowSignals {
         }
         signals.into_iter().flatten().fold(f32::INFINITY, f32::min)
     }
+}
+
+/// Predicted labels of logits `[n, labels]`.
+pub(super) fn labels(logits: &Tensor) -> CandleResult<Vec<usize>> {
+    Ok(predictions(logits)?.into_iter().map(|(label, _)| label).collect())
+}
+
+/// Notes what logits `[m, labels]` of copies say of their rows.
+fn note(signals: &mut [RowSignals], of: &[(usize, Kind)], logits: &Tensor) -> CandleResult<()> {
+    let labels: Vec<usize> = of.iter().map(|&(row, _)| signals[row].label).collect();
+    for (&(row, kind), margin) in of.iter().zip(margins(logits, &labels)?) {
+        signals[row].note(kind, margin);
+    }
+    Ok(())
 }
 
 fn indices(labels: &[usize], rows: &Tensor) -> CandleResult<Tensor> {

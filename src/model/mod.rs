@@ -70,6 +70,11 @@ pub trait Classifier: Send + Sync {
     /// Number of labels.
     fn labels(&self) -> usize;
 
+    /// What its file calls its output, where there is a file.
+    fn output_name(&self) -> Option<&str> {
+        None
+    }
+
     /// Where its tensors live.
     fn device(&self) -> &Device;
 
@@ -342,6 +347,10 @@ impl Classifier for Model {
         self.labels
     }
 
+    fn output_name(&self) -> Option<&str> {
+        Some(self.program.output_name())
+    }
+
     fn device(&self) -> &Device {
         self.program.device()
     }
@@ -423,6 +432,21 @@ impl InputDomain {
             }
         }
         rows
+    }
+
+    /// The other way round: whole rows as they are sent.
+    pub fn sent_of_rows(&self, rows: Vec<f32>) -> Vec<f32> {
+        let [channels, height, width] = self.shape;
+        if !self.channels_last || channels == 1 || self.is_empty() {
+            return rows;
+        }
+        let mut sent = Vec::with_capacity(rows.len());
+        for row in rows.chunks_exact(channels * height * width) {
+            for pixel in 0..height * width {
+                sent.extend(row[pixel..].iter().step_by(height * width));
+            }
+        }
+        sent
     }
 
     /// Bytes of one image as a row of model input.

@@ -181,6 +181,31 @@ impl Bounds {
         rows.broadcast_maximum(&self.lower)?.broadcast_minimum(&self.upper)
     }
 
+    /// `clip(rows + perturbation)`, of a perturbation of one row or of as many as there are.
+    ///
+    /// On the CPU in one pass of its own: candle splits three passes over threads that wait for each
+    /// other by spinning, which took half of a request's time where images are large and cores busy.
+    pub fn moved(&self, rows: &Tensor, perturbation: &Tensor) -> CandleResult<Tensor> {
+        if !rows.device().is_cpu() {
+            return self.clip(&rows.broadcast_add(perturbation)?);
+        }
+        let mut values: Vec<f32> = rows.flatten_all()?.to_vec1()?;
+        let added: Vec<f32> = perturbation.flatten_all()?.to_vec1()?;
+        let (lower, upper) = (self.lower.flatten_all()?, self.upper.flatten_all()?);
+        let (lower, upper) = (lower.to_vec1::<f32>()?, upper.to_vec1::<f32>()?);
+        let row = rows.elem_count() / rows.dim(0)?.max(1);
+        let plane = (row / lower.len().max(1)).max(1);
+        for (values, added) in values.chunks_mut(row.max(1)).zip(added.chunks(row.max(1)).cycle()) {
+            let planes = values.chunks_mut(plane).zip(added.chunks(plane));
+            for ((values, added), (&lower, &upper)) in planes.zip(lower.iter().zip(&upper)) {
+                for (value, added) in values.iter_mut().zip(added) {
+                    *value = (*value + added).max(lower).min(upper);
+                }
+            }
+        }
+        Tensor::from_vec(values, rows.shape(), rows.device())
+    }
+
     /// Projects a perturbation onto the l-infinity ball of radius `epsilon`.
     pub fn project(&self, perturbation: &Tensor, epsilon: f32) -> CandleResult<Tensor> {
         let radius = (&self.range * f64::from(epsilon))?;
@@ -210,6 +235,28 @@ mod tests {
             down[k] -= 0.01;
             let slope = (margin(&up, 0) - margin(&down, 0)) / 0.02;
             assert!((slope - expected).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn moving_is_adding_and_clipping() {
+        let domain = InputDomain {
+            shape: [2, 1, 2],
+            lower: vec![-1.0, 0.0],
+            upper: vec![1.0, 4.0],
+            channels_last: false,
+            fp32: true,
+        };
+        let bounds = Bounds::new(&domain, &Device::Cpu).unwrap();
+        let rows = [0.9f32, -0.9, 0.1, 3.9, 0.0, 0.5, 2.0, 1.0];
+        let rows = Tensor::new(&rows, &Device::Cpu).unwrap().reshape((2, 2, 1, 2)).unwrap();
+        for perturbation in [&[0.25f32, -0.25, -0.25, 0.25][..], &[0.5; 8]] {
+            let perturbation = Tensor::new(perturbation, &Device::Cpu).unwrap();
+            let perturbation = perturbation.reshape(((), 2, 1, 2)).unwrap();
+            let moved = bounds.moved(&rows, &perturbation).unwrap();
+            let expected = bounds.clip(&rows.broadcast_add(&perturbation).unwrap()).unwrap();
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(&moved), values(&expected));
         }
     }
 

@@ -73,6 +73,23 @@ impl Datatype {
         }
     }
 
+    /// Appends little-endian values; of integers it makes none, for a value in between is none of theirs.
+    pub fn write(self, values: &[f32], bytes: &mut Vec<u8>) {
+        match self {
+            Self::Bf16 => {
+                bytes.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
+            }
+            Self::Fp16 => {
+                bytes.extend(values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()));
+            }
+            Self::Fp32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Self::Fp64 => {
+                bytes.extend(values.iter().flat_map(|&value| f64::from(value).to_le_bytes()));
+            }
+            Self::Int8 | Self::Uint8 => {}
+        }
+    }
+
     /// A number of a JSON text as this datatype holds it; `None` if it does not fit.
     pub fn narrow(self, number: f64) -> Option<f32> {
         let integer = |lowest: f64, highest: f64| {
@@ -115,6 +132,11 @@ mod tests {
         for (datatype, bytes, value) in cases {
             assert_eq!(datatype.read(bytes), [value], "{datatype:?}");
             assert_eq!(bytes.len(), datatype.size());
+            if !datatype.is_integer() {
+                let mut written = Vec::new();
+                datatype.write(&[value], &mut written);
+                assert_eq!(written, bytes, "{datatype:?}");
+            }
             assert_eq!(datatype.narrow(f64::from(value)), Some(value), "{datatype:?}");
         }
     }

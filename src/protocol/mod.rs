@@ -11,7 +11,9 @@ use bytes::Bytes;
 use crate::images::{EncodedError, Frame, Kind};
 use crate::model::InputDomain;
 
+pub mod append;
 pub mod binary;
+pub mod cut;
 pub mod datatype;
 mod document;
 pub mod form;
@@ -28,6 +30,7 @@ pub mod raw_image;
 pub mod rest;
 #[cfg(test)]
 mod tests;
+mod text;
 
 /// What a request's method and path ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +134,19 @@ pub enum DecodeError {
     /// Bytes behind the JSON are not a tensor.
     #[error(transparent)]
     Binary(#[from] binary::BinaryError),
+    /// More rows than the upstream takes, with their copies.
+    #[error(
+        "the request holds {rows} rows, which makes {} with the {copies} perturbed copies that the model server has to predict as well, expected at most {limit} (upstream.max_rows)",
+        rows + copies
+    )]
+    Copies {
+        /// Rows of the request.
+        rows: usize,
+        /// Copies of them.
+        copies: usize,
+        /// Most rows that the upstream takes.
+        limit: usize,
+    },
     /// A number of data values that the shape does not give.
     #[error("inputs[0].data holds {received} values, expected {expected} for its shape")]
     Count {

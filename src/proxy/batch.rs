@@ -11,13 +11,13 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 use crate::config::Limits;
-use crate::detect::{Judge, Judgement};
+use crate::detect::{self, Judge, Judgement};
 use crate::model::InputDomain;
 use crate::telemetry::metrics::Metrics;
 
 /// The queue's open end. The thread ends when the last one is dropped.
 pub(super) struct Queue {
-    sender: mpsc::Sender<Entry>,
+    sender: mpsc::Sender<Work>,
     occupied: Arc<AtomicUsize>,
     limit: usize,
     judge: Arc<dyn Judge>,
@@ -30,6 +30,15 @@ pub(super) struct Full;
 
 /// Gets one judgement per row, or an error if detection failed.
 pub(super) type Reply = oneshot::Receiver<Vec<Judgement>>;
+
+/// What waits.
+enum Work {
+    Batched(Entry),
+    /// A question that no other can be joined with.
+    Single(Box<Question>),
+}
+
+type Question = dyn FnOnce(&dyn Judge) + Send;
 
 /// One request's rows.
 #[derive(Debug)]
@@ -49,7 +58,7 @@ struct Places {
 
 struct Worker {
     judge: Arc<dyn Judge>,
-    receiver: mpsc::Receiver<Entry>,
+    receiver: mpsc::Receiver<Work>,
     /// Did not fit into the previous batch.
     left_over: Option<Entry>,
     batch_rows: usize,
@@ -99,7 +108,29 @@ impl Queue {
         let (reply, receiver) = oneshot::channel();
         let entry = Entry { values, places, reply };
         // Fails only when the thread is gone, and then drops the entry: the reply says so.
-        let _ = self.sender.send(entry);
+        let _ = self.sender.send(Work::Batched(entry));
+        Ok(receiver)
+    }
+
+    /// Asks something else about `rows` rows. Dropping the reply takes the question back.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        rows: usize,
+        question: impl FnOnce(&dyn Judge) -> Result<T, detect::Error> + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, Full> {
+        let places = self.occupy(rows)?;
+        let (reply, receiver) = oneshot::channel();
+        let work = Box::new(move |judge: &dyn Judge| {
+            if reply.is_closed() {
+                return;
+            }
+            let answer = attempt(rows, || question(judge));
+            drop(places);
+            if let Some(answer) = answer {
+                let _ = reply.send(answer);
+            }
+        });
+        let _ = self.sender.send(Work::Single(work));
         Ok(receiver)
     }
 
@@ -148,12 +179,17 @@ impl Worker {
         let mut rows = 0;
         loop {
             let next = match self.left_over.take() {
-                Some(entry) => Some(entry),
+                Some(entry) => Some(Work::Batched(entry)),
                 None if batch.is_empty() => Some(self.receiver.recv().ok()?),
                 None => self.receiver.try_recv().ok(),
             };
-            let Some(entry) = next else {
-                return Some(batch);
+            let entry = match next {
+                None => return Some(batch),
+                Some(Work::Batched(entry)) => entry,
+                Some(Work::Single(work)) => {
+                    work(&*self.judge);
+                    continue;
+                }
             };
             if entry.reply.is_closed() {
                 continue;
@@ -191,17 +227,24 @@ impl Worker {
     }
 
     fn judgements(&self, values: &[f32], rows: usize) -> Option<Vec<Judgement>> {
-        // A judge is only read from, so a panic leaves nothing half-written behind.
-        match catch_unwind(AssertUnwindSafe(|| self.judge.judge(values))) {
-            Ok(Ok(judgements)) if judgements.len() == rows => return Some(judgements),
-            Ok(Ok(judgements)) => {
-                tracing::error!(rows, judgements = judgements.len(), "incomplete detection");
-            }
-            Ok(Err(error)) => {
-                tracing::error!(rows, error = &error as &dyn std::error::Error, "detection failed");
-            }
-            Err(_) => tracing::error!(rows, "detection panicked"),
+        let judgements = attempt(rows, || self.judge.judge(values))?;
+        if judgements.len() != rows {
+            tracing::error!(rows, judgements = judgements.len(), "incomplete detection");
+            return None;
         }
-        None
+        Some(judgements)
     }
+}
+
+/// The answer, unless there is none; then the log says why.
+fn attempt<T>(rows: usize, question: impl FnOnce() -> Result<T, detect::Error>) -> Option<T> {
+    // A judge is only read from, so a panic leaves nothing half-written behind.
+    match catch_unwind(AssertUnwindSafe(question)) {
+        Ok(Ok(answer)) => return Some(answer),
+        Ok(Err(error)) => {
+            tracing::error!(rows, error = &error as &dyn std::error::Error, "detection failed");
+        }
+        Err(_) => tracing::error!(rows, "detection panicked"),
+    }
+    None
 }

@@ -6,6 +6,7 @@
 //! the client is in `respond`, what it means for the operator in the record.
 
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use hyper::{Request, Response};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, Predictions};
 use crate::detect::{Judge, Judgement};
 use crate::protocol::rest::Rest;
 use crate::protocol::{Encoded, Route, binary};
@@ -28,10 +29,12 @@ use crate::telemetry::audit::{Audit, Tap};
 use crate::telemetry::metrics::Metrics;
 
 mod batch;
+mod breaker;
 mod coding;
 mod grpc;
 mod live;
 mod record;
+mod remote;
 mod request_id;
 mod respond;
 mod screen;
@@ -57,6 +60,8 @@ pub struct Proxy {
     places: Arc<Semaphore>,
     limits: Limits,
     model: Option<String>,
+    predictions: Predictions,
+    max_rows: Option<NonZeroUsize>,
     ids: Arc<RequestIds>,
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
@@ -117,6 +122,8 @@ impl Proxy {
             places: places(&config.limits),
             limits: config.limits.clone(),
             model: config.model.name.clone(),
+            predictions: config.model.predictions,
+            max_rows: config.upstream.max_rows,
             ids: Arc::new(RequestIds::new()?),
             metrics,
             tap: audit.tap(config).map(Arc::new),
@@ -144,6 +151,8 @@ impl Proxy {
             places: if unchanged { Arc::clone(&self.places) } else { places(&config.limits) },
             limits: config.limits.clone(),
             model: self.model.clone(),
+            predictions: self.predictions,
+            max_rows: self.max_rows,
             ids: Arc::clone(&self.ids),
             metrics: Arc::clone(&self.metrics),
             tap: self.audit.tap(config).map(Arc::new),
@@ -255,6 +264,9 @@ impl Proxy {
             return self.forward(parts, body, record).await;
         };
         let body = self.read(body, self.limits.body_bytes, record).await?;
+        if self.is_remote() {
+            return self.infer_remotely(format, parts, body, record).await;
+        }
         let submitted = self.screen.submit(Format::Rest(format), &parts.headers, &body).await;
         let pending = match submitted {
             Ok(pending) => pending,
@@ -264,6 +276,16 @@ impl Proxy {
             }
         };
         drop(body);
+        self.judge_and_forward(parts, pending, record).await
+    }
+
+    /// Asks the upstream and waits for the verdict.
+    async fn judge_and_forward(
+        &self,
+        parts: Parts,
+        pending: Pending,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
         let call = call(parts, Forwarded::Reencoded(pending.encoded.clone()));
         self.judged(pending, self.upstream.send(call), record).await
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::ImageProtocol;
 use crate::images::EncodedError;
+use crate::protocol::cut::CutError;
 use crate::protocol::rest::Rest;
 use crate::protocol::{DecodeError, Refusal};
 use crate::telemetry::UpstreamError;
@@ -54,6 +55,9 @@ pub(super) enum Failure {
         /// The rows, from 0.
         rows: Vec<usize>,
     },
+    /// The upstream answered to perturbed copies in a form that they cannot be taken out of.
+    #[error("the upstream's answer cannot be cut back to the rows of the request: {0}")]
+    Uncut(CutError),
     /// The upstream gave no answer.
     #[error("{}", name_upstream_error(*.0))]
     Upstream(UpstreamError),
@@ -123,9 +127,13 @@ fn answer(failure: &Failure) -> Answer {
         Failure::Overload => (StatusCode::SERVICE_UNAVAILABLE, Firewall, After(1)),
         Failure::Refused(refusal) => (refusal_status(*refusal), Client, Never),
         Failure::Rejected { .. } => (StatusCode::FORBIDDEN, Client, Never),
+        Failure::Upstream(UpstreamError::Open) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Upstream, After(1))
+        }
         Failure::Upstream(UpstreamError::Timeout) => {
             (StatusCode::GATEWAY_TIMEOUT, Upstream, Unknown)
         }
+        Failure::Uncut(_) => (StatusCode::BAD_GATEWAY, Upstream, Never),
         Failure::Upstream(UpstreamError::Broken | UpstreamError::Unreachable) => {
             (StatusCode::BAD_GATEWAY, Upstream, Unknown)
         }
@@ -139,6 +147,7 @@ fn decode_status(error: &DecodeError) -> StatusCode {
             StatusCode::UNSUPPORTED_MEDIA_TYPE
         }
         DecodeError::CodedTooLarge { .. }
+        | DecodeError::Copies { .. }
         | DecodeError::FieldImage { reason: EncodedError::TooLarge { .. }, .. }
         | DecodeError::Image(EncodedError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         DecodeError::Rows { received, limit } if received > limit => StatusCode::PAYLOAD_TOO_LARGE,
@@ -225,6 +234,7 @@ fn name_rows(rows: &[usize]) -> String {
 fn name_upstream_error(error: UpstreamError) -> &'static str {
     match error {
         UpstreamError::Broken => "the upstream broke off its answer",
+        UpstreamError::Open => "the upstream failed too often and is not asked for a while",
         UpstreamError::Timeout => "the upstream did not answer in time",
         UpstreamError::Unreachable => "the upstream cannot be reached",
     }
@@ -248,7 +258,9 @@ mod tests {
             Failure::Refused(Refusal::Path),
             Failure::Refused(Refusal::Method { allow: "GET" }),
             Failure::Rejected { rows: vec![0] },
+            Failure::Uncut(CutError::Coded),
             Failure::Upstream(UpstreamError::Broken),
+            Failure::Upstream(UpstreamError::Open),
             Failure::Upstream(UpstreamError::Timeout),
             Failure::Upstream(UpstreamError::Unreachable),
         ];

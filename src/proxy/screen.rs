@@ -13,7 +13,7 @@ use super::batch::{Queue, Reply};
 use super::coding;
 use super::respond::Failure;
 use crate::config::{self, Action, Config, ImageProtocol, Limits, Mode, Policy};
-use crate::detect::{Judge, Judgement};
+use crate::detect::{self, Judge, Judgement};
 use crate::images::{EncodedError, Frame};
 use crate::protocol::oip_grpc::GrpcError;
 use crate::protocol::rest::Rest;
@@ -58,6 +58,17 @@ pub(super) struct Pending {
     pub(super) inputs: Inputs,
     reply: Reply,
     since: Instant,
+}
+
+/// A decoded request that nobody has been asked about yet.
+#[derive(Debug)]
+pub(super) struct Understood {
+    /// What goes to the upstream.
+    pub(super) encoded: Encoded,
+    pub(super) rows: usize,
+    /// What is judged.
+    pub(super) inputs: Inputs,
+    pub(super) since: Instant,
 }
 
 /// A request without a verdict.
@@ -133,12 +144,60 @@ impl Screen {
         let Some(queue) = self.queue.get() else {
             return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
         };
-        let Checked { encoded, values, rows } = self.decode(queue, format, headers, body).await?;
+        let checked = self.decode(queue, format, headers, body).await?;
+        self.queue_rows(self.understood(queue, checked))
+    }
+
+    /// Decodes a request whose rows somebody else may predict.
+    pub(super) async fn understand(
+        &self,
+        format: Format,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Result<Understood, Unverified> {
+        let Some(queue) = self.queue.get() else {
+            return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
+        };
+        let checked = self.decode(queue, format, headers, body).await?;
+        Ok(self.understood(queue, checked))
+    }
+
+    fn understood(&self, queue: &Queue, checked: Checked) -> Understood {
+        let Checked { encoded, values, rows } = checked;
         let inputs = Inputs { values: Arc::new(values), shape: queue.domain().shape };
+        Understood { encoded, rows, inputs, since: Instant::now() }
+    }
+
+    /// Queues the rows of a request to be judged.
+    pub(super) fn queue_rows(&self, request: Understood) -> Result<Pending, Unverified> {
+        let Understood { encoded, rows, inputs, since } = request;
+        let Some(queue) = self.queue.get() else {
+            return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
+        };
         let reply = queue
             .submit(Arc::clone(&inputs.values), rows)
             .map_err(|_| Unverified { rows, ..Unverified::overload() })?;
-        Ok(Pending { encoded, rows, inputs, reply, since: Instant::now() })
+        Ok(Pending { encoded, rows, inputs, reply, since })
+    }
+
+    /// Asks the detector something else about a request's rows and waits for the answer, up to the
+    /// deadline.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        rows: usize,
+        question: impl FnOnce(&dyn Judge) -> Result<T, detect::Error> + Send + 'static,
+    ) -> Result<T, Unverified> {
+        let unverified = |failure, reason| Unverified { rows, ..Unverified::new(failure, reason) };
+        let Some(queue) = self.queue.get() else {
+            return Err(unverified(Failure::Artifact, Reason::Artifact));
+        };
+        let reply = queue.ask(rows, question);
+        let reply = reply.map_err(|_| unverified(Failure::Overload, Reason::Overload))?;
+        match tokio::time::timeout(self.limits.detection_timeout, reply).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(unverified(Failure::Internal, Reason::Internal)),
+            Err(_) => Err(unverified(Failure::Deadline, Reason::Deadline)),
+        }
     }
 
     /// Waits for the verdict, up to the deadline.
@@ -332,7 +391,7 @@ impl Unverified {
         Self::new(Failure::Overload, Reason::Overload)
     }
 
-    fn new(failure: Failure, reason: Reason) -> Self {
+    pub(super) fn new(failure: Failure, reason: Reason) -> Self {
         Self { reason, failure, rows: 0 }
     }
 }

@@ -5,7 +5,7 @@
 //! an inference reply has to wait for its verdict anyway, and a reply that breaks off halfway becomes
 //! a clear error instead of a truncated answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -17,6 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::Error;
+use super::breaker::Breaker;
 use crate::config;
 use crate::telemetry::UpstreamError;
 use crate::tls;
@@ -26,6 +27,7 @@ use crate::tls;
 pub(super) struct Upstream {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     settings: config::Upstream,
+    breaker: Option<Breaker>,
 }
 
 /// One request to the model server.
@@ -93,7 +95,8 @@ impl Upstream {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
             .build(connector);
-        Ok(Self { client, settings: settings.clone() })
+        let breaker = settings.breaker.map(|breaker| Breaker::new(breaker.failures, breaker.pause));
+        Ok(Self { client, settings: settings.clone(), breaker })
     }
 
     /// The same with certificates read anew, from the files of `settings`.
@@ -108,6 +111,17 @@ impl Upstream {
 
     /// Sends one request and collects the reply.
     pub(super) async fn send(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
+        let Some(breaker) = &self.breaker else { return self.send_within(call).await };
+        if !breaker.admits(Instant::now()) {
+            let cause = "upstream.breaker_failures in a row".to_owned();
+            return Err(Failed { error: UpstreamError::Open, cause });
+        }
+        let reply = self.send_within(call).await;
+        breaker.record(reply.is_ok(), Instant::now());
+        reply
+    }
+
+    async fn send_within(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
         match tokio::time::timeout(self.settings.timeout, self.exchange(call)).await {
             Ok(reply) => reply,
             Err(_) => Err(late(self.settings.timeout)),

@@ -16,7 +16,7 @@ mod families;
 
 use super::drift::Drift;
 use super::recent::{Recent, Rejection};
-use super::{Error, Outcome, Protocol, Reason, Signal, UpstreamError, Verdict};
+use super::{Error, Outcome, Protocol, Reason, RemoteRows, Signal, UpstreamError, Verdict};
 use crate::artifact::Manifest;
 use crate::detect::Judgement;
 use families::Families;
@@ -37,6 +37,7 @@ pub struct Metrics {
     batch_rows: Histogram,
     queue_depth: IntGauge,
     upstream_errors: IntCounterVec,
+    remote_rows: IntCounterVec,
     transfer_ratio: GaugeVec,
     anomaly_index: GaugeVec,
     label_infected: GaugeVec,
@@ -133,6 +134,13 @@ impl Metrics {
                 "upstream_errors_total",
                 "Requests that the upstream did not answer, by reason.",
                 &["reason"],
+            )?,
+            remote_rows: families.counters(
+                "remote_rows_total",
+                "With predictions of the upstream: perturbed copies sent to it, rows judged by its \
+                 answer, rows that it labelled otherwise than the local model, and rows whose \
+                 request its answer told nothing about. The last two are judged locally.",
+                &["kind"],
             )?,
             transfer_ratio: families.gauges(
                 "model_transfer_ratio",
@@ -335,6 +343,11 @@ impl Metrics {
         self.recent().newest()
     }
 
+    /// Counts rows in the upstream's hands.
+    pub fn remote_rows(&self, kind: RemoteRows, rows: usize) {
+        self.remote_rows.with_label_values(&[kind.label()]).inc_by(rows as u64);
+    }
+
     /// Counts the rows of one detection batch.
     pub fn record_batch(&self, rows: usize) {
         self.batch_rows.observe(rows as f64);
@@ -387,6 +400,9 @@ impl Metrics {
         }
         for error in UpstreamError::ALL {
             self.upstream_errors.with_label_values(&[error.label()]);
+        }
+        for kind in RemoteRows::ALL {
+            self.remote_rows.with_label_values(&[kind.label()]);
         }
         for norm in ["l2", "linf"] {
             self.uap_norm.with_label_values(&[norm]);

@@ -83,6 +83,8 @@ pub enum Reason {
 pub enum UpstreamError {
     /// The connection ended before a complete answer, or the answer was not HTTP.
     Broken,
+    /// Not asked: it had failed too often just before.
+    Open,
     /// No answer in time.
     Timeout,
     /// No connection.
@@ -100,6 +102,19 @@ pub enum Protocol {
     OipHttp,
     /// Images, as TorchServe, SageMaker containers, BentoML and LitServe take them.
     RawImage,
+}
+
+/// What becomes of rows where the upstream predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteRows {
+    /// Perturbed copies that it was sent.
+    Copied,
+    /// It labels them otherwise than the local model.
+    Disputed,
+    /// Judged by its predictions.
+    Judged,
+    /// Its answer told nothing.
+    Untold,
 }
 
 /// What a score measures.
@@ -209,14 +224,32 @@ impl Reason {
 
 impl UpstreamError {
     /// Every error.
-    pub const ALL: [Self; 3] = [Self::Broken, Self::Timeout, Self::Unreachable];
+    pub const ALL: [Self; 4] = [Self::Broken, Self::Open, Self::Timeout, Self::Unreachable];
 
     /// The label value.
     pub fn label(self) -> &'static str {
         match self {
             Self::Broken => "broken",
+            Self::Open => "open",
             Self::Timeout => "timeout",
             Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+// === impl RemoteRows ===
+
+impl RemoteRows {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Copied, Self::Disputed, Self::Judged, Self::Untold];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Copied => "copied",
+            Self::Disputed => "disputed",
+            Self::Judged => "judged",
+            Self::Untold => "untold",
         }
     }
 }

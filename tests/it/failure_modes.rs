@@ -248,6 +248,33 @@ async fn upstream_down_and_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_fails_again_and_again_is_left_alone_for_a_while() {
+    let settings = "upstream.timeout_seconds = 0.1\nupstream.breaker_failures = 2\n\
+                    upstream.breaker_seconds = 1.0";
+    let setup = Setup::new(settings).await;
+    setup.upstream.hold();
+    for _ in 0..2 {
+        let answer = setup.client.infer(request(&[CLEAN])).await;
+        assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
+    }
+    let open = std::time::Instant::now();
+    let answer = setup.client.infer(request(&[CLEAN])).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.headers.contains_key("retry-after"));
+    assert!(answer.error().contains("failed too often"), "{}", answer.error());
+    // Judged all the same.
+    let answer = setup.client.infer(request(&[TRIGGERED])).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    assert_eq!(setup.upstream.received().len(), 2, "nobody asks meanwhile");
+    assert_eq!(setup.metric("upstream_errors_total{reason=\"open\"}"), 1.0);
+    setup.upstream.release();
+    tokio::time::sleep_until((open + std::time::Duration::from_millis(1100)).into()).await;
+    for _ in 0..3 {
+        assert_eq!(setup.client.infer(request(&[CLEAN])).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn upstream_too_slow() {
     let setup = Setup::new("upstream.timeout_seconds = 0.1").await;
     setup.upstream.hold();

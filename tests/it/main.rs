@@ -31,6 +31,7 @@ mod proxy_grpc;
 mod proxy_http;
 mod raw_images;
 mod reload;
+mod remote;
 mod report;
 mod rules;
 mod scan;

@@ -20,6 +20,7 @@ pub(super) enum Code {
     PermissionDenied = 7,
     ResourceExhausted = 8,
     Unimplemented = 12,
+    Internal = 13,
     Unavailable = 14,
 }
 
@@ -40,7 +41,10 @@ pub(super) fn code(failure: &Failure) -> Code {
         Failure::Refused(_) => Code::Unimplemented,
         Failure::Rejected { .. } => Code::PermissionDenied,
         Failure::Upstream(UpstreamError::Timeout) => Code::DeadlineExceeded,
-        Failure::Upstream(UpstreamError::Broken | UpstreamError::Unreachable) => Code::Unavailable,
+        Failure::Uncut(_) => Code::Internal,
+        Failure::Upstream(
+            UpstreamError::Broken | UpstreamError::Open | UpstreamError::Unreachable,
+        ) => Code::Unavailable,
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 
 pub(crate) mod grpc;
 pub(crate) mod judge;
+pub(crate) mod model_server;
 pub(crate) mod onnx;
 pub(crate) mod upstream;
 

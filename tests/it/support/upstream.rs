@@ -69,6 +69,11 @@ impl FakeUpstream {
         self.shared.open.send_replace(false);
     }
 
+    /// Requests are answered again.
+    pub(crate) fn release(&self) {
+        self.shared.open.send_replace(true);
+    }
+
     /// Stops accepting.
     pub(crate) async fn stop(&mut self) {
         self.task.abort();
