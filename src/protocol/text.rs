@@ -29,7 +29,7 @@ pub(super) fn array(items: &[&str]) -> String {
 /// An array with more items, given as text, at its end.
 pub(super) fn extended(array: &str, more: &str) -> Option<String> {
     let items = array.strip_suffix(']')?;
-    let separator = if items.trim_end().ends_with('[') { "" } else { "," };
+    let separator = if more.is_empty() || items.trim_end().ends_with('[') { "" } else { "," };
     Some([items, separator, more, "]"].concat())
 }
 
@@ -101,6 +101,7 @@ mod tests {
         assert_eq!(items("[ 1.50, [2] ]").unwrap(), ["1.50", "[2]"]);
         assert_eq!(extended("[1.50]", "2,3").unwrap(), "[1.50,2,3]");
         assert_eq!(extended("[ ]", "2").unwrap(), "[ 2]");
+        assert_eq!(extended("[1.50]", "").unwrap(), "[1.50]");
         assert_eq!(members("{}").unwrap().text(), "{}");
         assert!(members("[1]").is_err());
     }

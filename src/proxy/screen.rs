@@ -141,14 +141,10 @@ impl Screen {
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Pending, Unverified> {
-        let Some(queue) = self.queue.get() else {
-            return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
-        };
-        let checked = self.decode(queue, format, headers, body).await?;
-        self.queue_rows(self.understood(queue, checked))
+        self.queue_rows(self.understand(format, headers, body).await?)
     }
 
-    /// Decodes a request whose rows somebody else may predict.
+    /// Decodes a request.
     pub(super) async fn understand(
         &self,
         format: Format,
@@ -158,14 +154,9 @@ impl Screen {
         let Some(queue) = self.queue.get() else {
             return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
         };
-        let checked = self.decode(queue, format, headers, body).await?;
-        Ok(self.understood(queue, checked))
-    }
-
-    fn understood(&self, queue: &Queue, checked: Checked) -> Understood {
-        let Checked { encoded, values, rows } = checked;
+        let Checked { encoded, values, rows } = self.decode(queue, format, headers, body).await?;
         let inputs = Inputs { values: Arc::new(values), shape: queue.domain().shape };
-        Understood { encoded, rows, inputs, since: Instant::now() }
+        Ok(Understood { encoded, rows, inputs, since: Instant::now() })
     }
 
     /// Queues the rows of a request to be judged.
