@@ -252,7 +252,10 @@ fn sighup_reloads_and_names_what_needs_a_restart() {
             assets.display(),
             folder.path().display(),
         );
-        std::fs::write(&file, settings).expect("written");
+        // In one step: a file that is empty for a moment would be read as such.
+        let new = file.with_extension("new");
+        std::fs::write(&new, settings).expect("written");
+        std::fs::rename(&new, &file).expect("renamed");
     };
     write("");
     let mut program = Command::new(env!("CARGO_BIN_EXE_doorward"))

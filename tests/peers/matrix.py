@@ -186,7 +186,7 @@ def exact(result):
 class Doorward:
     """The process under test: calibrated, in front of the upstream, on ports of its own."""
 
-    def __init__(self, binary, upstreams, folder, timeout):
+    def __init__(self, binary, upstreams, folder, artifact, timeout):
         http, grpc, admin = free_ports(3)
         self.addresses = dict(http=f"127.0.0.1:{http}", grpc=f"127.0.0.1:{grpc}")
         self.admin = f"http://127.0.0.1:{admin}"
@@ -209,7 +209,7 @@ clean_images = "{clean}"
 training_images = "{ASSETS / 'training.bin.gz'}"
 fit_images = 600
 holdout_images = 2000
-artifact = "{folder / 'doorward.safetensors'}"
+artifact = "{artifact}"
 [policy]
 mode = "enforce"
 rule = "calibrated"
@@ -338,6 +338,7 @@ def main():
     parser.add_argument("--forms", default=",".join(FORMS), help="of " + ", ".join(FORMS))
     parser.add_argument("--rows", type=int, default=100, help="clean rows, and as many triggered ones, for each form (at most 500)")
     parser.add_argument("--doorward", default=ROOT / "target/release/doorward", metavar="BINARY")
+    parser.add_argument("--artifact", type=Path, metavar="FILE", help="where calibration is kept for the next run")
     parser.add_argument("--timeout", type=float, default=600, help="seconds until doorward is calibrated and ready")
     parser.add_argument("--without-doorward", action="store_true", help="talk to the server twice: nothing is rejected")
     arguments = parser.parse_args()
@@ -361,7 +362,8 @@ def main():
         sys.exit(0 if report.print(arguments.server) else 1)
 
     with tempfile.TemporaryDirectory(prefix="doorward-peers-") as folder:
-        doorward = Doorward(arguments.doorward, upstreams, Path(folder), arguments.timeout)
+        artifact = (arguments.artifact or Path(folder) / "doorward.safetensors").resolve()
+        doorward = Doorward(arguments.doorward, upstreams, Path(folder), artifact, arguments.timeout)
         try:
             all_seen = run(doorward.addresses)
             for protocol, seen in all_seen.items():

@@ -16,7 +16,8 @@ if [ ${#servers[@]} -eq 0 ]; then servers=(mlserver kserve triton); fi
 
 running=
 finish() { if [ -n "$running" ]; then "$peers" stop "$running" || true; running=; fi; }
-trap finish EXIT
+kept=$(mktemp -d)  # calibrated once for all servers
+trap 'finish; rm -rf "$kept"' EXIT
 
 failed=()
 for server in "${servers[@]}"; do
@@ -30,7 +31,7 @@ for server in "${servers[@]}"; do
   running=$server
   "$peers" start "$server" "$root/assets/fashion-mnist/model.onnx"
   "$home/$server/bin/python" "$root/tests/peers/matrix.py" --server "$server" --upstream "$upstream" \
-    --grpc-upstream "$grpc" "$@" || failed+=("$server")
+    --grpc-upstream "$grpc" --artifact "$kept/doorward.safetensors" "$@" || failed+=("$server")
   finish
 done
 if [ ${#failed[@]} -gt 0 ]; then echo "failed: ${failed[*]}" >&2; exit 1; fi
