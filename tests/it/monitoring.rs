@@ -12,7 +12,7 @@ const RULES: &str = include_str!("../../config/prometheus/rules.yaml");
 const RUNBOOKS: &str = include_str!("../../docs/runbooks.md");
 
 /// Every family that the program exports, with its type and labels.
-const EXPORTED: [(&str, &str, &[&str]); 26] = [
+const EXPORTED: [(&str, &str, &[&str]); 27] = [
     ("added_seconds", "histogram", &[]),
     ("artifact_created_timestamp_seconds", "gauge", &[]),
     (
@@ -34,6 +34,7 @@ const EXPORTED: [(&str, &str, &[&str]); 26] = [
     ("model_transfer_ratio", "gauge", &["label"]),
     ("queue_depth", "gauge", &[]),
     ("rejected_rows_total", "counter", &["label"]),
+    ("remote_rows_total", "counter", &["kind"]),
     ("requests_total", "counter", &["protocol", "verdict"]),
     ("rows_total", "counter", &["verdict"]),
     ("score", "histogram", &["signal"]),
