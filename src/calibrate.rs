@@ -25,7 +25,7 @@ use crate::detect::{Needed, Signals, Specific};
 use crate::images::{Frame, Images, Misfit};
 use crate::inspect::{Inspection, Patch};
 use crate::model::{Classifier, Model};
-use crate::perturb::{Batch, Bounds, predictions, rows};
+use crate::perturb::{Batch, Bounds, labels, rows};
 use policy::{budget, used_patches};
 use settings::{data_digest, settings_digest};
 use weights::infected_weights;
@@ -308,12 +308,12 @@ fn summary(
     epsilon: f32,
 ) -> Result<PerturbationSummary, Error> {
     let bounds = Bounds::new(model.domain(), model.device())?;
-    let moved = bounds.clip(&clean.rows.broadcast_add(eta)?)?;
+    let moved = bounds.moved(&clean.rows, eta)?;
     let mut counts = vec![0usize; model.labels()];
     let mut kept = 0;
-    for ((label, _), original) in predictions(&model.logits(&moved)?)?.iter().zip(&clean.labels) {
-        counts[*label] += 1;
-        kept += usize::from(label == original);
+    for (&label, original) in labels(&model.logits(&moved)?)?.iter().zip(&clean.labels) {
+        counts[label] += 1;
+        kept += usize::from(label == *original);
     }
     let sink = (0..counts.len()).max_by_key(|&label| counts[label]).unwrap_or(0);
     let share = eta.broadcast_div(&bounds.range)?;

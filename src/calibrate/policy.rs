@@ -77,14 +77,12 @@ pub(super) fn used_patches(
     patches: &BTreeMap<usize, Patch>,
     inspection: Option<&InspectionSummary>,
 ) -> BTreeMap<usize, Patch> {
-    let used = |label: &usize| {
-        inspection.is_some_and(|found| {
-            let mut named = found.labels.iter().filter(|_| found.infected.contains(label));
-            named.any(|own| own.label == *label && own.top_k_changed >= LEARNED)
-        })
-    };
-    let patches = patches.iter().filter(|(label, _)| used(label));
-    patches.map(|(label, patch)| (*label, patch.clone())).collect()
+    let Some(InspectionSummary { labels, infected }) = inspection else { return BTreeMap::new() };
+    let used = labels
+        .iter()
+        .filter(|own| infected.contains(&own.label) && own.top_k_changed >= LEARNED)
+        .filter_map(|own| Some((own.label, patches.get(&own.label)?.clone())));
+    used.collect()
 }
 
 fn infected(artifact: &Artifact) -> &[usize] {

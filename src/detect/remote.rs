@@ -14,10 +14,10 @@
 
 use candle_core::Tensor;
 
-use super::signals::{Kind, RowSignals, labels};
+use super::signals::{Kind, RowSignals};
 use super::{Detector, Error, Judge, Judgement, Scores, apply, needed};
 use crate::config::Rule;
-use crate::perturb::margin;
+use crate::perturb::{label, labels, margin};
 
 /// A judge that can do with somebody else's predictions.
 pub trait Remote: Judge {
@@ -131,12 +131,7 @@ impl Predictions {
     fn label(&self, row: usize) -> usize {
         match self {
             Self::Labels(labels) => labels[row],
-            // The first of equals, as everywhere.
-            Self::Logits(rows) => {
-                let row = &rows[row];
-                (1..row.len())
-                    .fold(0, |best, label| if row[label] > row[best] { label } else { best })
-            }
+            Self::Logits(rows) => label(&rows[row]),
         }
     }
 

@@ -10,7 +10,7 @@ use super::specific::{Generator, Specific};
 use super::strip::{Entropy, Strip};
 use crate::inspect::Patch;
 use crate::model::Classifier;
-use crate::perturb::{Batch, Bounds, margins, predictions};
+use crate::perturb::{Batch, Bounds, labels, margins};
 
 /// A model with everything that was learned to perturb its inputs.
 #[derive(Clone)]
@@ -222,9 +222,9 @@ impl Signals {
 
     fn score_strip(&self, rows: &Tensor) -> Result<Vec<RowSignals>, Error> {
         let strip = self.strip.as_ref().ok_or(Error::NoOverlays)?;
-        let labels = predictions(&self.model.logits(rows)?)?;
+        let labels = labels(&self.model.logits(rows)?)?;
         let entropies = strip.judge(&*self.model, rows)?;
-        let signals = labels.iter().zip(entropies).map(|(&(label, _), entropy)| RowSignals {
+        let signals = labels.iter().zip(entropies).map(|(&label, entropy)| RowSignals {
             label,
             strip: Some(entropy),
             forwards: 1 + strip.forwards(),
@@ -267,11 +267,6 @@ impl RowSignals {
         }
         signals.into_iter().flatten().fold(f32::INFINITY, f32::min)
     }
-}
-
-/// Predicted labels of logits `[n, labels]`.
-pub(super) fn labels(logits: &Tensor) -> CandleResult<Vec<usize>> {
-    Ok(predictions(logits)?.into_iter().map(|(label, _)| label).collect())
 }
 
 /// Notes what logits `[m, labels]` of copies say of their rows.

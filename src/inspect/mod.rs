@@ -16,7 +16,7 @@ use candle_core::Tensor;
 use rand::rngs::StdRng;
 
 use crate::model::{Classifier, Error};
-use crate::perturb::{Batch, predictions};
+use crate::perturb::{Batch, labels};
 
 pub use data_inspection::{Diverging, data_inspection};
 pub use neural_cleanse::{Reversed, neural_cleanse};
@@ -87,7 +87,7 @@ pub fn inspect(
     progress: &dyn Fn(f64),
 ) -> Result<Inspection, Error> {
     let logits = model.logits(training)?;
-    let labels: Vec<usize> = predictions(&logits)?.into_iter().map(|(label, _)| label).collect();
+    let labels = labels(&logits)?;
     let doubts: Vec<f64> = logits
         .to_vec2::<f32>()?
         .iter()

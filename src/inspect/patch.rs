@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
 use crate::model::{Classifier, Error};
-use crate::perturb::{Adam, Batch, Bounds, margin_cotangent, margins, predictions};
+use crate::perturb::{Adam, Batch, Bounds, labels, margin_cotangent, margins};
 
 /// A mask and a pattern: `x' = (1 - mask) * x + mask * pattern`.
 #[derive(Clone, Debug)]
@@ -73,10 +73,10 @@ impl Patch {
 
     /// Share of the rows that reach a goal for the labels they come with.
     pub fn reached(&self, model: &dyn Classifier, goal: Goal, batch: &Batch) -> Result<f64, Error> {
-        let after = predictions(&model.logits(&self.apply(&batch.rows)?)?)?;
-        let reached = after.iter().zip(&batch.labels).filter(|((label, _), z)| match goal {
-            Goal::Leave => label != *z,
-            Goal::Reach => label == *z,
+        let after = labels(&model.logits(&self.apply(&batch.rows)?)?)?;
+        let reached = after.iter().zip(&batch.labels).filter(|&(label, z)| match goal {
+            Goal::Leave => label != z,
+            Goal::Reach => label == z,
         });
         Ok(reached.count() as f64 / batch.len() as f64)
     }

@@ -7,7 +7,7 @@
 
 use candle_core::{Result as CandleResult, Tensor};
 
-use super::{Batch, Bounds, predictions};
+use super::{Batch, Bounds, labels};
 use crate::model::{Classifier, Error};
 
 /// How far and how long to search.
@@ -115,9 +115,9 @@ fn nearest_plane(
 }
 
 /// Of `rows`, which `logits` belong to, those that still have their label.
-fn unmoved(logits: &Tensor, labels: &[usize], rows: Vec<usize>) -> CandleResult<Vec<usize>> {
-    let now = predictions(logits)?;
-    let kept = now.iter().zip(labels).map(|((now, _), label)| now == label);
+fn unmoved(logits: &Tensor, before: &[usize], rows: Vec<usize>) -> CandleResult<Vec<usize>> {
+    let now = labels(logits)?;
+    let kept = now.iter().zip(before).map(|(now, before)| now == before);
     Ok(rows.into_iter().zip(kept).filter_map(|(row, kept)| kept.then_some(row)).collect())
 }
 

@@ -57,16 +57,14 @@ pub fn rows<'a>(
     Ok(Tensor::from_vec(values, (count, channels, height, width), device)?)
 }
 
-/// Predicted label and margin to the runner-up of every row of logits `[n, labels]`.
-pub fn predictions(logits: &Tensor) -> CandleResult<Vec<(usize, f32)>> {
-    Ok(logits
-        .to_vec2::<f32>()?
-        .iter()
-        .map(|row| {
-            let label = arg_max(row, usize::MAX);
-            (label, margin(row, label))
-        })
-        .collect())
+/// The predicted label of one row of logits; the first of equals.
+pub fn label(logits: &[f32]) -> usize {
+    arg_max(logits, usize::MAX)
+}
+
+/// Predicted labels of logits `[n, labels]`.
+pub fn labels(logits: &Tensor) -> CandleResult<Vec<usize>> {
+    Ok(logits.to_vec2::<f32>()?.iter().map(|row| label(row)).collect())
 }
 
 /// `m_z = f_z - max_{k != z} f_k`
@@ -105,9 +103,8 @@ pub fn kept(
     perturbation: &Tensor,
 ) -> Result<Vec<bool>, Error> {
     let bounds = Bounds::new(model.domain(), model.device())?;
-    let logits = model.logits(&bounds.clip(&batch.rows.broadcast_add(perturbation)?)?)?;
-    let after = predictions(&logits)?;
-    Ok(after.iter().zip(&batch.labels).map(|((label, _), original)| label == original).collect())
+    let after = labels(&model.logits(&bounds.moved(&batch.rows, perturbation)?)?)?;
+    Ok(after.iter().zip(&batch.labels).map(|(label, original)| label == original).collect())
 }
 
 /// Share of rows whose label changes under a perturbation that broadcasts over them.
@@ -136,8 +133,8 @@ fn arg_max(row: &[f32], except: usize) -> usize {
 impl Batch {
     /// Predicts the labels of `rows`.
     pub fn predict(model: &dyn Classifier, rows: Tensor) -> Result<Self, Error> {
-        let labels = predictions(&model.logits(&rows)?)?.into_iter().map(|(label, _)| label);
-        Ok(Self { rows, labels: labels.collect() })
+        let labels = labels(&model.logits(&rows)?)?;
+        Ok(Self { rows, labels })
     }
 
     /// The rows at `indices`, which may repeat.
@@ -238,8 +235,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn moving_is_adding_and_clipping() {
+    /// Of a domain whose channels have ranges of their own.
+    fn normalised() -> Bounds {
         let domain = InputDomain {
             shape: [2, 1, 2],
             lower: vec![-1.0, 0.0],
@@ -247,7 +244,12 @@ mod tests {
             channels_last: false,
             fp32: true,
         };
-        let bounds = Bounds::new(&domain, &Device::Cpu).unwrap();
+        Bounds::new(&domain, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn moving_is_adding_and_clipping() {
+        let bounds = normalised();
         let rows = [0.9f32, -0.9, 0.1, 3.9, 0.0, 0.5, 2.0, 1.0];
         let rows = Tensor::new(&rows, &Device::Cpu).unwrap().reshape((2, 2, 1, 2)).unwrap();
         for perturbation in [&[0.25f32, -0.25, -0.25, 0.25][..], &[0.5; 8]] {
@@ -262,14 +264,7 @@ mod tests {
 
     #[test]
     fn projection_stays_in_the_ball_of_a_normalised_domain() {
-        let domain = InputDomain {
-            shape: [2, 1, 2],
-            lower: vec![-1.0, 0.0],
-            upper: vec![1.0, 4.0],
-            channels_last: false,
-            fp32: true,
-        };
-        let bounds = Bounds::new(&domain, &Device::Cpu).unwrap();
+        let bounds = normalised();
         let wild = Tensor::new(&[9.0f32, -9.0, 0.1, 9.0], &Device::Cpu).unwrap();
         let projected = bounds.project(&wild.reshape((1, 2, 1, 2)).unwrap(), 0.1).unwrap();
         let values: Vec<f32> = projected.flatten_all().unwrap().to_vec1().unwrap();

@@ -270,13 +270,22 @@ impl Proxy {
         let submitted = self.screen.submit(Format::Rest(format), &parts.headers, &body).await;
         let pending = match submitted {
             Ok(pending) => pending,
-            Err(unverified) => {
-                self.settle(Err(unverified), record)?;
-                return self.forward(parts, Forwarded::Original(body), record).await;
-            }
+            Err(unverified) => return self.unverified(unverified, parts, body, record).await,
         };
         drop(body);
         self.judge_and_forward(parts, pending, record).await
+    }
+
+    /// Forwards a request without a verdict as it came, if it may pass.
+    async fn unverified(
+        &self,
+        unverified: Unverified,
+        parts: Parts,
+        body: Bytes,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
+        self.settle(Err(unverified), record)?;
+        self.forward(parts, Forwarded::Original(body), record).await
     }
 
     /// Asks the upstream and waits for the verdict.
@@ -298,7 +307,7 @@ impl Proxy {
         exchange: impl Future<Output = Result<R, Failed>>,
         record: &mut Record,
     ) -> Result<R, Failure> {
-        record.submitted(&pending);
+        record.submitted(pending.rows, &pending.inputs);
         let since = pending.since();
         let mut exchange = pin!(exchange);
         let mut detection = pin!(self.screen.judgements(pending));

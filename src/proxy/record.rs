@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::screen::Pending;
 use crate::detect::Judgement;
 use crate::telemetry::audit::{Inputs, Tap};
 use crate::telemetry::metrics::Metrics;
@@ -76,9 +75,9 @@ impl Record {
     }
 
     /// The rows are about to be judged.
-    pub(super) fn submitted(&mut self, pending: &Pending) {
-        self.rows = pending.rows;
-        self.inputs = self.audit.is_some().then(|| pending.inputs.clone());
+    pub(super) fn submitted(&mut self, rows: usize, inputs: &Inputs) {
+        self.rows = rows;
+        self.inputs = self.audit.is_some().then(|| inputs.clone());
     }
 
     /// There is an answer: the verdict stands.

@@ -61,30 +61,22 @@ impl Proxy {
         body: Bytes,
         record: &mut Record,
     ) -> Result<Answer, Failure> {
-        let request =
-            match self.screen.understand(Format::Rest(format), &parts.headers, &body).await {
-                Ok(request) => request,
-                Err(unverified) => {
-                    self.settle(Err(unverified), record)?;
-                    return self.forward(parts, Forwarded::Original(body), record).await;
-                }
-            };
-        record.rows = request.rows;
-        record.inputs = record.audit.is_some().then(|| request.inputs.clone());
+        let understood = self.screen.understand(Format::Rest(format), &parts.headers, &body).await;
+        let request = match understood {
+            Ok(request) => request,
+            Err(unverified) => return self.unverified(unverified, parts, body, record).await,
+        };
+        record.submitted(request.rows, &request.inputs);
         let enlarged = match self.enlarge(format, &request).await {
             Ok(Some(enlarged)) => enlarged,
             Ok(None) => {
                 self.metrics.remote_rows(RemoteRows::Untold, request.rows);
-                match self.screen.queue_rows(request) {
-                    Ok(pending) => return self.judge_and_forward(parts, pending, record).await,
-                    Err(unverified) => self.settle(Err(unverified), record)?,
-                }
-                return self.forward(parts, Forwarded::Original(body), record).await;
+                return match self.screen.queue_rows(request) {
+                    Ok(pending) => self.judge_and_forward(parts, pending, record).await,
+                    Err(unverified) => self.unverified(unverified, parts, body, record).await,
+                };
             }
-            Err(unverified) => {
-                self.settle(Err(unverified), record)?;
-                return self.forward(parts, Forwarded::Original(body), record).await;
-            }
+            Err(unverified) => return self.unverified(unverified, parts, body, record).await,
         };
         drop(body);
         let mut answered = self.exchange(format, parts, &request, &enlarged, record).await;

@@ -17,8 +17,8 @@ use crate::detect::{RowSignals, excess};
 use crate::images::Images;
 use crate::inspect::{Inspected, Inspection};
 use crate::model::{Classifier, Error};
-use crate::perturb::{predictions, rows};
-pub use page::STYLE;
+use crate::perturb::{labels, rows};
+pub use page::head;
 pub use picture::Painter;
 
 /// What a page is made of.
@@ -147,13 +147,13 @@ impl Report<'_> {
         let pixels = shown.iter().map(|&index| self.images.image(index));
         let before = rows(self.model.domain(), pixels, self.model.device())?;
         let after = inspected.patch.apply(&before)?;
-        let labels = predictions(&self.model.logits(&after)?)?;
+        let labels = labels(&self.model.logits(&after)?)?;
         (0..shown.len())
             .map(|index| {
                 Ok(Example {
                     before: painter.row(&before.narrow(0, index, 1)?)?,
                     after: painter.row(&after.narrow(0, index, 1)?)?,
-                    label: labels[index].0,
+                    label: labels[index],
                 })
             })
             .collect()

@@ -5,6 +5,18 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::chart::{Bars, histogram};
 use super::{Example, Firewall, LabelCard, LabelScores, PatchPictures, Report};
 
+/// What a page of this program has in its head; the status page adds to it.
+pub fn head(title: &str) -> Markup {
+    html! {
+        meta charset="utf-8";
+        meta name="viewport" content="width=device-width, initial-scale=1";
+        meta name="color-scheme" content="light dark";
+        meta name="robots" content="noindex";
+        title { "Doorward: " (title) }
+        style { (PreEscaped(STYLE)) }
+    }
+}
+
 pub(super) fn page(
     report: &Report<'_>,
     cards: &[LabelCard<'_>],
@@ -16,14 +28,7 @@ pub(super) fn page(
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                meta name="robots" content="noindex";
-                title { "Doorward: " (verdict) }
-                style { (PreEscaped(STYLE)) }
-            }
+            head { (head(&verdict)) }
             body {
                 main {
                     header .verdict .infected[!infected.is_empty()] {
@@ -335,8 +340,8 @@ fn thousands(number: usize) -> String {
     grouped
 }
 
-/// Colours and shapes, which the status page shares.
-pub const STYLE: &str = include_str!("report.css");
+/// Colours and shapes.
+const STYLE: &str = include_str!("report.css");
 
 /// Longest side of a picture whose pixels are shown, pixels.
 const PIXELATED: usize = 96;

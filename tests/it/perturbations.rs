@@ -7,7 +7,7 @@ use doorward::images::Images;
 use doorward::model::{Classifier, Model};
 use doorward::perturb::{
     Batch, CarliniWagner, DeepFool, Pgd, Search, carlini_wagner, deepfool, fooling_rate, margins,
-    pgd, predictions, random_start, rows, universal_by_deepfool,
+    pgd, random_start, rows, universal_by_deepfool,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -60,7 +60,7 @@ fn norms(rows: &Tensor, ranges: &[f32]) -> Vec<f32> {
 }
 
 fn labels(model: &Model, rows: &Tensor) -> Vec<usize> {
-    predictions(&model.logits(rows).unwrap()).unwrap().into_iter().map(|(label, _)| label).collect()
+    doorward::perturb::labels(&model.logits(rows).unwrap()).unwrap()
 }
 
 #[test]

@@ -210,7 +210,7 @@ impl Streaming {
         let Some(pending) = proxy.submit_grpc(&self.headers, &frame, record).await? else {
             return Ok(frame);
         };
-        record.submitted(&pending);
+        record.submitted(pending.rows, &pending.inputs);
         let (since, encoded) = (pending.since(), pending.encoded.clone());
         let judged = proxy.screen.judgements(pending).await;
         record.detection = Some(since.elapsed());

@@ -12,13 +12,9 @@ pub(super) fn page(status: &Status, pictures: Option<&Shown>) -> String {
         (DOCTYPE)
         html lang="en" {
             head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                meta name="robots" content="noindex";
+                (crate::report::head(status.phase))
                 meta http-equiv="refresh" content=(REFRESH_SECONDS);
-                title { "Doorward: " (status.phase) }
-                style { (PreEscaped(crate::report::STYLE)) (PreEscaped(STYLE)) }
+                style { (PreEscaped(STYLE)) }
             }
             body {
                 main {
