@@ -195,7 +195,8 @@ pub fn calibrate(
     let domain = classifier.domain();
     let mut rng = StdRng::seed_from_u64(seed);
     let (learned, mut seconds) = learn(&*classifier, config, material, &mut rng, progress)?;
-    let Learned { universal: found, class_conditional: own, inspection, fitted: clean } = learned;
+    let Learned { universal: found, class_conditional: own, inspection, suspects, fitted: clean } =
+        learned;
 
     let start = Instant::now();
     let inspected = inspection.as_ref().map(inspection_summary).transpose()?;
@@ -211,7 +212,7 @@ pub fn calibrate(
     let signals =
         Signals::new(classifier.clone(), found.eta.clone(), own.clone(), patches, specific)?;
     let weights = match &inspection {
-        Some(inspection) => infected_weights(&signals, material, inspection)?,
+        Some(inspection) => infected_weights(&signals, material, inspection, &suspects)?,
         None => BTreeMap::new(),
     };
     let fit_scores = joined(&signals, &clean.rows, &weights)?;

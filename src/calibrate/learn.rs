@@ -1,5 +1,6 @@
 //! The parts of the offline flow before the thresholds: perturbations and inspection.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -8,7 +9,7 @@ use rand::rngs::StdRng;
 use super::settings::{inspection_settings, search};
 use super::{Error, Material, Seconds, Stage, tensor};
 use crate::config::{Algorithm, Config};
-use crate::inspect::{Inspection, Probe, inspect};
+use crate::inspect::{Inspection, Probe, Suspects, inspect};
 use crate::model::Classifier;
 use crate::perturb::{
     Batch, Search, Universal, class_conditional, separating, universal, universal_by_deepfool,
@@ -23,6 +24,8 @@ pub struct Learned {
     pub class_conditional: Tensor,
     /// What the training images say of the labels, where there are any.
     pub inspection: Option<Inspection>,
+    /// Of every infected label, the training images that carry its trigger.
+    pub suspects: BTreeMap<usize, Suspects>,
     /// The images that the perturbations were fitted on.
     pub(super) fitted: Batch,
 }
@@ -58,47 +61,58 @@ pub fn learn(
     seconds.uap = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
-    let mut inspection = None;
+    let (mut inspection, mut suspects) = (None, BTreeMap::new());
     if let Some(images) = &material.training {
         let training = tensor(model, images)?;
         let probe = Batch::predict(model, tensor(model, &material.probe)?)?;
-        let probe = Probe { universal: &found.eta, class_conditional: &own, clean: &probe };
+        let probe =
+            Probe { universal: &found.eta, class_conditional: &own, clean: &probe, fitted: &clean };
         let settings = inspection_settings(config);
         let inspected = inspect(model, &training, &probe, &settings, rng, &|p| {
             progress(Stage::Inspection, p);
         })?;
-        own = sharpened(model, &own, &clean, &training, &inspected, found.epsilon, &search, rng)?;
+        let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;
+        for inspected in inspected.infected() {
+            let label = inspected.label;
+            let clean = clean.of_label(label)?;
+            let found_here = Suspects::find(model, &clean.rows, &training, inspected)?;
+            if let Some(eta) =
+                sharpened(model, &clean, &training, &found_here, found.epsilon, &search, rng)?
+            {
+                all[label] = eta;
+            }
+            suspects.insert(label, found_here);
+        }
+        own = Tensor::cat(&all, 0)?;
         inspection = Some(inspected);
     }
     seconds.inspection = start.elapsed().as_secs_f64();
-    let learned = Learned { universal: found, class_conditional: own, inspection, fitted: clean };
+    let (universal, class_conditional) = (found, own);
+    let learned = Learned { universal, class_conditional, inspection, suspects, fitted: clean };
     Ok((learned, seconds))
 }
 
-/// The labels' own perturbations, those of infected labels fitted anew: they spare what survived.
-#[expect(clippy::too_many_arguments, reason = "one call site's loop, named for reading")]
+/// The perturbation of an infected label fitted anew: it moves what is taken to be clean and spares what is taken to
+/// carry the trigger. `None` where there is nothing to move or to spare.
 fn sharpened(
     model: &dyn Classifier,
-    own: &Tensor,
     clean: &Batch,
     training: &Tensor,
-    inspection: &Inspection,
+    suspects: &Suspects,
     epsilon: f32,
     search: &Search,
     rng: &mut StdRng,
-) -> Result<Tensor, Error> {
-    let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;
-    for inspected in &inspection.labels {
-        let label = inspected.label;
-        let members: Vec<usize> =
-            (0..clean.len()).filter(|&row| clean.labels[row] == label).collect();
-        let survivors: Vec<usize> = inspected.survival.spared().copied().collect();
-        if !inspection.infected.contains(&label) || members.is_empty() || survivors.is_empty() {
-            continue;
-        }
-        let training = Batch { rows: training.clone(), labels: vec![label; training.dim(0)?] };
-        let (moved, kept) = (clean.select(&members)?, training.select(&survivors)?);
-        all[label] = separating(model, &moved, &kept, epsilon, search, rng)?;
+) -> Result<Option<Tensor>, Error> {
+    let (taught, Some(&label)) = (suspects.taught(), clean.labels.first()) else { return Ok(None) };
+    if taught.is_empty() {
+        return Ok(None);
     }
-    Ok(Tensor::cat(&all, 0)?)
+    let training = Batch { rows: training.clone(), labels: vec![label; training.dim(0)?] };
+    let also = training.select(&suspects.clean)?;
+    let moved = Batch {
+        rows: Tensor::cat(&[&clean.rows, &also.rows], 0)?,
+        labels: vec![label; clean.len() + also.len()],
+    };
+    let kept = training.select(&taught)?;
+    Ok(Some(separating(model, &moved, &kept, epsilon, search, rng)?))
 }

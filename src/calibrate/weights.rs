@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Error, Material, SCORED_AT_ONCE, tensor};
 use crate::detect::{Needed, RowSignals, Signals, weights};
 use crate::images::Images;
-use crate::inspect::{Inspected, Inspection};
+use crate::inspect::{Inspection, Suspects};
 use crate::perturb::rows;
 
 /// Of every infected label whose clean and training images are enough to tell.
@@ -16,6 +16,7 @@ pub(super) fn infected_weights(
     signals: &Signals,
     material: &Material,
     inspection: &Inspection,
+    suspects: &BTreeMap<usize, Suspects>,
 ) -> Result<BTreeMap<usize, [f32; 3]>, Error> {
     let Some(training) = &material.training else { return Ok(BTreeMap::new()) };
     let model = &**signals.model();
@@ -23,30 +24,21 @@ pub(super) fn infected_weights(
     let fit = tensor(model, &material.fit)?;
     let fitted = signals.score(&fit, Needed::All)?;
     let mut found = BTreeMap::new();
-    for inspected in &inspection.labels {
+    for inspected in inspection.infected() {
         let label = inspected.label;
-        if !inspection.infected.contains(&label) {
-            continue;
-        }
         let of_label = |row: &&RowSignals| row.label == label;
         let mut own: Vec<RowSignals> = clean.iter().filter(of_label).copied().collect();
         if own.len() < FEW {
             // Better those that the perturbations know than none.
             own.extend(fitted.iter().filter(of_label));
         }
-        let unseen = scored(signals, training, unseen(inspected))?;
-        if let Some(weights) = weights(&own, &unseen) {
+        let unseen = suspects[&label].unseen().filter(|row| !inspected.top.contains(row)).collect();
+        let triggered = scored(signals, training, unseen)?;
+        if let Some(weights) = weights(&own, &triggered) {
             found.insert(label, weights);
         }
     }
     Ok(found)
-}
-
-/// Sampled training images that taught neither the label's patch nor its perturbation.
-fn unseen(inspected: &Inspected) -> Vec<usize> {
-    let survival = &inspected.survival;
-    let taught = |row: &usize| inspected.top.contains(row) || survival.spared().any(|s| s == row);
-    survival.sampled.iter().copied().filter(|row| !taught(row)).collect()
 }
 
 fn scored(

@@ -2,19 +2,19 @@
 
 use super::RowSignals;
 
-/// Weights of `s_u`, `s_c` and `s_p` that tell a label's training images from its clean ones.
+/// Weights of `s_u`, `s_c` and `s_p` that tell a label's suspects from its clean images.
 ///
-/// Fisher's linear discriminant between the two. The training images are a mixture of clean and
-/// triggered ones; their mean lies from the clean mean towards the triggered one's, so that the
-/// direction is right without knowing which are which. A trigger survives perturbations and falls
-/// to the patch, so no weight is negative. `None` where there are too few rows to tell.
-pub fn weights(clean: &[RowSignals], training: &[RowSignals]) -> Option<[f32; 3]> {
-    if clean.len() < MIN_ROWS || training.len() < MIN_ROWS {
+/// Fisher's linear discriminant between the two. Where clean images are among the suspects, the mean of
+/// these still lies from the clean mean towards the triggered one's, so that the direction is right
+/// without knowing which are which. A trigger survives perturbations and falls to the patch, so no weight
+/// is negative. `None` where there are too few rows to tell.
+pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; 3]> {
+    if clean.len() < MIN_ROWS || suspects.len() < MIN_ROWS {
         return None;
     }
     let clean: Vec<[f64; 3]> = clean.iter().map(values).collect();
-    let training: Vec<[f64; 3]> = training.iter().map(values).collect();
-    let (centre, mixed) = (mean(&clean), mean(&training));
+    let suspects: Vec<[f64; 3]> = suspects.iter().map(values).collect();
+    let (centre, mixed) = (mean(&clean), mean(&suspects));
     let mut scatter = [[0.0; 3]; 3];
     for row in &clean {
         for i in 0..3 {

@@ -10,6 +10,7 @@ mod data_inspection;
 mod neural_cleanse;
 mod patch;
 mod survival;
+mod suspects;
 mod transfer;
 
 use candle_core::Tensor;
@@ -22,6 +23,7 @@ pub use data_inspection::{Diverging, data_inspection};
 pub use neural_cleanse::{Reversed, neural_cleanse};
 pub use patch::{Goal, Learning, Patch, Patches};
 pub use survival::{Probe, Survival};
+pub use suspects::Suspects;
 pub use transfer::{Judged, judge};
 
 /// How the inspection runs.
@@ -69,6 +71,8 @@ pub struct Inspected {
     pub top_k_survival: f64,
     /// How many of the training images survive the perturbations.
     pub survival: Survival,
+    /// Rows of all samples that are predicted as it, the most confident first.
+    pub members: Vec<usize>,
     /// Rows of its most confident samples, the most confident first.
     pub top: Vec<usize>,
     /// Rows of its least confident samples, the least confident last.
@@ -119,6 +123,7 @@ pub fn inspect(
             top_k_survival: survivors as f64 / top.len() as f64,
             survival,
             patch,
+            members: split.members.clone(),
             top: split.top.clone(),
             bottom: split.bottom.clone(),
         });
@@ -139,6 +144,15 @@ pub fn inspect(
         .map(|(_, inspected)| inspected.label)
         .collect();
     Ok(Inspection { labels, infected })
+}
+
+// === impl Inspection ===
+
+impl Inspection {
+    /// What was learned of the infected labels.
+    pub fn infected(&self) -> impl Iterator<Item = &Inspected> {
+        self.labels.iter().filter(|inspected| self.infected.contains(&inspected.label))
+    }
 }
 
 // === impl Settings ===
@@ -167,6 +181,8 @@ fn doubt(logits: &[f32], label: usize) -> f64 {
 /// One label's most and least confident samples.
 struct Split {
     label: usize,
+    /// The most confident first.
+    members: Vec<usize>,
     top: Vec<usize>,
     bottom: Vec<usize>,
 }
@@ -180,9 +196,9 @@ impl Split {
         }
         members.sort_by(|&a, &b| doubts[a].total_cmp(&doubts[b]));
         let count = samples.min(members.len() / 2);
-        let bottom = members.split_off(members.len() - count);
-        members.truncate(count);
-        Some(Self { label, top: members, bottom })
+        let top = members[..count].to_vec();
+        let bottom = members[members.len() - count..].to_vec();
+        Some(Self { label, members, top, bottom })
     }
 }
 

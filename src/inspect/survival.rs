@@ -3,16 +3,18 @@
 //! A trigger keeps its label under a universal perturbation ("Detecting Backdoor in Deep Neural
 //! Networks via Intentional Adversarial Perturbations", section III-C, the training stage), and a
 //! poisoned training set holds many triggers under one label. Clean images of some labels survive as
-//! well, the more so where the perturbation's own sink is; so a label's share of survivors is
-//! compared with that of clean images of the same label, and the difference with the other labels'.
+//! well, the more so where the perturbation's own sink is; so only those survivors count that the model
+//! also represents apart from the label's clean images, a label's share of them is compared with that of clean
+//! images of the same label, and the difference with the other labels'.
 
 use candle_core::Tensor;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
+use super::suspects::{Centre, border};
 use crate::model::{Classifier, Error};
 use crate::perturb::{Batch, kept};
-use crate::stats::{low_anomaly_indices, median};
+use crate::stats::low_anomaly_indices;
 
 /// The perturbations, and clean images that they were not fitted on.
 #[derive(Clone, Copy, Debug)]
@@ -23,28 +25,22 @@ pub struct Probe<'a> {
     pub class_conditional: &'a Tensor,
     /// With their predicted labels.
     pub clean: &'a Batch,
+    /// Other clean images, which the perturbations may have been fitted on.
+    pub fitted: &'a Batch,
 }
 
 /// The survivors of one label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Survival {
-    /// Share of the label's sampled training images that keep their label under both perturbations.
+    /// Share of the label's sampled training images that keep their label under both perturbations and that the
+    /// model, where it tells, represents apart from clean ones.
     pub share: f64,
-    /// That share less the share of clean images.
+    /// That share less the share of clean images, nearer to zero the fewer those are.
     pub excess: f64,
     /// How far the excess lies above the other labels', in scaled median absolute deviations.
     pub anomaly_index: f64,
-    /// Positions in the training set of the sampled images.
-    pub sampled: Vec<usize>,
-    /// Those that survive.
+    /// Positions in the training set of those images.
     pub survivors: Vec<usize>,
-}
-
-impl Survival {
-    /// Every other survivor: those that a perturbation may be fitted on.
-    pub fn spared(&self) -> impl Iterator<Item = &usize> {
-        self.survivors.iter().step_by(2)
-    }
 }
 
 impl Probe<'_> {
@@ -65,35 +61,43 @@ impl Probe<'_> {
         labels: &[usize],
         rng: &mut StdRng,
     ) -> Result<Vec<Survival>, Error> {
-        let clean = self.survives(model, self.clean)?;
+        let survives = self.survives(model, self.clean)?;
         let mut found = Vec::with_capacity(labels.len());
         for &label in labels {
-            let members: Vec<usize> =
-                (0..training.len()).filter(|&row| training.labels[row] == label).collect();
+            let of_label = |batch: &Batch| -> Vec<usize> {
+                (0..batch.len()).filter(|&row| batch.labels[row] == label).collect()
+            };
+            let members = of_label(training);
             let count = members.len().min(SAMPLED);
             let mut sampled: Vec<usize> =
                 sample(rng, members.len(), count).into_iter().map(|index| members[index]).collect();
             sampled.sort_unstable();
-            let survives = self.survives(model, &training.select(&sampled)?)?;
-            let survivors: Vec<usize> = sampled
-                .iter()
-                .zip(&survives)
-                .filter(|(_, survives)| **survives)
-                .map(|(&row, _)| row)
-                .collect();
-            let share = survivors.len() as f64 / count.max(1) as f64;
-            let excess = share;
-            found.push(Survival { share, excess, anomaly_index: 0.0, sampled, survivors });
-        }
-        let typical = median(&found.iter().map(|label| label.share).collect::<Vec<_>>());
-        for (found, &label) in found.iter_mut().zip(labels) {
-            let own: Vec<bool> = (0..clean.len())
-                .filter(|&row| self.clean.labels[row] == label)
-                .map(|row| clean[row])
-                .collect();
-            let survive = own.iter().filter(|survives| **survives).count() as f64;
-            // A handful of clean images is no share: the typical label's counts as some more.
-            found.excess -= (survive + typical * PRIOR_IMAGES) / (own.len() as f64 + PRIOR_IMAGES);
+            let mut kept = self.survives(model, &training.select(&sampled)?)?;
+            let clean = of_label(self.clean);
+            let mut clean_kept: Vec<bool> = clean.iter().map(|&row| survives[row]).collect();
+            let fitted = self.fitted.select(&of_label(self.fitted))?;
+            if let Some(centre) = Centre::new(model, &fitted.rows)? {
+                let distances = centre.distances(model, &training.rows, &sampled)?;
+                let border = border(&distances);
+                let apart = |kept: &mut [bool], distances: Vec<f64>| {
+                    kept.iter_mut().zip(distances).for_each(|(kept, far)| *kept &= far > border);
+                };
+                apart(&mut kept, distances);
+                apart(&mut clean_kept, centre.distances(model, &self.clean.rows, &clean)?);
+            }
+            let of = |kept: &[bool]| kept.iter().filter(|kept| **kept).count() as f64;
+            let share = of(&kept) / count.max(1) as f64;
+            // A handful of clean images is no share: the training images' own counts as some more.
+            let expected =
+                (of(&clean_kept) + share * PRIOR_IMAGES) / (clean.len() as f64 + PRIOR_IMAGES);
+            let survivors =
+                sampled.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(row, _)| row);
+            found.push(Survival {
+                share,
+                excess: share - expected,
+                anomaly_index: 0.0,
+                survivors: survivors.collect(),
+            });
         }
         let below: Vec<f64> = found.iter().map(|label| -label.excess).collect();
         for (found, index) in found.iter_mut().zip(low_anomaly_indices(&below, MAD_FLOOR)) {
@@ -106,7 +110,7 @@ impl Probe<'_> {
 /// Training images looked at per label.
 const SAMPLED: usize = 300;
 
-/// Weight of the typical label's share of survivors in the share of a label's clean images.
+/// Weight of a label's share among its training images in that among its clean ones.
 const PRIOR_IMAGES: f64 = 10.0;
 
 /// A share of 300 images comes with a standard error of up to this.

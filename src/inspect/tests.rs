@@ -86,8 +86,11 @@ fn a_label_whose_training_images_survive_where_clean_ones_do_not_stands_out() {
             clean.push((label, if label == 3 { 1.0 } else { 0.5 }));
         }
     }
-    let clean = batch(&clean);
-    let probe = Probe { universal: &universal, class_conditional: &own, clean: &clean };
+    // Without clean images to be apart from, survivors count as they are.
+    let fitted: Vec<_> = clean.iter().copied().filter(|(label, _)| *label != 3).collect();
+    let (clean, fitted) = (batch(&clean), batch(&fitted));
+    let probe =
+        Probe { universal: &universal, class_conditional: &own, clean: &clean, fitted: &fitted };
     let labels: Vec<usize> = (0..LABELS).collect();
     let mut rng = StdRng::seed_from_u64(7);
     let found =
@@ -101,6 +104,70 @@ fn a_label_whose_training_images_survive_where_clean_ones_do_not_stands_out() {
     assert!(found[3].anomaly_index < found[2].anomaly_index, "{:?}", found[3]);
     let unmoved = [0, 1, 4].map(|label| found[label].anomaly_index);
     assert_eq!(unmoved, [0.0; 3]);
+}
+
+#[test]
+fn survivors_that_look_like_clean_images_do_not_count() {
+    // Nothing is moved, so that all survive; of label 2 a quarter is brighter than its clean images.
+    let still = Tensor::zeros((1, 1, 1, LABELS), DType::F32, &Device::Cpu).unwrap();
+    let own = still.broadcast_as((LABELS, 1, 1, LABELS)).unwrap().contiguous().unwrap();
+    let (mut training, mut clean) = (Vec::new(), Vec::new());
+    for label in 0..LABELS {
+        for image in 0..40 {
+            training.push((label, if label == 2 && image < 10 { 1.0 } else { 0.5 }));
+            clean.push((label, 0.5));
+        }
+    }
+    let (training, clean) = (batch(&training), batch(&clean));
+    let probe = Probe { universal: &still, class_conditional: &own, clean: &clean, fitted: &clean };
+    let labels: Vec<usize> = (0..LABELS).collect();
+    let model = Weighed::new([1.0; LABELS]);
+    let found = probe.survival(&model, &training, &labels, &mut StdRng::seed_from_u64(7)).unwrap();
+    assert_eq!(found[2].survivors, (80..90).collect::<Vec<_>>());
+    assert!((found[2].share - 0.25).abs() < 1e-9);
+    // Of 40 clean images none, and a quarter of the ten that stand for what is not known.
+    assert!((found[2].excess - (0.25 - 2.5 / 50.0)).abs() < 1e-9, "{:?}", found[2]);
+    for label in [0, 1, 3, 4] {
+        assert!(found[label].survivors.is_empty(), "{:?}", found[label]);
+    }
+}
+
+#[test]
+fn suspects_are_what_lies_apart_from_a_labels_clean_images() {
+    let mut rows = vec![(2, 0.5); 30];
+    rows.extend([(2, 0.9); 12]);
+    rows.extend([(1, 5.0); 4]);
+    let training = batch(&rows);
+    let nothing = Tensor::zeros((1, 1, 1, LABELS), DType::F32, &Device::Cpu).unwrap();
+    let inspected = Inspected {
+        label: 2,
+        patch: Patch { mask: nothing.clone(), pattern: nothing },
+        transfer_ratio: 1.0,
+        anomaly_index: 0.0,
+        top_k_changed: 1.0,
+        top_k_survival: 0.0,
+        survival: Survival {
+            share: 0.0,
+            excess: 0.0,
+            anomaly_index: 0.0,
+            survivors: vec![3, 5, 7],
+        },
+        members: (0..42).rev().collect(),
+        top: Vec::new(),
+        bottom: Vec::new(),
+    };
+    let model = Weighed::new([1.0; LABELS]);
+    let find = |clean: usize| {
+        let clean = batch(&vec![(2, 0.55); clean]);
+        Suspects::find(&model, &clean.rows, &training.rows, &inspected).unwrap()
+    };
+    let found = find(8);
+    assert_eq!(found.triggered, (30..42).collect::<Vec<_>>());
+    assert_eq!(found.clean, (0..30).collect::<Vec<_>>());
+    let (taught, unseen) = (found.taught(), found.unseen().collect::<Vec<_>>());
+    assert_eq!((taught[0], unseen[0], taught.len() + unseen.len()), (30, 31, 12));
+    // Two clean images are no centre: the survivors are all there is.
+    assert_eq!(find(2), Suspects { triggered: vec![3, 5, 7], clean: Vec::new() });
 }
 
 #[test]

@@ -137,6 +137,13 @@ impl Batch {
         Ok(Self { rows, labels })
     }
 
+    /// The rows of one label.
+    pub fn of_label(&self, label: usize) -> CandleResult<Self> {
+        let members: Vec<usize> =
+            (0..self.len()).filter(|&row| self.labels[row] == label).collect();
+        self.select(&members)
+    }
+
     /// The rows at `indices`, which may repeat.
     pub fn select(&self, indices: &[usize]) -> CandleResult<Self> {
         let index: Vec<u32> = indices.iter().map(|&index| index as u32).collect();

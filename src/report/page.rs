@@ -125,9 +125,9 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
                 figure { figcaption { "Anomaly index" } (anomalies.svg()) }
             }
             p {
-                "Images with a trigger keep their label under the adversarial perturbations. A label where far more "
-                "training images do than clean ones is infected, and so is one that its patch names if its most "
-                "confident images survive."
+                "Images with a trigger keep their label under the adversarial perturbations, and the model represents "
+                "them apart from clean ones. A label where both hold for far more training images than clean ones is "
+                "infected, and so is one that its patch names if its most confident images survive."
             }
             div .columns {
                 figure { figcaption { "Survivors beyond clean images" } (excesses.svg()) }

@@ -50,13 +50,8 @@ fn inspected(label: usize, ratio: f64, shape: [usize; 3]) -> Inspected {
         anomaly_index: (1.0 - ratio) * 10.0,
         top_k_changed: 1.0,
         top_k_survival: 0.0,
-        survival: Survival {
-            share: 0.1,
-            excess: -0.01,
-            anomaly_index: 0.0,
-            sampled: Vec::new(),
-            survivors: Vec::new(),
-        },
+        survival: Survival { share: 0.1, excess: -0.01, anomaly_index: 0.0, survivors: Vec::new() },
+        members: vec![0, 1, 2],
         top: vec![0, 1],
         bottom: vec![2],
     }
