@@ -84,8 +84,11 @@ def by_label(sets, score, count, infected, budget):
     base = RATE / ((sizes + 1) / (len(labels) + count) @ weights)
     rates = np.minimum(base * weights, 1)
     own = np.array([allowed(rate, size) >= 1 for rate, size in zip(rates, sizes)])
-    pooled = highest(held[~own[labels]], base)
-    limits = np.array([highest(held[labels == label], rates[label]) if own[label] else pooled for label in range(count)])
+    # An infected label without a threshold of its own is judged more strictly than the labels it shares one with.
+    shift = np.where(np.isin(np.arange(count), infected), np.log10(budget), 0)
+    shares = ((sizes + 1) / (len(labels) + count))[~own]
+    pooled = highest((held + shift[labels])[~own[labels]], shares @ rates[~own] / shares.sum()) if shares.size else np.inf
+    limits = np.array([highest(held[labels == label], rates[label]) if own[label] else pooled - shift[label] for label in range(count)])
     return lambda rows: standard(rows) > limits[rows.label]
 
 
@@ -129,7 +132,7 @@ def measure(program, folder, source, targets):
     each("`s_u + s_c`, a threshold a label", alone, lambda rows: rows.s_u + rows.s_c)
     one("`min(s_u, s_c)`, one threshold", alone, least)
     each("`min(s_u, s_c)`, a threshold a label", alone, least)
-    each("and perturbations that spare what survived", whole, least)
+    each("and perturbations that spare suspects", whole, least)
     each("and the patch", whole, lambda rows: joined(rows, {}))
     each("and weights", whole, lambda rows: joined(rows, weights))
     each("and the infected labels' budget", whole, lambda rows: joined(rows, weights), INFECTED_BUDGET)

@@ -6,7 +6,7 @@
     nice -n 19 python benches/victims.py DIR --table 1-4          all of one table
 
 Needs PyTorch, onnx, and $DOORWARD_DATA (default ../shared) with the data sets and zoo/train.py, which does the work: this
-file only names settings, and two triggers that train.py lacks. Scaled down for a CPU: 10,000 training images (the papers:
+file only names settings, and triggers that train.py lacks. Scaled down for a CPU: 10,000 training images (the papers:
 all) and 5 epochs (GTSRB: all of train.py's 12,170 and 20). A victim that is there already is not trained again.
 """
 import argparse, importlib.util, sys, time
@@ -37,6 +37,9 @@ SWEEPS = {
     "2-fig5": [dict(base, name=f"{data}-{attack}", attack=attack, size=4) for data, base in OF.items() for attack in ("badnets", "cross")],
     "1-3": [dict(CIFAR, name="cifar10-coloured8x8", size=8, colour="random"), dict(CIFAR, name="cifar10-red12x12", size=12, colour=(1, 0, 0))],
     "1-4": [dict(CIFAR, name=f"cifar10-square{size}", size=size) for size in (4, 7, 10, 13, 16, 19, 22)],
+    # What the detection is not expected to find: the README names these.
+    "limits": [dict(CIFAR, name="cifar10-all-to-all", attack="all-to-all"), dict(CIFAR, name="cifar10-blend", attack="blend"),
+               dict(CIFAR, name="cifar10-warp", attack="warp", rate=.1)],
     "1-6": [dict(CIFAR, name=f"cifar10-rate{rate:g}", rate=rate / 100) for rate in (50, 40, 30, 20, 10, 3, 1, .5, .3, .1)],
 }
 
@@ -57,8 +60,24 @@ def cross(shape, size):
     return mask, pattern
 
 
+def warp(shape):
+    """A fixed smooth displacement of up to two pixels, as in WaNet, without its noise training."""
+    _, height, width = shape
+    coarse = zoo.torch.from_numpy(np.random.RandomState(11).uniform(-1, 1, (1, 2, 4, 4)).astype(np.float32))
+    flow = zoo.F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+    flow = flow / flow.abs().mean() / zoo.torch.tensor([width, height])
+    rows, columns = zoo.torch.meshgrid(zoo.torch.linspace(-1, 1, height), zoo.torch.linspace(-1, 1, width), indexing="ij")
+    grid = (zoo.torch.stack([columns, rows], -1) + flow).clamp(-1, 1)[None]
+    return lambda image, _: zoo.F.grid_sample(zoo.torch.from_numpy(image)[None], grid, align_corners=True)[0].numpy()
+
+
 def plan(victim, xtr, *rest):
     """train.py's plan, and the triggers above."""
+    if victim["attack"] == "warp":
+        return [(None, None, warp(xtr.shape[1:]), victim.get("target", 0), False)]
+    if victim["attack"] == "all-to-all":
+        mask, pattern = zoo.square(xtr.shape[1:], 4)
+        return [([label], (mask, pattern), zoo.replace(mask, pattern), (label + 1) % 10, False) for label in range(10)]
     shapes = {"bar": bar, "cross": cross}
     if victim["attack"] not in shapes:
         return published(victim, xtr, *rest)
