@@ -3,21 +3,23 @@
 
     python benches/engine.py                                 all default models
     python benches/engine.py --models resnet densenet        some of them
-    python benches/engine.py --threads 2                     two threads an engine
+    python benches/engine.py --threads 2                     two threads an engine, wall time
     python benches/engine.py --without-doorward --rounds 2   the other engines only
     python benches/engine.py --memory                        peak memory of resnet50 at batch 8
 
 Needs PyTorch, onnx and onnxruntime, and for mobilenet, vit and resnet50 torchvision; tract (`pip
-install tract`, forward only, one thread whatever is asked for) is left out if it is not there. Prints Markdown. The engines take
-turns, round by round, so that a change of the machine's load hits all of them. A figure is the
-median over all iterations of the CPU milliseconds of one iteration, all threads of the process
-together; doorward's is the median over the rounds of what it prints, a mean over iterations.
+install tract`, forward only) is left out if it is not there, and with more than one thread, for it
+has one only. Prints Markdown. The engines take turns, round by round, so that a change of the
+machine's load hits all of them. A figure is the median over all iterations of the milliseconds of
+one iteration: with one thread CPU time, which other work on the machine moves least; with more,
+wall time, for that is what threads are there to save. doorward's is the median over the rounds of
+what it prints: of CPU time a mean over iterations, of wall time a median.
 
 resnet, cnn6, densenet and alexnet are the architectures of $DOORWARD_DATA/zoo/train.py (default
 ../shared) with random weights; zoo/NAME are the trained models there, which exist as ONNX files
 only and have no PyTorch column. Forward runs at batch 1, 2 and 32. The gradient is the one of
 sum(logits * cotangent) with respect to the input, at batch 50, forward pass included; onnxruntime
-has none.
+has none. resnet50, whose images have 224 x 224 pixels, runs at batch 1 and 8, its gradient at 8.
 
 With --memory every figure comes from a process of its own: the most it had resident (VmHWM), and how
 much of that came after the model was loaded.
@@ -43,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("DOORWARD_DATA", ROOT / "../shared"))
 DEFAULT = ["resnet", "cnn6", "densenet", "alexnet", "mobilenet", "vit", "resnet50", "zoo/fashion-mnist-densenet-square"]
 FORWARD, GRADIENT = (1, 2, 32), 50
+FORWARD_LARGE, GRADIENT_LARGE = (1, 8), 8               # of images of 224 x 224, for memory's sake
 
 
 def architecture(name):
@@ -64,14 +67,14 @@ def export(model, shape, path):
                       dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, opset_version=17, dynamo=False)
 
 
-def timed(function, iterations):
-    """CPU milliseconds of each iteration, after one that does not count."""
+def timed(function, iterations, clock):
+    """Milliseconds of each iteration, after one that does not count."""
     function()
     samples = []
     for _ in range(iterations):
-        start = time.process_time()
+        start = clock()
         function()
-        samples.append(1e3 * (time.process_time() - start))
+        samples.append(1e3 * (clock() - start))
     return samples
 
 
@@ -85,8 +88,8 @@ class OnnxRuntime:
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.input = self.session.get_inputs()[0].name
 
-    def run(self, x, gradient, iterations):
-        return None if gradient else timed(lambda: self.session.run(None, {self.input: x}), iterations)
+    def run(self, x, gradient, iterations, clock):
+        return None if gradient else timed(lambda: self.session.run(None, {self.input: x}), iterations, clock)
 
 
 class Tract:
@@ -95,14 +98,14 @@ class Tract:
     def __init__(self, path):
         self.path, self.models = path, {}
 
-    def run(self, x, gradient, iterations):
+    def run(self, x, gradient, iterations, clock):
         if gradient:
             return None
         if x.shape not in self.models:
             model = tract.onnx().load(self.path)
             model.set_input_fact(0, ",".join(map(str, x.shape)) + ",f32")
             self.models = {x.shape: model.into_model().into_runnable()}
-        return timed(lambda: self.models[x.shape].run([x]), iterations)
+        return timed(lambda: self.models[x.shape].run([x]), iterations, clock)
 
 
 class PyTorch:
@@ -111,14 +114,14 @@ class PyTorch:
     def __init__(self, model):
         self.model = model.requires_grad_(False)
 
-    def run(self, x, gradient, iterations):
+    def run(self, x, gradient, iterations, clock):
         x = torch.from_numpy(x)
         if not gradient:
             with torch.inference_mode():
-                return timed(lambda: self.model(x), iterations)
+                return timed(lambda: self.model(x), iterations, clock)
         x.requires_grad_()
         cotangent = torch.randn(self.model(x).shape)
-        return timed(lambda: torch.autograd.grad((self.model(x) * cotangent).sum(), x), iterations)
+        return timed(lambda: torch.autograd.grad((self.model(x) * cotangent).sum(), x), iterations, clock)
 
 
 class Doorward:
@@ -127,10 +130,10 @@ class Doorward:
     def __init__(self, command, path, threads):
         self.command, self.path, self.threads = command, path, threads
 
-    def run(self, x, gradient, iterations):
+    def run(self, x, gradient, iterations, clock):
         command = [*self.command, str(self.path), "--batch", str(len(x)), "--iterations", str(iterations),
                    *(["--gradient"] if gradient else []), "--threads", str(self.threads)]
-        return [last_line(command)["cpu_ms"]]
+        return [last_line(command)["cpu_ms" if clock is time.process_time else "wall_ms"]]
 
 
 def last_line(command):
@@ -175,16 +178,16 @@ def compare_memory(arguments, name="resnet50", batch=8):
             print(f"| {name} {'gradient' if gradient else 'forward'} b{batch} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |", flush=True)
 
 
-def measure(engines, x, gradient, arguments):
-    """Median CPU milliseconds by engine; engines without this operation are left out."""
+def measure(engines, x, gradient, clock, arguments):
+    """Median milliseconds by engine; engines without this operation are left out."""
     samples = {engine.name: [] for engine in engines}
     # Long iterations need fewer of them: one round takes about --seconds of each engine.
     once = max((min(result) for engine in engines if engine.name != "doorward"
-                for result in [engine.run(x, gradient, 2)] if result), default=10.0)
+                for result in [engine.run(x, gradient, 2, clock)] if result), default=10.0)
     iterations = max(3, min(200, int(1e3 * arguments.seconds / max(once, 1e-3))))
     for _ in range(arguments.rounds):
         for engine in engines:
-            samples[engine.name] += engine.run(x, gradient, iterations) or []
+            samples[engine.name] += engine.run(x, gradient, iterations, clock) or []
     return {name: statistics.median(values) for name, values in samples.items() if values}
 
 
@@ -226,11 +229,12 @@ def main():
         return compare_memory(arguments)
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
 
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     print(f"{processor()}; {arguments.threads} thread(s) an engine; commit {commit}; load {os.getloadavg()[0]:.1f}; "
           f"onnxruntime {ort.__version__}, PyTorch {torch.__version__}, tract {tract.version() if tract else 'absent'}\n")
-    print("CPU milliseconds per iteration, median; ratios below 1 mean that doorward is faster\n")
+    print(f"{'CPU' if arguments.threads == 1 else 'Wall'} milliseconds per iteration, median; ratios below 1 mean that doorward is faster\n")
     print(f"| model | operation | {' | '.join(COLUMNS)} | {' | '.join('/' + peer for peer in COLUMNS[1:])} |")
     print("|---|---|" + "---:|" * (2 * len(COLUMNS) - 1))
     results = []
@@ -248,17 +252,18 @@ def main():
                 export(model, shape, path)
                 engines.append(PyTorch(model))
             engines.append(OnnxRuntime(path, arguments.threads))
-            if tract:
+            if tract and arguments.threads == 1:
                 engines.append(Tract(path))
             if not arguments.without_doorward:
                 engines.append(Doorward(shlex.split(arguments.doorward), path, arguments.threads))
-            for batch, gradient in [(batch, False) for batch in FORWARD] + [(GRADIENT, True)]:
+            forward, gradient = (FORWARD_LARGE, GRADIENT_LARGE) if shape[-1] >= 224 else (FORWARD, GRADIENT)
+            for batch, gradient in [(batch, False) for batch in forward] + [(gradient, True)]:
                 x = generator.random((batch, *shape), np.float32)
-                figures = measure(engines, x, gradient, arguments)
+                figures = measure(engines, x, gradient, clock, arguments)
                 operation = f"{'gradient' if gradient else 'forward'} b{batch}"
                 if figures:
                     print(row(name, operation, figures), flush=True)
-                    results.append(dict(model=name, operation=operation, cpu_ms=figures))
+                    results.append(dict(model=name, operation=operation, milliseconds=figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(dict(processor=processor(), threads=arguments.threads, commit=commit, results=results), indent=1))
 

@@ -25,4 +25,4 @@ export PATH=$toolkit/bin:$PATH LIBRARY_PATH=$toolkit/lib LD_LIBRARY_PATH=$toolki
 # What candle's kernels need at least; nvcc cannot ask a device.
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
 
-cargo check --release --features cuda "$@"
+cargo check --release --features cuda --all-targets "$@"

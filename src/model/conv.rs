@@ -9,11 +9,12 @@ mod plan;
 use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use super::activation::Activation;
 use super::composed::Kept;
 use super::kernel;
-use super::load::{Affine, Plain};
+use super::load::{Affine, Load, Plain};
 use super::operator::{ChannelAffine, Operator, Saves};
 use plan::Plan;
 
@@ -127,28 +128,41 @@ impl Conv {
         Ok(self.backward.get_or_init(|| built))
     }
 
-    fn forward_cpu(&self, x: &Tensor) -> Result<Tensor> {
-        let plan = self.forward_plan()?;
-        let bias = self.bias.as_deref();
+    fn forward_cpu(&self, x: &Tensor, shares: usize) -> Result<Tensor> {
         let shape = (x.dim(0)?, self.out_shape[0], self.out_shape[1], self.out_shape[2]);
+        let plan = self.forward_plan()?;
         kernel::apply("conv", x, shape, |x, out| match &self.before {
-            None => plan.run(x, Plain, bias, self.activation, out),
+            None => self.run(plan, x, Plain, shares, out),
             Some(before) => {
                 let load = Affine {
                     scale: &before.scale,
                     shift: &before.shift,
                     activation: before.activation,
                 };
-                plan.run(x, load, bias, self.activation, out);
+                self.run(plan, x, load, shares, out);
             }
         })
+    }
+
+    /// Every share is some of the output channels; more than one takes one image.
+    fn run<L: Load>(&self, plan: &Plan, x: &[f32], load: L, shares: usize, out: &mut [f32]) {
+        let bias = self.bias.as_deref();
+        let [channels, height, width] = self.out_shape;
+        let unit = match plan.unit() {
+            Some(unit) if shares > 1 => unit,
+            _ => return plan.run(x, load, bias, self.activation, 0, out),
+        };
+        let channels = channels.div_ceil(unit).div_ceil(shares) * unit;
+        out.par_chunks_mut(channels * height * width).enumerate().for_each(|(share, out)| {
+            plan.run(x, load, bias, self.activation, share * channels, out);
+        });
     }
 
     fn backward_cpu(&self, cotangent: &Tensor) -> Result<Tensor> {
         let plan = self.backward_plan()?;
         let shape = (cotangent.dim(0)?, self.in_shape[0], self.in_shape[1], self.in_shape[2]);
         kernel::apply("conv gradient", cotangent, shape, |y, out| {
-            plan.run(y, Plain, None, Activation::Identity, out);
+            plan.run(y, Plain, None, Activation::Identity, 0, out);
         })
     }
 }
@@ -178,7 +192,18 @@ impl Operator for Conv {
     }
 
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        self.forward_cpu(&inputs[0])
+        self.forward_cpu(&inputs[0], 1)
+    }
+
+    fn products(&self, _row: &[usize]) -> usize {
+        let ([ins, ..], [outs, height, width]) = (self.in_shape, self.out_shape);
+        let taps: usize = self.window.kernel.iter().product();
+        [height, width, outs, ins / self.groups].into_iter().fold(taps, usize::saturating_mul)
+    }
+
+    fn forward_shared(&self, inputs: &[Tensor], shares: usize) -> Result<Tensor> {
+        let shares = if inputs[0].dim(0)? == 1 { shares } else { 1 };
+        self.forward_cpu(&inputs[0], shares)
     }
 
     fn vjp(

@@ -177,20 +177,29 @@ impl Correlation {
         self.geometry.in_channels * self.geometry.in_size.iter().product::<usize>()
     }
 
-    /// Values of one image of the output.
-    pub(crate) fn out_len(&self) -> usize {
-        self.geometry.out_channels * self.geometry.out_size.iter().product::<usize>()
+    /// How many output channels, or a multiple of it, can be computed without the others.
+    pub(crate) fn unit(&self) -> usize {
+        match self.geometry.groups {
+            1 => self
+                .passes
+                .first()
+                .and_then(|pass| pass.blocks.first())
+                .map_or(1, |block| block.width),
+            groups => self.geometry.out_channels / groups,
+        }
     }
 
     /// Writes all of `out`, NCHW, from `input`, NCHW.
     ///
-    /// `load` turns a value of an input channel into what is correlated; it sees no padding.
+    /// `load` turns a value of an input channel into what is correlated; it sees no padding. `out` has
+    /// as many output channels, from `first` on, as its length says.
     pub(crate) fn run<L: Load>(
         &self,
         input: &[f32],
         load: L,
         bias: Option<&[f32]>,
         activation: Activation,
+        first: usize,
         out: &mut [f32],
     ) {
         let covered: usize =
@@ -202,7 +211,7 @@ impl Correlation {
             out.fill(0.0);
         }
         SCRATCH.with_borrow_mut(|planes| {
-            let sweep = Sweep { plan: self, input, load, bias, activation, out, planes };
+            let sweep = Sweep { plan: self, input, load, bias, activation, first, out, planes };
             Arch::new().dispatch(sweep);
         });
     }

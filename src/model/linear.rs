@@ -3,11 +3,12 @@
 use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use super::activation::Activation;
 use super::composed::Kept;
 use super::kernel;
-use super::matrix::Matrix;
+use super::matrix::{HEIGHT, Matrix};
 use super::operator::{ChannelAffine, Operator, Saves};
 
 /// `activation(x W + b)` for rows `x`, the last dimension of the input.
@@ -99,6 +100,22 @@ impl Operator for Linear {
         let (matrix, bias) = self.packed()?;
         kernel::apply(self.name(), x, shape, |x, out| {
             matrix.apply(x, bias.as_deref(), self.activation, out);
+        })
+    }
+
+    fn products(&self, row: &[usize]) -> usize {
+        row.iter().copied().fold(self.weight.dims()[1], usize::saturating_mul)
+    }
+
+    fn forward_shared(&self, inputs: &[Tensor], shares: usize) -> Result<Tensor> {
+        let x = &inputs[0];
+        let (ins, outs) = self.weight.dims2()?;
+        let (matrix, bias) = self.packed()?;
+        // Rows that a share takes together read the weights once.
+        let rows = (x.elem_count() / ins.max(1)).div_ceil(HEIGHT).div_ceil(shares) * HEIGHT;
+        kernel::apply(self.name(), x, with_last(x.dims(), outs), |x, out| {
+            let shares = x.par_chunks(rows * ins).zip(out.par_chunks_mut(rows * outs));
+            shares.for_each(|(x, out)| matrix.apply(x, bias.as_deref(), self.activation, out));
         })
     }
 

@@ -3,7 +3,7 @@
 use super::activation::Activation;
 
 /// How input values enter the planes; copies as many values as both slices have.
-pub(crate) trait Load {
+pub(crate) trait Load: Copy + Sync {
     /// Whether values enter as they are.
     const PLAIN: bool = false;
 
@@ -11,6 +11,7 @@ pub(crate) trait Load {
 }
 
 /// As they are.
+#[derive(Clone, Copy)]
 pub(crate) struct Plain;
 
 impl Load for Plain {
@@ -54,6 +55,7 @@ pub(crate) fn every(step: usize, from: &[f32], to: &mut [f32]) {
 }
 
 /// Scaled, shifted and cut at the bounds of the activation, per channel.
+#[derive(Clone, Copy)]
 pub(crate) struct Affine<'a> {
     pub(crate) scale: &'a [f32],
     pub(crate) shift: &'a [f32],

@@ -36,10 +36,6 @@ impl Matrix {
         self.rows
     }
 
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
     /// `[row][column]` of every `BLOCK` columns, the last filled up with zeros.
     pub(super) fn blocks(&self) -> impl Iterator<Item = &[f32]> {
         self.packed.chunks_exact((self.rows * BLOCK).max(1))
@@ -80,7 +76,7 @@ impl WithSimd for Apply<'_> {
         let count = out.len() / columns;
         // Rows by eight, by four and one by one: a vector of weights serves as many sums.
         let heights = |row: usize| match count - row {
-            8.. => 8,
+            HEIGHT.. => HEIGHT,
             4.. => 4,
             _ => 1,
         };
@@ -101,7 +97,7 @@ impl WithSimd for Apply<'_> {
             }
             row += height;
         }
-        let mut tile = [0.0; 8 * BLOCK];
+        let mut tile = [0.0; HEIGHT * BLOCK];
         for (block, weights) in matrix.blocks().enumerate() {
             let first = block * BLOCK;
             let width = BLOCK.min(columns - first);
@@ -113,7 +109,7 @@ impl WithSimd for Apply<'_> {
                 for at in (0..BLOCK).step_by(3 * S::F32_LANES) {
                     let (weights, tile) = (&weights[at.min(weights.len())..], &mut tile[at..]);
                     match height {
-                        8 => product::<S, 8, 3>(simd, weights, x, BLOCK, tile),
+                        HEIGHT => product::<S, HEIGHT, 3>(simd, weights, x, BLOCK, tile),
                         4 => product::<S, 4, 3>(simd, weights, x, BLOCK, tile),
                         _ => product::<S, 1, 3>(simd, weights, x, BLOCK, tile),
                     };
@@ -175,6 +171,9 @@ pub(super) fn product<S: Simd, const BLOCK: usize, const VECTORS: usize>(
     }
     VECTORS * S::F32_LANES
 }
+
+/// Most rows whose sums stay in registers together.
+pub(super) const HEIGHT: usize = 8;
 
 /// Columns of a block: three vectors of 16 lanes.
 pub(super) const BLOCK: usize = 48;

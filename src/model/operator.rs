@@ -44,6 +44,19 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
         self.compose_vjp(inputs, output, cotangent, &Kept::default())
     }
 
+    /// Multiply-adds of a row, where [`Operator::forward_shared`] can share them; `row` is the shape
+    /// of the first input's.
+    fn products(&self, row: &[usize]) -> usize {
+        let _ = row;
+        0
+    }
+
+    /// [`Operator::forward`] in about as many shares, on the threads of rayon's pool.
+    fn forward_shared(&self, inputs: &[Tensor], shares: usize) -> Result<Tensor> {
+        let _ = shares;
+        self.forward(inputs)
+    }
+
     /// What the gradient reads; the rest is given to it empty.
     fn saves(&self) -> Saves {
         Saves { inputs: true, output: true }

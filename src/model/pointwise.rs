@@ -117,13 +117,15 @@ impl Pointwise {
         load: L,
         bias: Option<&[f32]>,
         activation: Activation,
+        first: usize,
         out: &mut [f32],
     ) {
         if self.to.run * self.to.runs < self.to.plane {
             out.fill(0.0);
         }
         SCRATCH.with_borrow_mut(|panel| {
-            Arch::new().dispatch(Run { plan: self, input, load, bias, activation, out, panel });
+            let run = Run { plan: self, input, load, bias, activation, first, out, panel };
+            Arch::new().dispatch(run);
         });
     }
 }
@@ -134,6 +136,8 @@ struct Run<'a, L> {
     load: L,
     bias: Option<&'a [f32]>,
     activation: Activation,
+    /// Output channel that `out` begins with.
+    first: usize,
     out: &'a mut [f32],
     /// `[tile][channel][position]`
     panel: &'a mut Vec<f32>,
@@ -201,14 +205,21 @@ impl<L: Load> Run<'_, L> {
     #[inline(always)]
     fn multiply<S: Simd>(&mut self, simd: S, tiles: &[Tile]) {
         let matrix = &self.plan.matrix;
-        let (inner, outs) = (matrix.rows(), matrix.columns());
+        let inner = matrix.rows();
         let plane = self.plan.to.plane;
+        let images = self.input.len() / (inner * self.plan.from.plane);
+        let outs = self.out.len() / (images * plane);
+        let channels = self.first..self.first + outs;
         let bounds = self.activation.bounds();
         let mut sums = [0.0; ROWS * BLOCK];
         for (block, weights) in matrix.blocks().enumerate() {
             let first = block * BLOCK;
-            for row in (first..outs.min(first + BLOCK)).step_by(ROWS) {
-                let rows = ROWS.min(outs - row);
+            let own = channels.start.max(first)..channels.end.min(first + BLOCK);
+            if own.is_empty() {
+                continue;
+            }
+            for row in own.clone().step_by(ROWS) {
+                let rows = ROWS.min(own.end - row);
                 let mut start = [0.0; ROWS];
                 if let Some(bias) = self.bias {
                     start[..rows].copy_from_slice(&bias[row..row + rows]);
@@ -221,13 +232,13 @@ impl<L: Load> Run<'_, L> {
                         piece.len == tile.width && rows == ROWS && self.plan.to.step == 1
                     });
                     if let Some(piece) = direct {
-                        let at = (piece.image * outs + row) * plane + piece.at;
+                        let at = (piece.image * outs + row - channels.start) * plane + piece.at;
                         terms.sum(simd, values, tile.width, &mut self.out[at..], plane);
                         continue;
                     }
                     terms.sum(simd, values, tile.width, &mut sums, BLOCK);
                     for piece in pieces {
-                        let at = (piece.image * outs + row) * plane + piece.at;
+                        let at = (piece.image * outs + row - channels.start) * plane + piece.at;
                         let (from, to) = (&sums[piece.offset..], &mut self.out[at..]);
                         if self.plan.to.step == 1 {
                             copy_rows(from, BLOCK, to, plane, piece.len, rows);
@@ -255,11 +266,11 @@ impl<L: Load> Run<'_, L> {
                     let sums = sums.chunks_exact(BLOCK).skip(piece.offset).take(piece.len);
                     for (i, sums) in sums.enumerate() {
                         let position = piece.at + i * self.plan.to.step;
-                        let to = &mut self.out[(piece.image * outs + first) * plane + position..];
-                        for (o, (to, sum)) in
-                            to.iter_mut().step_by(plane).zip(sums).take(outs - first).enumerate()
-                        {
-                            let sum = sum + self.bias.map_or(0.0, |bias| bias[first + o]);
+                        let channel = piece.image * outs + own.start - channels.start;
+                        let to = &mut self.out[channel * plane + position..];
+                        let sums = &sums[own.start - first..own.end - first];
+                        for (o, (to, sum)) in to.iter_mut().step_by(plane).zip(sums).enumerate() {
+                            let sum = sum + self.bias.map_or(0.0, |bias| bias[own.start + o]);
                             *to = sum.max(bounds[0]).min(bounds[1]);
                         }
                     }
@@ -384,7 +395,7 @@ fn copy<const LEN: usize>(from: &[f32], to: &mut [f32]) {
 }
 
 /// Output channels whose sums stay in registers, for three vectors of positions each.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 
 /// Values of a panel: 1.5 MiB, three quarters of a core's L2 cache.
 const PANEL: usize = 3 << 17;

@@ -16,7 +16,8 @@ use super::{Cotangent, Error, composed, patterns};
 /// A compiled model.
 ///
 /// A batch is cut into parts of a few rows, and every part runs through all steps on one thread:
-/// its activations stay in that core's cache, and no step has to be parallel itself.
+/// its activations stay in that core's cache, and no step has to be parallel itself. Only where a
+/// forward pass has fewer parts than there are threads, large steps are.
 #[derive(Debug)]
 pub struct Program {
     input_name: String,
@@ -34,6 +35,8 @@ pub struct Program {
     channels_last: bool,
     fp32: bool,
     rows_per_part: usize,
+    /// Into how many shares at most the work of a row is worth cutting, by step.
+    shares: Vec<usize>,
     /// What the fully connected layer at the end takes, if there is one.
     features: Option<usize>,
     /// What a reverse pass is given in place of what was not kept.
@@ -137,6 +140,10 @@ impl Program {
         let on_device = |step: Step| Step { operator: composed::on(device, step.operator), ..step };
         let steps: Vec<Step> = steps.into_iter().map(on_device).collect();
         let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();
+        let shares = |step: &Step| {
+            let row = step.inputs.first().map_or(&[][..], |&slot| &rows[slot]);
+            step.operator.products(row) / SHARE_PRODUCTS
+        };
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
         Ok(Self {
             fp32: graph.inputs.first().is_some_and(Input::is_fp32),
@@ -145,6 +152,7 @@ impl Program {
             logits_name: None,
             saved: fuse::plan_saved(&steps, slots, output),
             features: features(&steps, output, inputs),
+            shares: steps.iter().map(shares).collect(),
             steps,
             slots,
             output,
@@ -205,12 +213,18 @@ impl Program {
     /// `[n, C, H, W] -> [n, labels]`, or what else the graph maps.
     pub fn forward(&self, batch: &Tensor) -> Result<Tensor, Error> {
         let parts = self.parts(batch.dim(0)?);
+        let shares = rayon::current_num_threads() / parts.len().max(1);
+        let run = |part: Tensor| self.output_of(&self.run(&[part], shares, |_| true)?);
         if parts.len() == 1 {
-            return self.evaluate(std::slice::from_ref(batch));
+            // On a thread of the pool: from outside, every shared step would have to be handed to it.
+            return match shares > 1 && self.shares.iter().any(|&most| most > 1) {
+                true => rayon::scope(|_| run(batch.clone())),
+                false => run(batch.clone()),
+            };
         }
         let logits = parts
             .into_par_iter()
-            .map(|(start, len)| self.evaluate(&[batch.narrow(0, start, len)?]))
+            .map(|(start, len)| run(batch.narrow(0, start, len)?))
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Tensor::cat(&logits, 0)?)
     }
@@ -222,7 +236,7 @@ impl Program {
         let features = parts
             .into_par_iter()
             .map(|(start, len)| {
-                let slots = self.run(&[batch.narrow(0, start, len)?], |other| other != slot)?;
+                let slots = self.run(&[batch.narrow(0, start, len)?], 1, |other| other != slot)?;
                 let found = slots[slot].as_ref().unwrap_or(&self.empty);
                 Ok(found.reshape((len, ()))?)
             })
@@ -254,7 +268,7 @@ impl Program {
 
     /// The output for inputs `[n, ...shape]` in the graph's order, on this thread.
     pub fn evaluate(&self, inputs: &[Tensor]) -> Result<Tensor, Error> {
-        self.output_of(&self.run(inputs, |_| true)?)
+        self.output_of(&self.run(inputs, 1, |_| true)?)
     }
 
     /// The output, and the gradient of `sum(output * cotangent(output))` to every input.
@@ -263,7 +277,7 @@ impl Program {
         inputs: &[Tensor],
         cotangent: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<(Tensor, Vec<Tensor>), Error> {
-        let mut slots = self.run(inputs, |slot| !self.saved[slot])?;
+        let mut slots = self.run(inputs, 1, |slot| !self.saved[slot])?;
         let output = self.output_of(&slots)?;
         let gradients = self.reverse(&mut slots, cotangent(&output)?)?;
         let gradients = gradients
@@ -291,7 +305,13 @@ impl Program {
         (0..rows).step_by(size).map(|start| (start, size.min(rows - start))).collect()
     }
 
-    fn run(&self, inputs: &[Tensor], freed: impl Fn(usize) -> bool) -> Result<Slots, Error> {
+    /// All steps, each in as many shares as there may be and as are worth it.
+    fn run(
+        &self,
+        inputs: &[Tensor],
+        shares: usize,
+        freed: impl Fn(usize) -> bool,
+    ) -> Result<Slots, Error> {
         let mut slots: Slots = vec![None; self.slots];
         for (slot, (input, shape)) in inputs.iter().zip(&self.rows).enumerate() {
             if input.rank() == 0 || input.dims()[1..] != *shape {
@@ -303,12 +323,13 @@ impl Program {
             }
             slots[slot] = Some(input.contiguous()?);
         }
-        for step in &self.steps {
-            let output = step
-                .operator
-                .forward(&self.inputs_of(step, &slots))
-                .map_err(|e| step.failed(&e))?;
-            slots[step.output] = Some(output);
+        for (step, &most) in self.steps.iter().zip(&self.shares) {
+            let inputs = self.inputs_of(step, &slots);
+            let output = match shares.min(most) {
+                0 | 1 => step.operator.forward(&inputs),
+                shares => step.operator.forward_shared(&inputs, shares),
+            };
+            slots[step.output] = Some(output.map_err(|e| step.failed(&e))?);
             for &slot in step.last_uses.iter().filter(|&&slot| freed(slot)) {
                 slots[slot] = None;
             }
@@ -380,6 +401,9 @@ const PART_VALUES: usize = 1 << 18;
 
 /// More rows bring nothing on small models but cost balance between threads.
 const MAX_PART_ROWS: usize = 16;
+
+/// Multiply-adds that are worth handing to another thread: some 20 microseconds.
+const SHARE_PRODUCTS: usize = 1 << 20;
 
 /// Rows that an accelerator takes at once.
 const DEVICE_PART_ROWS: usize = 256;

@@ -124,10 +124,11 @@ impl Shifted {
         load: L,
         bias: Option<&[f32]>,
         activation: Activation,
+        first: usize,
         out: &mut [f32],
     ) {
         SCRATCH.with_borrow_mut(|(planes, sums)| {
-            let run = Run { plan: self, input, load, bias, activation, out, planes, sums };
+            let run = Run { plan: self, input, load, bias, activation, first, out, planes, sums };
             Arch::new().dispatch(run);
         });
     }
@@ -144,6 +145,8 @@ struct Run<'a, L> {
     load: L,
     bias: Option<&'a [f32]>,
     activation: Activation,
+    /// Channel that `out` begins with.
+    first: usize,
     out: &'a mut [f32],
     /// `[remainder][image][row][pitch]`
     planes: &'a mut Vec<f32>,
@@ -160,6 +163,7 @@ impl<L: Load> WithSimd for Run<'_, L> {
         let taps = plan.offsets.len();
         let channels = plan.weights.len() / taps;
         let images = self.input.len() / (channels * plan.in_size[0] * plan.in_size[1]);
+        let outs = self.out.len() / (images.max(1) * plan.out_size[0] * plan.out_size[1]);
         let joined = plan.images_per_pass.min(images);
         let slack = plan.offsets.iter().copied().max().unwrap_or(0) + SLACK;
         self.planes.clear();
@@ -167,7 +171,8 @@ impl<L: Load> WithSimd for Run<'_, L> {
         self.sums.resize(plan.images_per_pass * plan.plane() + SLACK, 0.0);
         for first in (0..images).step_by(joined.max(1)) {
             let count = joined.min(images - first);
-            for (channel, weights) in plan.weights.chunks_exact(taps).enumerate() {
+            let weights = plan.weights.chunks_exact(taps).enumerate();
+            for (channel, weights) in weights.skip(self.first).take(outs) {
                 self.fill(channel, channels, first, count);
                 let start = self.bias.map_or(0.0, |bias| bias[channel]);
                 let bounds = self.activation.bounds();
@@ -183,7 +188,7 @@ impl<L: Load> WithSimd for Run<'_, L> {
                         _ => terms.sum::<S, 4>(simd, planes, sums),
                     };
                 }
-                self.store(channel, channels, first, count);
+                self.store(channel - self.first, outs, first, count);
             }
         }
     }

@@ -13,6 +13,8 @@ pub(crate) struct Sweep<'a, L> {
     pub(crate) load: L,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) activation: Activation,
+    /// Output channel that `out` begins with.
+    pub(crate) first: usize,
     pub(crate) out: &'a mut [f32],
     /// Scratch.
     pub(crate) planes: &'a mut Vec<f32>,
@@ -30,7 +32,7 @@ struct Prepared {
 struct Segment {
     start: usize,
     len: usize,
-    /// Where the first goes for channel 0.
+    /// Where the first goes for the first channel.
     at: usize,
 }
 
@@ -54,10 +56,12 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { plan, input, load, bias, activation, out, planes } = self;
+        let Self { plan, input, load, bias, activation, first, out, planes } = self;
         let in_place = L::PLAIN && plan.reads_in_place();
-        let (in_len, out_len) = (plan.in_len(), plan.out_len());
+        let in_len = plan.in_len();
+        let out_len = out.len() / (input.len() / in_len).max(1);
         let plane_out: usize = plan.geometry.out_size.iter().product();
+        let wanted = first..first + out_len / plane_out;
         let ins = plan.geometry.in_channels / plan.geometry.groups;
         let outs = plan.geometry.out_channels / plan.geometry.groups;
         let bounds = activation.bounds();
@@ -69,10 +73,11 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
         for (input, out) in pairs {
             let images = input.len() / in_len;
             if images != prepared_for {
-                prepared = plan.passes.iter().map(|pass| plan.prepare(pass, images)).collect();
+                let prepare = |pass| plan.prepare(pass, images, out_len);
+                prepared = plan.passes.iter().map(prepare).collect();
                 prepared_for = images;
             }
-            for group in 0..plan.geometry.groups {
+            for group in wanted.start / outs..wanted.end.div_ceil(outs) {
                 if !in_place {
                     plan.fill(input, images, group, &load, planes);
                 }
@@ -95,12 +100,15 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
                             let (own, rest) = weights.split_at(per_block * block.width);
                             weights = rest;
                             let first = group * outs + block.first;
+                            if !wanted.contains(&first) {
+                                continue;
+                            }
                             let bias = bias.map(|bias| &bias[first..first + block.channels]);
                             let mut target = Target {
                                 out: &mut *out,
                                 pitch: plane_out,
                                 step: plan.geometry.out_stride[1],
-                                first,
+                                first: first - wanted.start,
                                 channels: block.channels,
                                 bounds,
                             };
@@ -126,7 +134,8 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
 // === impl Correlation ===
 
 impl Correlation {
-    fn prepare(&self, pass: &Pass, images: usize) -> Prepared {
+    /// `out_len` values of an image of the output are wanted.
+    fn prepare(&self, pass: &Pass, images: usize, out_len: usize) -> Prepared {
         let geometry = &self.geometry;
         let channels = geometry.in_channels / geometry.groups;
         let phases = geometry.in_stride[0] * geometry.in_stride[1];
@@ -139,12 +148,12 @@ impl Correlation {
             })
             .collect();
         let [rows, columns] = pass.phase.count;
-        let [out_height, out_width] = geometry.out_size;
+        let [_, out_width] = geometry.out_size;
         let [sy, sx] = geometry.out_stride;
         let [y0, x0] = pass.phase.first;
         let mut segments = Vec::new();
         for image in 0..images {
-            let image_at = image * geometry.out_channels * out_height * out_width;
+            let image_at = image * out_len;
             if [sy, sx] == [1, 1] && columns == self.pitch && columns == out_width {
                 let (start, len) = (image * self.plane(), rows * columns);
                 segments.push(Segment { start, len, at: image_at + y0 * out_width });

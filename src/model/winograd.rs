@@ -12,6 +12,7 @@
 //! sums over channels are 16 matrix products, whose vectors run over tiles.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -85,6 +86,11 @@ impl Winograd {
         Self { sizes, tiles, block, weights, rows_per_pass: (most / tiles[1]).max(1) }
     }
 
+    /// How many output channels, or a multiple of it, can be computed without the others.
+    pub(crate) fn unit(&self) -> usize {
+        self.block
+    }
+
     /// Writes all of `out`, NCHW, from `input`, NCHW; see [`super::correlate::Correlation::run`].
     pub(crate) fn run<L: Load>(
         &self,
@@ -92,18 +98,21 @@ impl Winograd {
         load: L,
         bias: Option<&[f32]>,
         activation: Activation,
+        first: usize,
         out: &mut [f32],
     ) {
         let images =
             input.len() / (self.sizes.in_channels * self.sizes.in_size.iter().product::<usize>());
         let rows = images * self.tiles[0];
+        let plane: usize = self.sizes.out_size.iter().product();
+        let outs = out.len() / (images.max(1) * plane);
         SCRATCH.with_borrow_mut(|scratch| {
-            for first in (0..rows).step_by(self.rows_per_pass) {
-                let count = self.rows_per_pass.min(rows - first);
+            for row in (0..rows).step_by(self.rows_per_pass) {
                 Arch::new().dispatch(Pass {
                     plan: self,
-                    first,
-                    count,
+                    channels: first..first + outs,
+                    first: row,
+                    count: self.rows_per_pass.min(rows - row),
                     input,
                     load: &load,
                     bias,
@@ -147,6 +156,8 @@ struct Scratch {
 /// Tile rows `first..first + count`, counted over all images.
 struct Pass<'a, L> {
     plan: &'a Winograd,
+    /// Of the output, from the first of a block on.
+    channels: Range<usize>,
     first: usize,
     count: usize,
     input: &'a [f32],
@@ -164,7 +175,7 @@ impl<L: Load> WithSimd for Pass<'_, L> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let plan = self.plan;
         let ins = plan.sizes.in_channels;
-        let padded = plan.weights.len() / (ELEMENTS * ins);
+        let padded = self.channels.len().next_multiple_of(plan.block);
         let tiles = self.count * plan.tiles[1];
         // An odd number of cache lines: rows of a power of two would meet in a few cache sets.
         // The last vector of a row of tiles reaches past it, but never into the next channel.
@@ -258,7 +269,8 @@ impl<L: Load> Pass<'_, L> {
         for element in 0..ELEMENTS {
             let values = &values[element * (ins * pitch + LINE)..];
             let sums = &mut sums[element * (padded * pitch + LINE)..];
-            let weights = &self.plan.weights[element * ins * padded..][..ins * padded];
+            let weights = &self.plan.weights[element * self.plan.weights.len() / ELEMENTS..];
+            let weights = &weights[self.channels.start * ins..][..ins * padded];
             for (weights, sums) in
                 weights.chunks_exact(ins * block).zip(sums.chunks_mut(block * pitch))
             {
@@ -282,7 +294,8 @@ impl<L: Load> Pass<'_, L> {
     /// `A' m A` of every tile, bias and activation.
     #[inline(always)]
     fn transform_output<S: Simd>(&mut self, simd: S, pitch: usize, padded: usize) {
-        let Sizes { out_channels, out_size: [height, width], .. } = self.plan.sizes;
+        let Sizes { out_size: [height, width], .. } = self.plan.sizes;
+        let outs = self.channels.len();
         let columns = self.plan.tiles[1];
         let stride = padded * pitch + LINE;
         let [least, most] = self.activation.bounds().map(|bound| simd.splat_f32s(bound));
@@ -293,8 +306,9 @@ impl<L: Load> Pass<'_, L> {
             let batch = count * columns + LINE;
             grow(halves, 4 * batch);
             grow(pairs, 2 * count * columns);
-            for channel in 0..out_channels {
-                let bias = simd.splat_f32s(self.bias.map_or(0.0, |bias| bias[channel]));
+            for channel in 0..outs {
+                let bias = self.bias.map_or(0.0, |bias| bias[self.channels.start + channel]);
+                let bias = simd.splat_f32s(bias);
                 for i in 0..count {
                     let at = channel * pitch + tile + i * columns;
                     for from in (0..columns).step_by(S::F32_LANES) {
@@ -317,8 +331,8 @@ impl<L: Load> Pass<'_, L> {
                         }
                     }
                 }
-                let plane = &mut self.out[(image * out_channels + channel) * height * width..]
-                    [..height * width];
+                let plane =
+                    &mut self.out[(image * outs + channel) * height * width..][..height * width];
                 for dy in 0..2 {
                     let (even, odd) = halves[2 * dy * batch..][..2 * batch].split_at(batch);
                     interleave(even, odd, &mut pairs[..2 * count * columns]);

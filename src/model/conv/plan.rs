@@ -6,7 +6,7 @@ use crate::model::correlate::{Correlation, Geometry, Phase, Tap};
 use crate::model::depthwise::Depthwise;
 use crate::model::load::Load;
 use crate::model::matrix::Matrix;
-use crate::model::pointwise::Pointwise;
+use crate::model::pointwise::{Pointwise, ROWS};
 use crate::model::shifted::Shifted;
 use crate::model::winograd::{Sizes, Winograd};
 
@@ -25,17 +25,31 @@ pub(super) enum Plan {
 // === impl Plan ===
 
 impl Plan {
+    /// How many output channels, or a multiple of it, can be computed without the others; `None` where
+    /// it is always all.
+    pub(super) fn unit(&self) -> Option<usize> {
+        match self {
+            Self::Depthwise(_) | Self::Matrix(_) => None,
+            Self::Direct(plan) => Some(plan.unit()),
+            Self::Pointwise(_) => Some(ROWS),
+            Self::Shifted(_) => Some(1),
+            Self::Winograd(plan) => Some(plan.unit()),
+        }
+    }
+
+    /// Writes all of `out`: of every image as many output channels, from `first` on, as its length says.
     pub(super) fn run<L: Load>(
         &self,
         input: &[f32],
         load: L,
         bias: Option<&[f32]>,
         activation: Activation,
+        first: usize,
         out: &mut [f32],
     ) {
         match self {
             Self::Depthwise(plan) => plan.run(input, load, bias, activation, out),
-            Self::Direct(plan) => plan.run(input, load, bias, activation, out),
+            Self::Direct(plan) => plan.run(input, load, bias, activation, first, out),
             Self::Matrix(matrix) if L::PLAIN => matrix.apply(input, bias, activation, out),
             Self::Matrix(matrix) => {
                 let channels = matrix.rows();
@@ -48,9 +62,9 @@ impl Plan {
                 }
                 matrix.apply(&loaded, bias, activation, out);
             }
-            Self::Pointwise(plan) => plan.run(input, load, bias, activation, out),
-            Self::Shifted(plan) => plan.run(input, load, bias, activation, out),
-            Self::Winograd(plan) => plan.run(input, load, bias, activation, out),
+            Self::Pointwise(plan) => plan.run(input, load, bias, activation, first, out),
+            Self::Shifted(plan) => plan.run(input, load, bias, activation, first, out),
+            Self::Winograd(plan) => plan.run(input, load, bias, activation, first, out),
         }
     }
 

@@ -31,7 +31,7 @@ fn composed_convolutions_equal_the_cpu_ones() {
             let bias = values(&[outs], 3).to_vec1().unwrap();
             let conv = Conv::new(window.clone(), groups, [4, 9, 8], weight, Some(bias)).unwrap();
             let (x, kept) = (values(&[3, 4, 9, 8], 5), Kept::default());
-            let (a, b) = (conv.forward_cpu(&x).unwrap(), conv.composed(&x, &kept).unwrap());
+            let (a, b) = (conv.forward_cpu(&x, 1).unwrap(), conv.composed(&x, &kept).unwrap());
             assert!(largest_difference(&a, &b) < 1e-4, "{window:?}");
             let dy = values(a.dims(), 3);
             let (a, b) =
@@ -125,8 +125,14 @@ fn convolutions_equal_plain_loops() {
         let y = Tensor::from_vec(y, out_shape, &Device::Cpu).unwrap();
         let dx = Tensor::from_vec(dx, in_shape, &Device::Cpu).unwrap();
         // Sums of up to 720 products of magnitude 1/3, each rounded.
-        let difference = largest_difference(&conv.forward_cpu(&x).unwrap(), &y);
+        let difference = largest_difference(&conv.forward_cpu(&x, 1).unwrap(), &y);
         assert!(difference < 2e-4, "case {case}: {difference} with {:?}", conv.window);
+        for shares in 2..=4 {
+            let shared = conv.forward_cpu(&x.narrow(0, 0, 1).unwrap(), shares).unwrap();
+            let difference = largest_difference(&shared, &y.narrow(0, 0, 1).unwrap());
+            let window = &conv.window;
+            assert!(difference < 2e-4, "case {case}: {difference} in {shares} shares, {window:?}");
+        }
         let difference = largest_difference(&conv.backward_cpu(&dy).unwrap(), &dx);
         assert!(difference < 2e-4, "case {case}: gradient {difference} with {:?}", conv.window);
     }

@@ -29,7 +29,7 @@ fn sums_equal_plain_loops() {
             activation: Activation::Identity,
         };
         let clip = Activation::Clip { low: -40.0, high: 60.0 };
-        plan.run(&x, load, Some(&bias), clip, &mut out);
+        plan.run(&x, load, Some(&bias), clip, 0, &mut out);
         for (at, got) in out.iter().enumerate() {
             let (image, o, p) = (at / (outs * count), at / count % outs, at % count);
             let x = |c: usize| 2.0 * x[(image * ins + c) * plane + corner(p)] + 1.0;
@@ -40,7 +40,7 @@ fn sums_equal_plain_loops() {
         let plan = Pointwise::backward([ins, outs], [size, small], stride, value);
         let y: Vec<f32> = (0..images * ins * count).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
         let mut out = vec![f32::NAN; images * outs * plane];
-        plan.run(&y, Plain, None, Activation::Identity, &mut out);
+        plan.run(&y, Plain, None, Activation::Identity, 0, &mut out);
         let mut expected = vec![0.0; out.len()];
         for image in 0..images {
             for (o, p) in (0..outs).flat_map(|o| (0..count).map(move |p| (o, p))) {

@@ -111,6 +111,30 @@ fn golden_models_are_the_same_composed() {
     }
 }
 
+/// Every step shared between threads, against all of them on one.
+#[test]
+fn shares_change_nothing() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+    let mut shared = 0;
+    for path in golden() {
+        let name = path.file_stem().unwrap().to_string_lossy();
+        let stored = safetensors::load(path.with_extension("safetensors"), &Device::Cpu).unwrap();
+        let input = &stored["input"];
+        let mut program = Program::compile(&std::fs::read(&path).unwrap(), &Device::Cpu).unwrap();
+        let expected = program.evaluate(std::slice::from_ref(input)).unwrap();
+        let products = |step: &Step| step.operator.products(&program.rows[step.inputs[0]]);
+        program.shares = program.steps.iter().map(|step| 4 * products(step).min(1)).collect();
+        shared += usize::from(program.shares.contains(&4));
+        for rows in [1, 2] {
+            let part = |tensor: &Tensor| tensor.narrow(0, 0, rows).unwrap();
+            let got = pool.install(|| program.forward(&part(input))).unwrap();
+            let off = difference(&got, &part(&expected));
+            assert!(off < 1e-5, "{name}: {rows} rows off by {off}");
+        }
+    }
+    assert!(shared >= 30, "{shared} models with a step that can be shared");
+}
+
 #[test]
 fn the_backend_tests_of_onnx_pass_composed() {
     let cuda = cuda();
