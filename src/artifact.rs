@@ -1,19 +1,18 @@
-//! The file that the offline flow writes and the online flow reads.
+//! What the offline flow writes and the online flow reads.
 //!
 //! One safetensors file: the tensors, and in its metadata the [`Manifest`] as JSON with a digest of
-//! both. It tells an attacker what to train against, so only its owner may read it (mode 0600), and
-//! it is replaced in one step, so that no reader sees half of it.
+//! both. It tells an attacker what to train against: `storage` keeps it. The digest inside finds damage;
+//! whoever can write the file can write a digest that fits. Only one that is kept elsewhere,
+//! [`Expected::artifact_digest`], tells that it was replaced.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::digest::hex;
+use crate::digest::{hex, sha256};
 use crate::inspect::Patch;
 
 /// What the offline flow learned.
@@ -45,6 +44,8 @@ pub struct StripReference {
 /// What an artifact must have been made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
+    /// SHA-256 of the artifact itself; `None` takes any that fits.
+    pub artifact_digest: Option<String>,
     /// SHA-256 of the ONNX file.
     pub model_digest: String,
     /// SHA-256 over the settings that shape the artifact.
@@ -53,34 +54,39 @@ pub struct Expected {
     pub data_digest: Option<String>,
 }
 
-/// Why an artifact cannot be used.
+/// Why bytes are not the artifact that is wanted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The bytes are not what was written.
-    #[error("artifact {} is corrupted: {reason}", path.display())]
+    #[error("artifact {artifact} is corrupted: {reason}")]
     Corrupted {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        artifact: String,
         /// What gave it away.
         reason: String,
     },
+    /// Its values are none that can be written.
+    #[error("the artifact cannot be encoded: {reason}")]
+    Encode {
+        /// Why.
+        reason: String,
+    },
     /// Another version of the program wrote it.
-    #[error("artifact {} has format {got}, expected {FORMAT}", path.display())]
+    #[error("artifact {artifact} has format {got}, expected {FORMAT}")]
     Format {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        artifact: String,
         /// Its format.
         got: u32,
     },
     /// It was made for something else.
     #[error(
-        "artifact {} does not fit the {what}: it was made for SHA-256 {got}, expected {expected}",
-        path.display()
+        "artifact {artifact} does not fit the {what}: it was made for SHA-256 {got}, expected {expected}"
     )]
     Mismatch {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        artifact: String,
         /// What differs.
         what: &'static str,
         /// The artifact's digest of it.
@@ -88,21 +94,17 @@ pub enum Error {
         /// The digest at hand.
         expected: String,
     },
-    /// The file cannot be read.
-    #[error("cannot read artifact {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file cannot be written.
-    #[error("cannot write artifact {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+    /// It is not the one that the settings pin.
+    #[error(
+        "artifact {artifact} has SHA-256 {got}, expected calibration.artifact_sha256 {expected}: somebody has replaced it, or another one is meant"
+    )]
+    Replaced {
+        /// Where it is.
+        artifact: String,
+        /// Its own digest.
+        got: String,
+        /// The digest in the settings.
+        expected: String,
     },
 }
 
@@ -230,31 +232,21 @@ pub struct LabelThreshold {
 // === impl Artifact ===
 
 impl Artifact {
-    /// Whether a file can be written to `path`, known before the work it takes to fill it.
-    pub fn check_writable(path: &Path) -> Result<(), Error> {
-        let failed = |source| Error::Write { path: path.to_owned(), source };
-        if path.is_dir() {
-            return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    /// From the bytes of `name`, checked against their digests and against what is expected.
+    pub fn decode(
+        bytes: &[u8],
+        name: &str,
+        expected: &Expected,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        if let Some(expected) = &expected.artifact_digest {
+            let got = sha256(bytes);
+            if got != *expected {
+                let (artifact, expected) = (name.to_owned(), expected.clone());
+                return Err(Error::Replaced { artifact, got, expected });
+            }
         }
-        beside(path).map(drop).map_err(failed)
-    }
-
-    /// Writes the file in one step, readable for its owner alone.
-    pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let failed = |source: std::io::Error| Error::Write { path: path.to_owned(), source };
-        let bytes = self.encode().map_err(|reason| failed(std::io::Error::other(reason)))?;
-        let mut file = beside(path).map_err(failed)?;
-        file.write_all(&bytes).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|error| failed(error.error))?;
-        Ok(())
-    }
-
-    /// Reads a file whole and checks it against its digest and against what is expected.
-    pub fn read(path: &Path, expected: &Expected, device: &Device) -> Result<Self, Error> {
-        let bytes =
-            std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let artifact = Self::decode(&bytes, path, device)?;
+        let artifact = Self::parse(bytes, name, device)?;
         let manifest = &artifact.manifest;
         let data = expected.data_digest.as_ref().unwrap_or(&manifest.data_digest);
         for (what, got, expected) in [
@@ -263,14 +255,19 @@ impl Artifact {
             ("images", &manifest.data_digest, data),
         ] {
             if got != expected {
-                let (path, got, expected) = (path.to_owned(), got.clone(), expected.clone());
-                return Err(Error::Mismatch { path, what, got, expected });
+                let (artifact, got, expected) = (name.to_owned(), got.clone(), expected.clone());
+                return Err(Error::Mismatch { artifact, what, got, expected });
             }
         }
         Ok(artifact)
     }
 
-    fn encode(&self) -> Result<Vec<u8>, String> {
+    /// The bytes of the file.
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+        self.serialize().map_err(|reason| Error::Encode { reason })
+    }
+
+    fn serialize(&self) -> Result<Vec<u8>, String> {
         let mut tensors = BTreeMap::new();
         let mut add = |name: String, tensor: &Tensor| -> Result<(), String> {
             let values: Vec<f32> = flat(tensor).map_err(|error| error.to_string())?;
@@ -309,8 +306,8 @@ impl Artifact {
         safetensors::serialize(views, Some(metadata)).map_err(|error| error.to_string())
     }
 
-    fn decode(bytes: &[u8], path: &Path, device: &Device) -> Result<Self, Error> {
-        let corrupted = |reason: String| Error::Corrupted { path: path.to_owned(), reason };
+    fn parse(bytes: &[u8], name: &str, device: &Device) -> Result<Self, Error> {
+        let corrupted = |reason: String| Error::Corrupted { artifact: name.to_owned(), reason };
         let (_, header) =
             SafeTensors::read_metadata(bytes).map_err(|error| corrupted(error.to_string()))?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| corrupted(error.to_string()))?;
@@ -323,7 +320,7 @@ impl Artifact {
             .map_err(|error| corrupted(error.to_string()))?
             .format;
         if format != FORMAT {
-            return Err(Error::Format { path: path.to_owned(), got: format });
+            return Err(Error::Format { artifact: name.to_owned(), got: format });
         }
         let views: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
         let got = digest(text, views.iter().map(|(name, view)| (name, view.data())));
@@ -379,14 +376,6 @@ impl Artifact {
             strip,
             manifest,
         })
-    }
-}
-
-/// A file in the folder of `path`, readable for its owner alone and gone unless it is persisted.
-fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => tempfile::NamedTempFile::new_in(parent),
-        _ => tempfile::NamedTempFile::new_in("."),
     }
 }
 

@@ -171,6 +171,7 @@ pub fn frame(config: &Config, shape: [usize; 3]) -> Result<Frame, Misfit> {
 /// What an artifact for this configuration and model must have been made for.
 pub fn expected(config: &Config, model: &Model) -> Result<Expected, Error> {
     Ok(Expected {
+        artifact_digest: config.calibration.artifact_sha256.clone(),
         model_digest: model.digest().to_owned(),
         settings_digest: settings_digest(config),
         data_digest: data_digest(config)?,

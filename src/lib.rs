@@ -33,5 +33,6 @@ pub mod report;
 pub mod scan;
 pub mod server;
 pub mod stats;
+pub mod storage;
 pub mod telemetry;
 pub mod tls;

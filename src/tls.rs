@@ -83,6 +83,17 @@ pub fn client(settings: Option<&UpstreamTls>) -> Result<ClientConfig, Error> {
     builder.with_client_auth_cert(certificates, key).map_err(|source| mismatch(identity, source))
 }
 
+/// For storage anywhere: trusts the public authorities, or those in a file.
+pub fn public_client(authorities: Option<&Path>) -> Result<ClientConfig, Error> {
+    let roots = match authorities {
+        Some(path) => roots(path)?,
+        None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+    };
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }

@@ -9,12 +9,14 @@ use rand::Rng;
 use serde_json::json;
 
 use super::progress::Progress;
-use crate::artifact::Artifact;
+use crate::artifact::{self, Artifact};
 use crate::calibrate::{self, Seconds};
 use crate::config::{Config, Rule};
+use crate::digest::sha256;
 use crate::evaluate::{Evaluation, evaluate as measure};
 use crate::images::Images;
 use crate::model::{Classifier, Model, device};
+use crate::storage::Store;
 
 /// What `evaluate` reads.
 pub(super) struct EvaluationSources {
@@ -32,25 +34,51 @@ pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
     Ok(Arc::new(model))
 }
 
+/// An artifact and what it is stored as.
+pub(super) struct Stored {
+    pub(super) artifact: Artifact,
+    /// Of its bytes.
+    pub(super) sha256: String,
+}
+
 /// The artifact if a valid one is there, else a fresh one, written.
-pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Artifact> {
-    let path = &config.calibration.artifact;
-    if path.exists() {
-        return read_artifact(config, model).with_context(|| {
-            format!("run `doorward calibrate` to replace {}, or remove it", path.display())
-        });
+pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Stored> {
+    let location = &config.calibration.artifact;
+    let advise = |error: anyhow::Error| match error.downcast_ref() {
+        Some(artifact::Error::Replaced { .. }) | None => error,
+        Some(_) => {
+            error.context(format!("run `doorward calibrate` to replace {location}, or remove it"))
+        }
+    };
+    if let Some(stored) = read_artifact(config, model).map_err(advise)? {
+        tracing::info!(artifact = %location, sha256 = stored.sha256, "read");
+        return Ok(stored);
+    }
+    if let Some(sha256) = &config.calibration.artifact_sha256 {
+        bail!(
+            "artifact {location} is not there, and a fresh one would not have calibration.artifact_sha256 {sha256}"
+        );
     }
     Ok(write_artifact(config, model)?.0)
 }
 
 /// The artifact that is there, checked.
-pub(super) fn read_artifact(config: &Config, model: &Model) -> Result<Artifact> {
+pub(super) fn read_artifact(config: &Config, model: &Model) -> Result<Option<Stored>> {
+    let Some(bytes) = store(config)?.read()? else { return Ok(None) };
     let expected = calibrate::expected(config, model)?;
-    Ok(Artifact::read(&config.calibration.artifact, &expected, model.device())?)
+    let name = config.calibration.artifact.to_string();
+    let artifact = Artifact::decode(&bytes, &name, &expected, model.device())?;
+    Ok(Some(Stored { artifact, sha256: sha256(&bytes) }))
 }
 
-fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Artifact, Seconds)> {
-    Artifact::check_writable(&config.calibration.artifact)?;
+/// Where the artifact is, or will be.
+pub(super) fn store(config: &Config) -> Result<Store> {
+    Ok(Store::open(&config.calibration.artifact, super::environment())?)
+}
+
+fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Stored, Seconds)> {
+    let store = store(config)?;
+    store.check_writable()?;
     let material = calibrate::material(config, model.domain().shape)?;
     let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let progress = Progress::new();
@@ -59,42 +87,51 @@ fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Artifact, Seco
             progress.update(stage, share);
         })?;
     progress.finish();
-    artifact.write(&config.calibration.artifact)?;
-    Ok((artifact, seconds))
+    let bytes = artifact.encode()?;
+    store.write(&bytes)?;
+    Ok((Stored { artifact, sha256: sha256(&bytes) }, seconds))
 }
 
 pub(super) fn calibrate(config: &Config, rotate: bool, json: bool) -> Result<ExitCode> {
     let model = load_model(config)?;
-    let path = &config.calibration.artifact;
-    if !rotate && path.exists() {
-        let expected = calibrate::expected(config, &model)?;
-        match Artifact::read(path, &expected, model.device()) {
-            Ok(artifact) => {
-                tracing::info!(artifact = %path.display(), "already valid; --rotate replaces it");
-                print_artifact(config, &artifact, Seconds::default(), json);
+    if !rotate {
+        match read_artifact(config, &model) {
+            Ok(Some(stored)) => {
+                let location = &config.calibration.artifact;
+                tracing::info!(artifact = %location, "already valid; --rotate replaces it");
+                print_artifact(config, &stored, Seconds::default(), json);
                 return Ok(ExitCode::SUCCESS);
             }
-            Err(error) => tracing::warn!(%error, "replacing the artifact"),
+            Ok(None) => {}
+            Err(error) if error.is::<artifact::Error>() => {
+                tracing::warn!(%error, "replacing the artifact");
+            }
+            Err(error) => return Err(error),
         }
     }
     if rotate && config.calibration.seed.is_some() {
         bail!("calibration.seed is set, so that --rotate would make the same artifact again");
     }
-    let (artifact, seconds) = write_artifact(config, &model)?;
-    print_artifact(config, &artifact, seconds, json);
+    let (stored, seconds) = write_artifact(config, &model)?;
+    if config.calibration.artifact_sha256.is_some() {
+        tracing::warn!(stored.sha256, "calibration.artifact_sha256 has to become this");
+    }
+    print_artifact(config, &stored, seconds, json);
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_json: bool) {
+fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: bool) {
+    let Stored { artifact, sha256 } = stored;
     let manifest = &artifact.manifest;
     let perturbation = &manifest.perturbation;
     let bound = calibrate::thresholds(artifact, &config.policy).false_rejection_rate_bound;
     let (own, needed) = calibrate::own_thresholds(artifact, &config.policy);
-    let path = config.calibration.artifact.display();
+    let location = &config.calibration.artifact;
     let infected = manifest.inspection.as_ref().map(|inspection| &inspection.infected);
     if as_json {
         let report = json!({
-            "artifact": path.to_string(),
+            "artifact": location.to_string(),
+            "artifact_sha256": sha256,
             "seconds": {
                 "uap": seconds.uap,
                 "inspection": seconds.inspection,
@@ -117,7 +154,8 @@ fn print_artifact(config: &Config, artifact: &Artifact, seconds: Seconds, as_jso
         println!("{report}");
         return;
     }
-    println!("artifact        {path}");
+    println!("artifact        {location}");
+    println!("sha256          {sha256}");
     println!(
         "perturbation    epsilon {:.1}/255, changes {:.1} % of {} held-out images, {:.0} % of them to label {}",
         perturbation.epsilon * 255.0,
@@ -150,7 +188,7 @@ pub(super) fn evaluate(
     as_json: bool,
 ) -> Result<ExitCode> {
     let model = load_model(config)?;
-    let artifact = artifact(config, &model)?;
+    let Stored { artifact, .. } = artifact(config, &model)?;
     let frame = calibrate::frame(config, model.domain().shape)?;
     let clean = Images::read_all(&sources.clean, frame).context("cannot use --clean")?;
     let triggered =

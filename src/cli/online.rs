@@ -35,8 +35,8 @@ pub(super) fn serve(
         tokio::spawn(reloader.run(handle.clone()));
         let mut offline = tokio::task::spawn_blocking(move || {
             let model = offline::load_model(&config)?;
-            let artifact = offline::artifact(&config, &model)?;
-            handle.detect(model, artifact)?;
+            let stored = offline::artifact(&config, &model)?;
+            handle.detect(model, stored.artifact)?;
             anyhow::Ok(())
         });
         let mut serving = std::pin::pin!(server.run_until_signal());

@@ -1,16 +1,14 @@
 //! `inspect --report`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
-use super::offline::read_artifact;
-use crate::artifact::Artifact;
+use super::offline::{Stored, read_artifact, store};
 use crate::calibrate;
 use crate::config::Config;
 use crate::detect::Needed;
-use crate::digest::sha256;
 use crate::evaluate::score;
 use crate::images::{Images, digest_sources};
 use crate::inspect::Inspection;
@@ -39,11 +37,10 @@ pub(super) fn prepare(config: &Config, request: &ReportRequest) -> Result<()> {
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     tempfile::tempfile_in(folder)
         .with_context(|| format!("cannot write into {}", folder.display()))?;
-    let artifact = &config.calibration.artifact;
-    if !request.triggered.is_empty() && !artifact.exists() {
+    if !request.triggered.is_empty() && store(config)?.read()?.is_none() {
         bail!(
             "--triggered needs the artifact {}, which is not there: run `doorward calibrate`",
-            artifact.display()
+            config.calibration.artifact
         );
     }
     Ok(())
@@ -56,19 +53,19 @@ pub(super) fn write(
     inspected: &Inspected<'_>,
     request: &ReportRequest,
 ) -> Result<PathBuf> {
-    let (artifact, without_firewall) = usable_artifact(config, model);
-    let thresholds =
-        artifact.as_ref().map(|artifact| calibrate::thresholds(artifact, &config.policy));
+    let (stored, without_firewall) = usable_artifact(config, model);
+    let artifact = stored.as_ref().map(|stored| &stored.artifact);
+    let thresholds = artifact.map(|artifact| calibrate::thresholds(artifact, &config.policy));
     let mut triggered = Vec::new();
     if !request.triggered.is_empty() {
-        let Some(artifact) = &artifact else { bail!("--triggered: {without_firewall}") };
+        let Some(artifact) = artifact else { bail!("--triggered: {without_firewall}") };
         let frame = calibrate::frame(config, model.domain().shape)?;
         let images =
             Images::read_all(&request.triggered, frame).context("cannot use --triggered")?;
         let signals = calibrate::signals(model.clone(), artifact, &config.policy)?;
         triggered = score(&signals, &images, Needed::All)?;
     }
-    let firewall = match (&artifact, &thresholds) {
+    let firewall = match (artifact, &thresholds) {
         (Some(artifact), Some(thresholds)) => {
             Some(Firewall { artifact, thresholds, triggered: &triggered })
         }
@@ -81,7 +78,7 @@ pub(super) fn write(
         anomaly_threshold: config.inspection.anomaly_threshold.into(),
         firewall,
         without_firewall,
-        facts: facts(config, model, inspected, artifact.as_ref())?,
+        facts: facts(config, model, inspected, stored.as_ref())?,
     }
     .html()?;
     let path = request.folder.join("report.html");
@@ -90,14 +87,13 @@ pub(super) fn write(
 }
 
 /// The artifact, or why there is none: a report is of use without it.
-fn usable_artifact(config: &Config, model: &Model) -> (Option<Artifact>, String) {
-    let path = &config.calibration.artifact;
-    if !path.exists() {
-        let none = format!("There is no artifact {}: run doorward calibrate.", path.display());
-        return (None, none);
-    }
+fn usable_artifact(config: &Config, model: &Model) -> (Option<Stored>, String) {
     match read_artifact(config, model) {
-        Ok(artifact) => (Some(artifact), String::new()),
+        Ok(Some(stored)) => (Some(stored), String::new()),
+        Ok(None) => {
+            let location = &config.calibration.artifact;
+            (None, format!("There is no artifact {location}: run doorward calibrate."))
+        }
         Err(error) => (None, format!("The artifact cannot be used: {error:#}.")),
     }
 }
@@ -106,7 +102,7 @@ fn facts(
     config: &Config,
     model: &Model,
     inspected: &Inspected<'_>,
-    artifact: Option<&Artifact>,
+    stored: Option<&Stored>,
 ) -> Result<Vec<(String, String)>> {
     let (calibration, inspection) = (&config.calibration, &config.inspection);
     let sources: Vec<String> =
@@ -119,11 +115,11 @@ fn facts(
             "Training images SHA-256",
             digest_sources(&calibration.training_images)?.unwrap_or_default(),
         ),
-        ("Artifact", calibration.artifact.display().to_string()),
+        ("Artifact", calibration.artifact.to_string()),
     ];
-    if let Some(artifact) = artifact {
+    if let Some(Stored { artifact, sha256 }) = stored {
         facts.extend([
-            ("Artifact SHA-256", file_digest(&calibration.artifact)?),
+            ("Artifact SHA-256", sha256.clone()),
             ("Artifact made", date(artifact.manifest.created)),
             ("Artifact seed", artifact.manifest.seed.to_string()),
             (
@@ -162,9 +158,4 @@ fn facts(
 
 fn date(seconds: u64) -> String {
     httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
-}
-
-fn file_digest(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(sha256(&bytes))
 }

@@ -7,11 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::offline::{artifact, load_model};
+use super::offline::{Stored, artifact, load_model};
 use super::progress::Progress;
 use crate::calibrate;
 use crate::config::Config;
-use crate::digest::sha256;
 use crate::images::digest_sources;
 use crate::model::Model;
 use crate::scan::{
@@ -39,7 +38,7 @@ pub(super) fn scan(
         bail!("--images names {} twice", images[twice].display());
     }
     let model = load_model(config)?;
-    let artifact = artifact(config, &model)?;
+    let Stored { artifact, sha256: artifact_digest } = artifact(config, &model)?;
     let signals = calibrate::signals(model.clone(), &artifact, &config.policy)?;
     let thresholds = calibrate::thresholds(&artifact, &config.policy);
     let rule = config.policy.rule;
@@ -71,7 +70,7 @@ pub(super) fn scan(
         eprint!("{}", summary.text());
         return Ok(summary.status());
     };
-    let mut output = Output::open(path, &header(config, &model, &plan)?)?;
+    let mut output = Output::open(path, &header(config, &model, &plan, artifact_digest)?)?;
     if output.tally().images > 0 {
         tracing::info!(images = output.tally().images, "going on with an earlier run");
     }
@@ -90,10 +89,12 @@ pub(super) fn scan(
     Ok(summary.status())
 }
 
-fn header(config: &Config, model: &Model, plan: &Plan<'_>) -> Result<Header> {
-    let file = &config.calibration.artifact;
-    let artifact =
-        std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+fn header(
+    config: &Config,
+    model: &Model,
+    plan: &Plan<'_>,
+    artifact_digest: String,
+) -> Result<Header> {
     let Some(sources_digest) = digest_sources(plan.sources)? else {
         let missing = plan.sources.iter().find(|source| !source.exists());
         bail!(
@@ -107,7 +108,7 @@ fn header(config: &Config, model: &Model, plan: &Plan<'_>) -> Result<Header> {
     Ok(Header {
         doorward: env!("CARGO_PKG_VERSION").to_owned(),
         model_digest: model.digest().to_owned(),
-        artifact_digest: sha256(&artifact),
+        artifact_digest,
         sources: names.collect::<Result<_>>()?,
         sources_digest,
         shard: plan.shard.to_string(),

@@ -11,12 +11,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod layers;
+mod location;
 mod operations;
 mod pictures;
 mod raw;
 mod value;
 
 pub use layers::{EMBEDDED, Settings};
+pub use location::Location;
 pub use operations::{Audit, AuditEvents, AuditTarget, Identity, Quarantine, Tls, UpstreamTls};
 pub use pictures::{
     ChannelOrder, ExifOrientation, ImageProtocol, Images, Interpolation, Pictures, Preprocess,
@@ -130,8 +132,10 @@ pub struct Calibration {
     pub fit_images: NonZeroUsize,
     /// At most how many of the following clean images fit the thresholds.
     pub holdout_images: NonZeroUsize,
-    /// The file the offline flow writes and the online flow reads.
-    pub artifact: PathBuf,
+    /// What the offline flow writes and the online flow reads.
+    pub artifact: Location,
+    /// SHA-256 that the online flow wants it to have.
+    pub artifact_sha256: Option<String>,
     /// Seed of the offline flow; `None` draws one from the system.
     pub seed: Option<u64>,
 }

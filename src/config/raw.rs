@@ -12,8 +12,8 @@ use serde::Deserialize;
 use super::operations::{RawAudit, RawTls, RawUpstreamTls};
 use super::pictures::{RawImages, RawPreprocess};
 use super::value::{
-    OneOrMany, address, base_url, count, duration, file, invalid, model_name, positive,
-    probability, required, share,
+    OneOrMany, address, base_url, count, duration, file, invalid, location, model_name, positive,
+    probability, required, sha256, share,
 };
 use super::{
     Action, Admin, Algorithm, Breaker, Calibration, Config, Inspection, Limits, Listen, LogFormat,
@@ -80,7 +80,8 @@ struct RawCalibration {
     training_images: Option<OneOrMany<PathBuf>>,
     fit_images: Option<i64>,
     holdout_images: Option<i64>,
-    artifact: Option<PathBuf>,
+    artifact: Option<String>,
+    artifact_sha256: Option<String>,
     seed: Option<u64>,
 }
 
@@ -253,7 +254,11 @@ impl RawCalibration {
             training_images: training_images.into_vec(),
             fit_images: count("calibration.fit_images", self.fit_images)?,
             holdout_images: count("calibration.holdout_images", self.holdout_images)?,
-            artifact: file("calibration.artifact", self.artifact)?,
+            artifact: location("calibration.artifact", self.artifact)?,
+            artifact_sha256: self
+                .artifact_sha256
+                .map(|digest| sha256("calibration.artifact_sha256", digest))
+                .transpose()?,
             seed: self.seed,
         })
     }

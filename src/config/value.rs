@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Error, Probability, Result};
+use super::{Error, Location, Probability, Result};
 
 /// One value, or an array of them.
 #[derive(Debug, Deserialize)]
@@ -81,6 +81,23 @@ pub(super) fn file(key: &'static str, value: Option<PathBuf>) -> Result<PathBuf>
         return invalid(key, "\"\"", "a path");
     }
     Ok(path)
+}
+
+pub(super) fn location(key: &'static str, value: Option<String>) -> Result<Location> {
+    let value = required(key, value)?;
+    let location = Location::parse(&value);
+    location.map_or_else(
+        || invalid(key, format!("{value:?}"), "a path, file:///PATH or s3://BUCKET/KEY"),
+        Ok,
+    )
+}
+
+/// A digest as `sha256sum` prints it.
+pub(super) fn sha256(key: &'static str, value: String) -> Result<String> {
+    if value.len() != 64 || !value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return invalid(key, format!("{value:?}"), "64 hexadecimal digits");
+    }
+    Ok(value.to_ascii_lowercase())
 }
 
 pub(super) fn model_name(name: String) -> Result<String> {

@@ -27,6 +27,7 @@ use crate::images::Images;
 use crate::model::{Classifier, InputDomain, Model, device};
 use crate::server::Server;
 use crate::stats::quantile;
+use crate::storage::Store;
 
 use client::{Answer, Client, request};
 use upstream::{MODEL_NAME, Upstream};
@@ -116,6 +117,9 @@ pub enum Error {
     /// The firewall cannot be started.
     #[error(transparent)]
     Server(#[from] crate::server::Error),
+    /// The artifact cannot be written.
+    #[error(transparent)]
+    Storage(#[from] crate::storage::Error),
 }
 
 /// Runs the demo; the firewall is still up when it returns.
@@ -137,7 +141,8 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
         calibrate::calibrate(&calibrated, &settings, &material, seed, &progress)
     });
     let (artifact, _) = offline.await.map_err(|error| Error::Exchange(error.to_string()))??;
-    artifact.write(&config.calibration.artifact).map_err(calibrate::Error::from)?;
+    let stored = artifact.encode().map_err(calibrate::Error::from)?;
+    Store::open(&config.calibration.artifact, [])?.write(&stored)?;
     let calibration_seconds = start.elapsed().as_secs_f64();
 
     let took = Arc::new(Mutex::new(Vec::new()));

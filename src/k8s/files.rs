@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::options::ARTIFACT;
 use super::refusal::Refusal;
 
 /// Volumes and mounts that the sidecar needs.
@@ -43,7 +44,7 @@ impl Files {
     /// Mounts what an annotation names and returns its path in the sidecar.
     ///
     /// `/path` is a file of a volume that `app` mounts, `pvc://CLAIM/PATH` one of a claim, and
-    /// `secret://NAME/KEY` one of a Secret.
+    /// `secret://NAME/KEY` one of a Secret. The artifact may be `s3://BUCKET/KEY`, which mounts nothing.
     pub(super) fn resolve(
         &mut self,
         annotation: &'static str,
@@ -83,8 +84,15 @@ impl Files {
             self.add(part, source, json!({"mountPath": root, "readOnly": true}));
             return Ok(format!("{root}/{key}"));
         }
+        if location.starts_with("s3://") && annotation == ARTIFACT {
+            return Ok(location.to_owned());
+        }
         let Some(inside) = location.strip_prefix('/') else {
-            return Err(unfit("/PATH, pvc://CLAIM/PATH or secret://NAME/KEY"));
+            let here = "/PATH, pvc://CLAIM/PATH or secret://NAME/KEY";
+            return Err(match annotation {
+                ARTIFACT => unfit(&format!("{here}, or s3://BUCKET/KEY")),
+                _ => unfit(here),
+            });
         };
         if !plain(inside.trim_end_matches('/')) {
             return Err(unfit("a path without //, . and .."));

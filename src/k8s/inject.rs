@@ -34,10 +34,10 @@ pub struct Injected {
 }
 
 /// What a NetworkPolicy has to let through; everything else stays out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Isolation {
-    /// The sidecar's port.
-    pub public: u16,
+    /// The sidecar's ports for clients.
+    pub public: Vec<u16>,
     /// The sidecar's port for operators.
     pub admin: u16,
 }
@@ -52,6 +52,15 @@ pub enum Unchanged {
     /// Nobody asked for it, or the pod says no.
     #[error("does not ask for the sidecar by doorward.dev/inject: \"true\"")]
     NotAsked,
+}
+
+// === impl Isolation ===
+
+impl Isolation {
+    /// Value of the label, and end of the policy's name: `8080`, or `8080-8081`.
+    pub fn label(&self) -> String {
+        self.public.iter().map(u16::to_string).collect::<Vec<_>>().join("-")
+    }
 }
 
 /// What the pod is made from.
@@ -113,7 +122,7 @@ pub(super) fn inject_from(
     let (container, files) = sidecar::container(&options, &ports, app, declare)?;
 
     let mut patched = pod.clone();
-    let labels = isolate(&mut patched, &ports, options.sidecar.admin_port);
+    let isolate = isolate(&mut patched, &ports, options.sidecar.admin_port);
     let spec = &mut patched["spec"];
     if let Some(app) = spec["containers"][index].as_object_mut() {
         ports.apply(app, options.model_name.as_deref());
@@ -132,8 +141,8 @@ pub(super) fn inject_from(
         Kind::Native => "initContainers",
     };
     list(spec, place)?.push(container);
-    let warnings = warnings(app, &ports);
-    Ok(Outcome::Injected(Injected { pod: patched, isolate: labels, warnings }))
+    let warnings = warnings(app, &ports, isolate.as_ref());
+    Ok(Outcome::Injected(Injected { pod: patched, isolate, warnings }))
 }
 
 /// Notes on the pod what was done.
@@ -151,8 +160,9 @@ fn isolate(pod: &mut Value, ports: &Ports, admin: u16) -> Option<Isolation> {
     if ports.reach == Reach::Loopback {
         return None;
     }
-    pod["metadata"]["labels"][ISOLATE] = json!(ports.public.to_string());
-    Some(Isolation { public: ports.public, admin })
+    let isolation = Isolation { public: ports.public(), admin };
+    pod["metadata"]["labels"][ISOLATE] = json!(isolation.label());
+    Some(isolation)
 }
 
 /// What no pod with the sidecar can be.
@@ -207,31 +217,36 @@ fn has(spec: &Map<String, Value>, name: &str) -> bool {
     list("containers").chain(list("initContainers")).any(|container| container["name"] == name)
 }
 
-fn warnings(app: &Map<String, Value>, ports: &Ports) -> Vec<String> {
+fn warnings(app: &Map<String, Value>, ports: &Ports, isolation: Option<&Isolation>) -> Vec<String> {
     let mut warnings = Vec::new();
-    if ports.reach == Reach::PodNetwork {
-        warnings.push(format!(
-            "the app stays reachable on port {} of the pod: needs the NetworkPolicy doorward-isolate-{}",
-            ports.app, ports.public
-        ));
-    }
-    if ports.public < 1024 {
-        warnings.push(format!(
-            "the sidecar is no root user: port {} takes a container runtime that lets it listen there",
-            ports.public
-        ));
-    }
     let mut others = declared(app);
-    others.retain(|(port, _)| *port != ports.public && *port != ports.app);
+    for port in &ports.inspected {
+        if let Some(isolation) = isolation {
+            warnings.push(format!(
+                "the app stays reachable on port {} of the pod: needs the NetworkPolicy doorward-isolate-{}",
+                port.app,
+                isolation.label()
+            ));
+        }
+        if port.public < 1024 {
+            warnings.push(format!(
+                "the sidecar is no root user: port {} takes a container runtime that lets it listen there",
+                port.public
+            ));
+        }
+        others.retain(|(other, _)| *other != port.public && *other != port.app);
+    }
     if !others.is_empty() {
         let others = spell(&others).join(", ");
         warnings.push(format!("not inspected: port {others}; it must take no inference requests"));
     }
-    if let Way::Rename(name) = &ports.way {
-        warnings.push(format!(
-            "Services have to target the port by its name, {name}: port {} is not inspected",
-            ports.app
-        ));
+    for port in &ports.inspected {
+        if let Way::Rename(name) = &port.way {
+            warnings.push(format!(
+                "Services have to target the port by its name, {name}: port {} is not inspected",
+                port.app
+            ));
+        }
     }
     warnings
 }

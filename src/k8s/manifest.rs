@@ -115,7 +115,7 @@ pub fn inject_manifest(text: &str, settings: &Sidecar) -> Result<Manifest, Error
         };
         documents.push(write(&whole)?);
         for (namespace, isolation) in policies {
-            let policy = write(&network_policy(namespace.as_deref(), isolation))?;
+            let policy = write(&network_policy(namespace.as_deref(), &isolation))?;
             if !documents.contains(&policy) {
                 documents.push(policy);
             }
@@ -202,21 +202,22 @@ fn predictor(object: &Value, settings: &Sidecar) -> Result<Outcome, Refusal> {
 
 /// Lets clients reach the sidecar, and nobody reach the app. Probes come from the node, which
 /// NetworkPolicies let through.
-pub fn network_policy(namespace: Option<&str>, isolation: Isolation) -> Value {
-    let Isolation { public, admin } = isolation;
-    let mut metadata = json!({"name": format!("doorward-isolate-{public}")});
+pub fn network_policy(namespace: Option<&str>, isolation: &Isolation) -> Value {
+    let label = isolation.label();
+    let mut metadata = json!({"name": format!("doorward-isolate-{label}")});
     if let Some(namespace) = namespace {
         metadata["namespace"] = json!(namespace);
     }
-    let port = |port: u16| json!({"port": port, "protocol": "TCP"});
+    let open = isolation.public.iter().chain([&isolation.admin]);
+    let ports: Vec<Value> = open.map(|port| json!({"port": port, "protocol": "TCP"})).collect();
     json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata,
         "spec": {
-            "podSelector": {"matchLabels": {ISOLATE: public.to_string()}},
+            "podSelector": {"matchLabels": {ISOLATE: label}},
             "policyTypes": ["Ingress"],
-            "ingress": [{"ports": [port(public), port(admin)]}],
+            "ingress": [{"ports": ports}],
         },
     })
 }

@@ -21,11 +21,15 @@ pub enum OptIn {
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) container: Option<String>,
-    pub(super) port: Option<PortName>,
-    pub(super) app_port: Option<u16>,
+    /// What is inspected; not empty. gRPC before HTTP.
+    pub(super) protocols: Vec<Protocol>,
+    pub(super) http: Wanted,
+    pub(super) grpc: Wanted,
     pub(super) server: Option<ServerChoice>,
     pub(super) model: String,
     pub(super) artifact: Option<String>,
+    /// The Secret with credentials for storage.
+    pub(super) storage_secret: Option<String>,
     pub(super) clean_images: Option<String>,
     pub(super) training_images: Option<String>,
     pub(super) config_map: Option<String>,
@@ -34,6 +38,22 @@ pub(super) struct Options {
     pub(super) environment: BTreeMap<String, String>,
     /// The model's name on the server.
     pub(super) model_name: Option<String>,
+}
+
+/// What clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Grpc,
+    Http,
+}
+
+/// What annotations say of one protocol's ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The one that clients use.
+    pub(super) port: Option<PortName>,
+    /// The one to which the author has moved the app.
+    pub(super) app_port: Option<u16>,
 }
 
 /// A port by number or name.
@@ -122,21 +142,39 @@ impl Options {
             memory_limit: take("memory-limit").unwrap_or(sidecar.resources.memory_limit),
         };
         sidecar.resources = resources;
-        if let Some(protocol) = take("protocol") {
-            one_of("protocol", &protocol, &["http"])?;
-        }
-        let server = take("server").map(|name| server(&name)).transpose()?;
-        let app_port = take("app-port").map(|port| number("app-port", &port)).transpose()?;
-        let mut options = Self {
-            container: take("container"),
-            port: take("port").map(|port| match port.parse() {
+        let protocols = protocols(take("protocol"))?;
+        let mut wanted = |protocol: Protocol, [port, app_port]: [&str; 2]| {
+            let (named, moved) = (take(port), take(app_port));
+            if let Some((name, received)) =
+                [(port, &named), (app_port, &moved)].into_iter().find_map(|(name, value)| {
+                    Some((name, value.clone()?)).filter(|_| !protocols.contains(&protocol))
+                })
+            {
+                return Err(Refusal::Annotation {
+                    name: format!("{PREFIX}{name}"),
+                    received,
+                    expected: "no such annotation for what doorward.dev/protocol says".to_owned(),
+                });
+            }
+            let port = named.map(|port| match port.parse() {
                 Ok(number) if number > 0 => PortName::Number(number),
                 _ => PortName::Name(port),
-            }),
-            app_port,
+            });
+            Ok(Wanted { port, app_port: moved.map(|port| number(app_port, &port)).transpose()? })
+        };
+        let http = wanted(Protocol::Http, ["port", "app-port"])?;
+        let grpc = wanted(Protocol::Grpc, ["grpc-port", "grpc-app-port"])?;
+        let server = take("server").map(|name| server(&name)).transpose()?;
+        let artifact_sha256 = take("artifact-sha256");
+        let mut options = Self {
+            container: take("container"),
+            protocols,
+            http,
+            grpc,
             server,
             model: take("model").ok_or(Refusal::NoModel)?,
             artifact: take("artifact"),
+            storage_secret: take("storage-secret"),
             clean_images: take("clean-images"),
             training_images: take("training-images"),
             config_map: take("config-map"),
@@ -144,6 +182,10 @@ impl Options {
             environment,
             model_name: take("model-name"),
         };
+        if let Some(digest) = artifact_sha256 {
+            let variable = "DOORWARD_CALIBRATION__ARTIFACT_SHA256".to_owned();
+            options.environment.insert(variable, digest);
+        }
         if let Some(name) = &options.model_name {
             options.environment.insert("DOORWARD_MODEL__NAME".to_owned(), name.clone());
         }
@@ -192,6 +234,20 @@ fn variable(name: &str, key: &str, value: &str) -> Result<String, Refusal> {
         return refuse("no such annotation: injection decides this key by itself");
     }
     Ok(format!("DOORWARD_{}", key.replace('.', "__").to_uppercase()))
+}
+
+fn protocols(value: Option<String>) -> Result<Vec<Protocol>, Refusal> {
+    let Some(value) = value else { return Ok(vec![Protocol::Http]) };
+    match value.as_str() {
+        "grpc" => Ok(vec![Protocol::Grpc]),
+        "http" => Ok(vec![Protocol::Http]),
+        "http,grpc" | "grpc,http" => Ok(vec![Protocol::Grpc, Protocol::Http]),
+        _ => Err(Refusal::Annotation {
+            name: format!("{PREFIX}protocol"),
+            received: value,
+            expected: "http, grpc or http,grpc".to_owned(),
+        }),
+    }
 }
 
 fn server(name: &str) -> Result<ServerChoice, Refusal> {

@@ -8,22 +8,32 @@
 
 use serde_json::{Map, Value, json};
 
-use super::options::{Options, PortName, ServerChoice};
-use super::probes;
+use super::options::{Options, PortName, Protocol, ServerChoice, Wanted};
+use super::probes::{self, Probed};
 use super::refusal::Refusal;
 use super::server::{ModelServer, Reach};
 
 /// Who listens where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ports {
+    /// One for each protocol.
+    pub(super) inspected: Vec<Inspected>,
+    /// Who else reaches the app.
+    pub(super) reach: Reach,
+}
+
+/// One port that clients use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Inspected {
+    pub(super) protocol: Protocol,
     /// Where clients reach the sidecar.
     pub(super) public: u16,
     /// Where the sidecar reaches the app.
     pub(super) app: u16,
-    /// Who else reaches the app.
-    pub(super) reach: Reach,
     /// How the app gets there.
     pub(super) way: Way,
+    /// What the app's container calls the port that clients use.
+    name: Option<String>,
 }
 
 /// How sidecar and app share the ports.
@@ -57,106 +67,209 @@ impl Ports {
             Some(ServerChoice::Known(server)) => Some(server),
             Some(ServerChoice::Other) => None,
         };
-        let (port, name) = inspected(app, options, server)?;
-        let admin = options.sidecar.admin_port;
-        if let Some(container) = owner(spec, admin) {
-            return Err(Refusal::PortTaken { port: admin, container });
+        let mut inspected = Vec::new();
+        for &protocol in &options.protocols {
+            let choice = Choice { protocol, spec, app, options, server };
+            inspected.push(choice.make(&inspected)?);
         }
         let model = options.model_name.as_deref();
-        if let Some(moved) = options.app_port {
-            if moved == port {
-                return Err(Refusal::Annotation {
-                    name: "doorward.dev/app-port".to_owned(),
-                    received: moved.to_string(),
-                    expected: "another port than the one that clients use".to_owned(),
-                });
-            }
-            let reach = Reach::PodNetwork;
-            return Ok(Self { public: port, app: moved, reach, way: Way::Moved });
-        }
-        if let Some(server) = server.filter(|server| server.is_movable(app)) {
-            let probed = probes::all_pass(app, port, name.as_deref(), model);
-            let reach = match server.binds_loopback() && probed {
-                true => Reach::Loopback,
-                false => Reach::PodNetwork,
-            };
-            let app = free(spec, port, admin)?;
-            return Ok(Self { public: port, app, reach, way: Way::Move(server) });
-        }
-        if containers(spec).any(|container| container["name"] == "queue-proxy") {
-            return Err(Refusal::QueueProxy { port });
-        }
-        let container = app.get("name").and_then(Value::as_str).unwrap_or_default();
-        let Some(name) = name else {
-            return Err(Refusal::NumericPort { container: container.to_owned(), port });
+        let probed: Vec<Probed<'_>> = inspected.iter().map(|port| port.probed(model)).collect();
+        let loopback = inspected.iter().all(|port| match port.way {
+            Way::Move(server) => server.binds_loopback(),
+            Way::Moved | Way::Rename(_) => false,
+        });
+        let reach = match loopback && probes::all_pass(app, &probed) {
+            true => Reach::Loopback,
+            false => Reach::PodNetwork,
         };
-        let public = options.sidecar.port;
-        if let Some(container) = owner(spec, public) {
-            return Err(Refusal::PortTaken { port: public, container });
-        }
-        Ok(Self { public, app: port, reach: Reach::PodNetwork, way: Way::Rename(name) })
+        Ok(Self { inspected, reach })
+    }
+
+    /// Where clients reach the sidecar: HTTP first.
+    pub(super) fn public(&self) -> Vec<u16> {
+        self.inspected.iter().rev().map(|port| port.public).collect()
+    }
+
+    /// The one that takes a protocol.
+    pub(super) fn of(&self, protocol: Protocol) -> Option<&Inspected> {
+        self.inspected.iter().find(|port| port.protocol == protocol)
     }
 
     /// Changes the app's container accordingly.
     pub(super) fn apply(&self, app: &mut Map<String, Value>, model: Option<&str>) {
-        let name = match &self.way {
-            Way::Rename(name) => Some(name.clone()),
-            Way::Moved | Way::Move(_) => {
-                let ports = declared(app);
-                ports.into_iter().find(|(port, _)| *port == self.public).and_then(|(_, name)| name)
+        for port in &self.inspected {
+            // Bound to loopback it has no probe that would not pass.
+            if port.way != Way::Moved && self.reach == Reach::PodNetwork {
+                let probed = Probed { port: port.before(), ..port.probed(model) };
+                probes::follow(app, &probed, port.app);
             }
-        };
-        if self.way != Way::Moved {
-            let now = match &self.way {
-                Way::Rename(_) => self.app,
-                Way::Moved | Way::Move(_) => self.public,
-            };
-            probes::follow(app, now, name.as_deref(), self.app, model, self.reach);
-        }
-        match &self.way {
-            Way::Moved => {}
-            Way::Move(server) => server.move_to(app, self.app, self.reach),
-            Way::Rename(name) => rename(app, name, self.public, self.app),
+            match &port.way {
+                Way::Moved => {}
+                Way::Move(server) => {
+                    server.move_to(port.protocol, app, port.app);
+                    if self.reach == Reach::Loopback {
+                        server.bind_loopback(app);
+                    }
+                }
+                Way::Rename(name) => rename(app, name, port.public, port.app),
+            }
         }
     }
 }
 
-/// The port to inspect, and its name.
-fn inspected(
-    app: &Map<String, Value>,
-    options: &Options,
-    server: Option<ModelServer>,
-) -> Result<(u16, Option<String>), Refusal> {
-    let ports = declared(app);
-    let container = app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    match &options.port {
-        Some(PortName::Number(number)) => {
-            let name = ports.iter().find(|(port, _)| port == number);
-            return Ok((*number, name.and_then(|(_, name)| name.clone())));
+// === impl Inspected ===
+
+impl Inspected {
+    /// Where the app listened before.
+    fn before(&self) -> u16 {
+        match self.way {
+            Way::Rename(_) => self.app,
+            Way::Moved | Way::Move(_) => self.public,
         }
-        Some(PortName::Name(wanted)) => {
-            let found = ports.iter().find(|(_, name)| name.as_ref() == Some(wanted));
-            return found.cloned().ok_or_else(|| Refusal::Annotation {
-                name: "doorward.dev/port".to_owned(),
-                received: wanted.clone(),
-                expected: format!("a port of container {container}: {}", spell(&ports).join(", ")),
+    }
+
+    fn probed<'a>(&'a self, model: Option<&'a str>) -> Probed<'a> {
+        let (protocol, port, name) = (self.protocol, self.public, self.name.as_deref());
+        Probed { protocol, port, name, model }
+    }
+}
+
+/// What one protocol's ports are chosen from.
+struct Choice<'a> {
+    protocol: Protocol,
+    spec: &'a Map<String, Value>,
+    app: &'a Map<String, Value>,
+    options: &'a Options,
+    server: Option<ModelServer>,
+}
+
+// === impl Choice ===
+
+impl Choice<'_> {
+    /// Beside what was chosen for another protocol.
+    fn make(&self, others: &[Inspected]) -> Result<Inspected, Refusal> {
+        let Self { protocol, spec, app, options, server } = *self;
+        if let Some(server) = server.filter(|server| server.port(protocol, app).is_none()) {
+            return Err(Refusal::Annotation {
+                name: "doorward.dev/protocol".to_owned(),
+                received: "grpc".to_owned(),
+                expected: format!("http: gRPC of {} is not understood", server.name()),
             });
         }
-        None => {}
+        let (port, name) = self.inspected(others)?;
+        let admin = options.sidecar.admin_port;
+        if let Some(container) = owner(spec, admin) {
+            return Err(Refusal::PortTaken { port: admin, container });
+        }
+        let container = || app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let taken: Vec<u16> =
+            others.iter().flat_map(|other| [other.public, other.app]).chain([admin]).collect();
+        let chosen =
+            |public, app, way| Inspected { protocol, public, app, way, name: name.clone() };
+        if let Some(moved) = self.wanted().app_port {
+            if moved == port || taken.contains(&moved) {
+                let name = match protocol {
+                    Protocol::Grpc => "doorward.dev/grpc-app-port",
+                    Protocol::Http => "doorward.dev/app-port",
+                };
+                return Err(Refusal::Annotation {
+                    name: name.to_owned(),
+                    received: moved.to_string(),
+                    expected: "another port than those of clients and of the sidecar".to_owned(),
+                });
+            }
+            return Ok(chosen(port, moved, Way::Moved));
+        }
+        if let Some(server) = server.filter(|server| server.is_movable(app)) {
+            return Ok(chosen(port, free(spec, port, &taken)?, Way::Move(server)));
+        }
+        if containers(spec).any(|container| container["name"] == "queue-proxy") {
+            return Err(Refusal::QueueProxy { port });
+        }
+        let Some(name) = name.clone() else {
+            return Err(Refusal::NumericPort { container: container(), port });
+        };
+        let public = match protocol {
+            Protocol::Grpc => options.sidecar.grpc_port,
+            Protocol::Http => options.sidecar.port,
+        };
+        if let Some(container) = owner(spec, public) {
+            return Err(Refusal::PortTaken { port: public, container });
+        }
+        Ok(chosen(public, port, Way::Rename(name)))
     }
-    match ports.as_slice() {
-        [] => match server {
-            Some(server) => Ok((server.port(app), None)),
-            None => Err(Refusal::NoPort { container }),
-        },
-        [only] => Ok(only.clone()),
-        _ => {
-            let own = server.map(|server| server.port(app));
-            let found = ports.iter().find(|(port, _)| Some(*port) == own);
-            let ambiguous = || Refusal::AmbiguousPort { container, ports: spell(&ports) };
-            found.cloned().ok_or_else(ambiguous)
+
+    fn wanted(&self) -> &Wanted {
+        match self.protocol {
+            Protocol::Grpc => &self.options.grpc,
+            Protocol::Http => &self.options.http,
         }
     }
+
+    /// The port to inspect, and its name.
+    fn inspected(&self, others: &[Inspected]) -> Result<(u16, Option<String>), Refusal> {
+        let mut ports = declared(self.app);
+        let container =
+            || self.app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        match &self.wanted().port {
+            Some(PortName::Number(number)) => {
+                let name = ports.iter().find(|(port, _)| port == number);
+                return Ok((*number, name.and_then(|(_, name)| name.clone())));
+            }
+            Some(PortName::Name(wanted)) => {
+                let found = ports.iter().find(|(_, name)| name.as_ref() == Some(wanted));
+                return found.cloned().ok_or_else(|| Refusal::Annotation {
+                    name: format!("doorward.dev/{}", self.annotation()),
+                    received: wanted.clone(),
+                    expected: format!(
+                        "a port of container {}: {}",
+                        container(),
+                        spell(&ports).join(", ")
+                    ),
+                });
+            }
+            None => {}
+        }
+        let own = self.server.and_then(|server| server.port(self.protocol, self.app));
+        ports.retain(|(port, _)| others.iter().all(|other| other.before() != *port));
+        if let Some(found) = ports.iter().find(|(port, _)| Some(*port) == own) {
+            return Ok(found.clone());
+        }
+        // Where HTTP is inspected too, the one port that is declared may be HTTP's.
+        let only = self.protocol == Protocol::Http || self.options.protocols.len() == 1;
+        match (ports.as_slice(), own) {
+            ([port], _) if only => return Ok(port.clone()),
+            // Servers listen on ports that nobody declares.
+            (_, Some(own)) if ports.is_empty() || !only => return Ok((own, None)),
+            _ => {}
+        }
+        let container = container();
+        let annotation = self.annotation();
+        if self.protocol == Protocol::Grpc && own.is_none() {
+            let mut named = ports.iter().filter(|(_, name)| name.as_deref().is_some_and(is_grpc));
+            if let (Some(port), None) = (named.next(), named.next()) {
+                return Ok(port.clone());
+            }
+        }
+        if ports.is_empty() {
+            return Err(Refusal::NoPort { container, annotation });
+        }
+        Err(Refusal::AmbiguousPort { container, ports: spell(&ports), annotation })
+    }
+
+    fn annotation(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Grpc => "grpc-port",
+            Protocol::Http => "port",
+        }
+    }
+}
+
+/// As Knative and meshes read the names of ports.
+fn is_grpc(name: &str) -> bool {
+    ["grpc", "h2c"].iter().any(|protocol| {
+        name.strip_prefix(protocol).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    })
 }
 
 /// TCP ports that a container declares.
@@ -194,11 +307,11 @@ fn owner(spec: &Map<String, Value>, port: u16) -> Option<String> {
     Some(container["name"].as_str().unwrap_or_default().to_owned())
 }
 
-/// A port for the app to move to.
-fn free(spec: &Map<String, Value>, port: u16, admin: u16) -> Result<u16, Refusal> {
+/// A port for the app to move to, none of `taken`.
+fn free(spec: &Map<String, Value>, port: u16, taken: &[u16]) -> Result<u16, Refusal> {
     let start = port.checked_add(DISTANCE).unwrap_or(DISTANCE);
     let fits = |candidate: &u16| {
-        *candidate != port && *candidate != admin && owner(spec, *candidate).is_none()
+        *candidate != port && !taken.contains(candidate) && owner(spec, *candidate).is_none()
     };
     (start..=u16::MAX).find(fits).ok_or_else(|| Refusal::PortTaken {
         port: start,

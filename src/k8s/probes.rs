@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::server::Reach;
+use super::options::Protocol;
 use crate::config::Images;
 use crate::protocol::Route;
 use crate::protocol::rest::Rest;
@@ -15,42 +15,40 @@ const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 const HOOKS: [&str; 2] = ["postStart", "preStop"];
 const ACTIONS: [&str; 3] = ["grpc", "httpGet", "tcpSocket"];
 
-/// Whether all probes by network are of `port` and would reach the app through the sidecar.
-pub(super) fn all_pass(
-    app: &Map<String, Value>,
-    port: u16,
-    name: Option<&str>,
-    model: Option<&str>,
-) -> bool {
-    actions(app).all(|(kind, action)| meets(action, port, name) && passes(kind, action, model))
+/// A port of the sidecar's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Probed<'a> {
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+    pub(super) name: Option<&'a str>,
+    /// The only model whose reads pass.
+    pub(super) model: Option<&'a str>,
 }
 
-/// Points probes that the sidecar would not pass on from `old` to `new`.
-pub(super) fn follow(
-    app: &mut Map<String, Value>,
-    old: u16,
-    name: Option<&str>,
-    new: u16,
-    model: Option<&str>,
-    reach: Reach,
-) {
-    if reach == Reach::Loopback {
-        return;
-    }
+/// Whether all probes by network would reach the app through one of the sidecar's ports.
+pub(super) fn all_pass(app: &Map<String, Value>, ports: &[Probed<'_>]) -> bool {
+    actions(app).all(|(kind, action)| {
+        ports.iter().any(|probed| meets(action, probed) && passes(kind, action, probed))
+    })
+}
+
+/// Points probes that the sidecar would not pass on to `new`.
+pub(super) fn follow(app: &mut Map<String, Value>, old: &Probed<'_>, new: u16) {
     for handler in handlers_mut(app) {
         for kind in ACTIONS {
             let Some(action) = handler.get_mut(kind) else { continue };
             let here = action.get("host").is_none();
-            if here && meets(action, old, name) && !passes(kind, action, model) {
+            if here && meets(action, old) && !passes(kind, action, old) {
                 action["port"] = json!(new);
             }
         }
     }
 }
 
-fn passes(kind: &str, action: &Value, model: Option<&str>) -> bool {
+/// By gRPC nothing does: the health that kubelets ask for is no call of the inference protocol.
+fn passes(kind: &str, action: &Value, probed: &Probed<'_>) -> bool {
     let plain = action.get("scheme").is_none_or(|scheme| scheme == "HTTP");
-    if kind != "httpGet" || !plain {
+    if kind != "httpGet" || !plain || probed.protocol == Protocol::Grpc {
         return false;
     }
     let path = action.get("path").and_then(Value::as_str).unwrap_or("/");
@@ -59,13 +57,15 @@ fn passes(kind: &str, action: &Value, model: Option<&str>) -> bool {
         None => (path, None),
     };
     // Whether the sidecar takes images is not known here; without it, such probes go to the app itself.
-    Rest::of(path, &Images::default()).route("GET", path, query, model) == Route::Read
+    Rest::of(path, &Images::default()).route("GET", path, query, probed.model) == Route::Read
 }
 
-fn meets(action: &Value, port: u16, name: Option<&str>) -> bool {
+fn meets(action: &Value, probed: &Probed<'_>) -> bool {
     match action.get("port") {
-        Some(Value::Number(number)) => number.as_u64() == Some(port.into()),
-        Some(Value::String(text)) => Some(text.as_str()) == name || text.parse() == Ok(port),
+        Some(Value::Number(number)) => number.as_u64() == Some(probed.port.into()),
+        Some(Value::String(text)) => {
+            Some(text.as_str()) == probed.name || text.parse() == Ok(probed.port)
+        }
         _ => false,
     }
 }

@@ -25,7 +25,7 @@ pub enum Refusal {
     },
     /// Several ports could be the one to inspect.
     #[error(
-        "container {container} has ports {}: name the one to inspect by doorward.dev/port",
+        "container {container} has ports {}: name the one to inspect by doorward.dev/{annotation}",
         ports.join(", ")
     )]
     AmbiguousPort {
@@ -33,6 +33,8 @@ pub enum Refusal {
         container: String,
         /// Its ports.
         ports: Vec<String>,
+        /// What names one.
+        annotation: &'static str,
     },
     /// The pod shares the node's network, where nothing keeps clients from the app.
     #[error("hostNetwork is true: clients could reach the app beside the sidecar")]
@@ -56,10 +58,12 @@ pub enum Refusal {
     )]
     NoModel,
     /// The container declares no port.
-    #[error("container {container} declares no TCP port: set doorward.dev/port")]
+    #[error("container {container} declares no TCP port: set doorward.dev/{annotation}")]
     NoPort {
         /// The container.
         container: String,
+        /// What names one.
+        annotation: &'static str,
     },
     /// The file is in no volume of the app's.
     #[error(

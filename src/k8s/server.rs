@@ -6,6 +6,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::options::Protocol;
+
 /// A known model server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ModelServer {
@@ -78,19 +80,31 @@ impl ModelServer {
         }
     }
 
-    /// Where it listens for HTTP now.
-    pub(super) fn port(self, container: &Map<String, Value>) -> u16 {
-        let (way, default) = match self {
-            Self::Kserve => (Way::Argument("--http_port"), 8080),
-            Self::MlServer => (Way::Variable("MLSERVER_HTTP_PORT"), 8080),
-            Self::TensorFlowServing => (Way::Argument("--rest_api_port"), 8501),
-            Self::Triton => (Way::Argument("--http-port"), 8000),
-        };
+    /// How it is told where to listen, and where it does unless told; `None`: it does not speak that.
+    fn listens(self, protocol: Protocol) -> Option<(Way, u16)> {
+        match (self, protocol) {
+            (Self::Kserve, Protocol::Http) => Some((Way::Argument("--http_port"), 8080)),
+            (Self::Kserve, Protocol::Grpc) => Some((Way::Argument("--grpc_port"), 8081)),
+            (Self::MlServer, Protocol::Http) => Some((Way::Variable("MLSERVER_HTTP_PORT"), 8080)),
+            (Self::MlServer, Protocol::Grpc) => Some((Way::Variable("MLSERVER_GRPC_PORT"), 8081)),
+            (Self::TensorFlowServing, Protocol::Http) => {
+                Some((Way::Argument("--rest_api_port"), 8501))
+            }
+            // It has a gRPC protocol of its own.
+            (Self::TensorFlowServing, Protocol::Grpc) => None,
+            (Self::Triton, Protocol::Http) => Some((Way::Argument("--http-port"), 8000)),
+            (Self::Triton, Protocol::Grpc) => Some((Way::Argument("--grpc-port"), 8001)),
+        }
+    }
+
+    /// Where it listens now; `None`: it does not speak that protocol.
+    pub(super) fn port(self, protocol: Protocol, container: &Map<String, Value>) -> Option<u16> {
+        let (way, default) = self.listens(protocol)?;
         let value = match way {
             Way::Argument(flag) => argument(container, flag),
             Way::Variable(name) => variable(container, name),
         };
-        value.and_then(|value| value.parse().ok()).unwrap_or(default)
+        Some(value.and_then(|value| value.parse().ok()).unwrap_or(default))
     }
 
     /// Whether [`ModelServer::move_to`] has an effect: arguments behind `sh -c` would go to the shell.
@@ -112,29 +126,27 @@ impl ModelServer {
         matches!(self, Self::MlServer | Self::Triton)
     }
 
-    /// Has it listen on `port`, within `reach` if it can.
-    pub(super) fn move_to(self, container: &mut Map<String, Value>, port: u16, reach: Reach) {
-        let port = port.to_string();
-        let loopback = reach == Reach::Loopback;
+    /// Has it listen on `port` for that protocol.
+    pub(super) fn move_to(self, protocol: Protocol, container: &mut Map<String, Value>, port: u16) {
+        match self.listens(protocol) {
+            Some((Way::Argument(flag), _)) => set_argument(container, flag, &port.to_string()),
+            Some((Way::Variable(name), _)) => set_variable(container, name, &port.to_string()),
+            None => {}
+        }
+    }
+
+    /// Keeps it to the pod's own containers, for every protocol, if it can be.
+    pub(super) fn bind_loopback(self, container: &mut Map<String, Value>) {
         match self {
-            Self::Kserve => set_argument(container, "--http_port", &port),
-            Self::MlServer => {
-                set_variable(container, "MLSERVER_HTTP_PORT", &port);
-                if loopback {
-                    set_variable(container, "MLSERVER_HOST", LOOPBACK);
-                }
-            }
-            Self::TensorFlowServing => set_argument(container, "--rest_api_port", &port),
+            Self::Kserve | Self::TensorFlowServing => {}
+            Self::MlServer => set_variable(container, "MLSERVER_HOST", LOOPBACK),
             Self::Triton => {
-                set_argument(container, "--http-port", &port);
-                if loopback {
-                    for flag in ["--http-address", "--grpc-address"] {
-                        set_argument(container, flag, LOOPBACK);
-                    }
-                    // It would follow the HTTP address, and carries no input.
-                    if argument(container, "--metrics-address").is_none() {
-                        set_argument(container, "--metrics-address", "0.0.0.0");
-                    }
+                for flag in ["--http-address", "--grpc-address"] {
+                    set_argument(container, flag, LOOPBACK);
+                }
+                // It would follow the HTTP address, and carries no input.
+                if argument(container, "--metrics-address").is_none() {
+                    set_argument(container, "--metrics-address", "0.0.0.0");
                 }
             }
         }

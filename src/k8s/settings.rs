@@ -33,6 +33,8 @@ pub struct Sidecar {
     pub kind: Kind,
     /// Where it listens for clients when the app cannot leave its own port.
     pub port: u16,
+    /// The same for gRPC.
+    pub grpc_port: u16,
     /// Where it listens for operators.
     pub admin_port: u16,
     /// What it asks for and may use.
@@ -114,6 +116,7 @@ struct RawSidecar {
     image_pull_policy: Option<PullPolicy>,
     kind: Option<Kind>,
     port: Option<NonZeroU16>,
+    grpc_port: Option<NonZeroU16>,
     admin_port: Option<NonZeroU16>,
     cpu_request: Option<String>,
     cpu_limit: Option<String>,
@@ -164,8 +167,13 @@ impl Settings {
         let (upper, lower) = (above.sidecar, below.sidecar);
         let port = port("sidecar.port", upper.port.or(lower.port))?;
         let admin_port = self::port("sidecar.admin_port", upper.admin_port.or(lower.admin_port))?;
-        if port == admin_port {
-            return invalid("sidecar.admin_port", admin_port, "another port than sidecar.port");
+        let grpc_port = self::port("sidecar.grpc_port", upper.grpc_port.or(lower.grpc_port))?;
+        if grpc_port == port {
+            return invalid("sidecar.grpc_port", grpc_port, "another port than sidecar.port");
+        }
+        if [port, grpc_port].contains(&admin_port) {
+            let expected = "another port than sidecar.port and sidecar.grpc_port";
+            return invalid("sidecar.admin_port", admin_port, expected);
         }
         let kind = upper.kind.or(lower.kind);
         let sidecar = Sidecar {
@@ -173,6 +181,7 @@ impl Settings {
             image_pull_policy: upper.image_pull_policy.or(lower.image_pull_policy),
             kind: kind.map_or_else(|| invalid("sidecar.kind", "", "a kind"), Ok)?,
             port,
+            grpc_port,
             admin_port,
             resources: Resources {
                 cpu_request: upper.cpu_request.or(lower.cpu_request).unwrap_or_default(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::files::{Files, STATE};
-use super::options::{ARTIFACT, CLEAN_IMAGES, MODEL, Options, TRAINING_IMAGES};
+use super::options::{ARTIFACT, CLEAN_IMAGES, MODEL, Options, Protocol, TRAINING_IMAGES};
 use super::ports::Ports;
 use super::refusal::Refusal;
 use super::settings::{Kind, Resources, Sidecar};
@@ -34,11 +34,7 @@ pub(super) fn container(
     declare: Declare,
 ) -> Result<(Value, Files), Refusal> {
     let mut files = Files::new();
-    let mut environment = BTreeMap::from([
-        ("DOORWARD_LISTEN__HTTP".to_owned(), format!("0.0.0.0:{}", ports.public)),
-        ("DOORWARD_ADMIN__LISTEN".to_owned(), format!("0.0.0.0:{}", options.sidecar.admin_port)),
-        ("DOORWARD_UPSTREAM__URL".to_owned(), format!("http://127.0.0.1:{}", ports.app)),
-    ]);
+    let mut environment = listeners(options, ports);
     let model = files.resolve(MODEL, &options.model, app)?;
     environment.insert("DOORWARD_MODEL__PATH".to_owned(), model);
     let artifact = match &options.artifact {
@@ -82,6 +78,9 @@ pub(super) fn container(
         .into_iter()
         .map(|(name, value)| json!({"name": name, "value": escaped(&value)}))
         .collect();
+    if let Some(secret) = &options.storage_secret {
+        container["envFrom"] = json!([{"secretRef": {"name": secret}}]);
+    }
     if declare == Declare::Ports {
         container["ports"] = json!([
             {"name": "doorward-admin", "containerPort": sidecar.admin_port, "protocol": "TCP"},
@@ -102,6 +101,30 @@ pub(super) fn container(
     });
     container["volumeMounts"] = json!(files.mounts);
     Ok((container, files))
+}
+
+/// Where the sidecar listens, and where it finds the app.
+fn listeners(options: &Options, ports: &Ports) -> BTreeMap<String, String> {
+    let any = |port: u16| format!("0.0.0.0:{port}");
+    let app = |port: u16| format!("http://127.0.0.1:{port}");
+    let mut variables = vec![("DOORWARD_ADMIN__LISTEN", any(options.sidecar.admin_port))];
+    let grpc = ports.of(Protocol::Grpc);
+    if let Some(grpc) = grpc {
+        variables.push(("DOORWARD_LISTEN__GRPC", any(grpc.public)));
+        variables.push(("DOORWARD_UPSTREAM__GRPC_URL", app(grpc.app)));
+    }
+    match (ports.of(Protocol::Http), grpc) {
+        (Some(http), _) => {
+            variables.push(("DOORWARD_LISTEN__HTTP", any(http.public)));
+            variables.push(("DOORWARD_UPSTREAM__URL", app(http.app)));
+        }
+        // It listens for HTTP in any case: here where no client gets to.
+        (None, grpc) => {
+            variables.push(("DOORWARD_LISTEN__HTTP", "127.0.0.1:0".to_owned()));
+            variables.extend(grpc.map(|grpc| ("DOORWARD_UPSTREAM__URL", app(grpc.app))));
+        }
+    }
+    variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// What is wrong with the settings is better known now than from a crashing container.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use doorward::config::{Action, Config, EMBEDDED, LogFormat, Mode, Rule, Settings};
+use doorward::config::{Action, Config, EMBEDDED, Location, LogFormat, Mode, Rule, Settings};
 
 const REQUIRED: &str = "upstream.url = 'http://127.0.0.1:1/'\nmodel.path = 'm.onnx'\n\
     calibration.clean_images = 'clean'\n";
@@ -40,7 +40,8 @@ fn embedded_file_gives_the_documented_defaults() {
     assert!(calibration.training_images.is_empty());
     assert_eq!(calibration.fit_images.get(), 300);
     assert_eq!(calibration.holdout_images.get(), 2000);
-    assert_eq!(calibration.artifact, PathBuf::from("doorward.safetensors"));
+    assert_eq!(calibration.artifact, Location::File("doorward.safetensors".into()));
+    assert_eq!(calibration.artifact_sha256, None);
     assert_eq!(calibration.seed, None);
     assert_eq!(config.perturbation.fooling_rate.value(), 0.8);
     assert_eq!(config.perturbation.max_epsilon, 0.125);
@@ -166,6 +167,7 @@ fn values_out_of_range_say_what_was_received_and_expected() {
         ("preprocess.mean = []", "preprocess.mean", "[]"),
         ("model.name = ''", "model.name", "\"\""),
         ("calibration.artifact = ''", "calibration.artifact", "\"\""),
+        ("calibration.artifact_sha256 = 'ab'", "calibration.artifact_sha256", "\"ab\""),
         ("audit.path = ''", "audit.path", "\"\""),
         ("audit.rotate_bytes = 0", "audit.rotate_bytes", "0"),
         ("audit.quarantine.files = 0", "audit.quarantine.files", "0"),
@@ -173,6 +175,36 @@ fn values_out_of_range_say_what_was_received_and_expected() {
     ] {
         let error = error(settings);
         assert!(error.starts_with(&format!("{key} = {received}: expected ")), "{error}");
+    }
+}
+
+#[test]
+fn artifacts_are_paths_or_urls() {
+    let location =
+        |text: &str| parse(&format!("calibration.artifact = '{text}'")).calibration.artifact;
+    for path in ["a", "a b/c:d", "/a", "s3:/a"] {
+        assert_eq!(location(path), Location::File(path.into()));
+    }
+    for url in ["file:///a%20b/c", "file://localhost/a b/c"] {
+        assert_eq!(location(url), Location::File("/a b/c".into()));
+    }
+    let (bucket, key) = ("my-bucket".to_owned(), "a/b.safetensors".to_owned());
+    assert_eq!(location("s3://my-bucket/a/b.safetensors"), Location::S3 { bucket, key });
+    for wrong in [
+        "file://host/a",
+        "file://",
+        "https://a/b",
+        "s3://a",
+        "s3://a/",
+        "s3:///a",
+        "s3://u:p@a/b",
+        "s3://a:1/b",
+        "s3://a/b?c",
+        "s3://a/b#c",
+    ] {
+        let error = error(&format!("calibration.artifact = '{wrong}'"));
+        let expected = "a path, file:///PATH or s3://BUCKET/KEY";
+        assert_eq!(error, format!("calibration.artifact = {wrong:?}: expected {expected}"));
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A module may use modules of a lower rank, and itself.
-const RANKS: [(&str, u8); 23] = [
+const RANKS: [(&str, u8); 24] = [
     ("digest", 0),
     ("stats", 0),
     ("config", 1),
@@ -21,6 +21,7 @@ const RANKS: [(&str, u8); 23] = [
     ("telemetry", 8),
     ("tls", 8),
     ("protocol", 9),
+    ("storage", 9),
     ("proxy", 10),
     ("server", 11),
     ("demo", 12),

@@ -36,6 +36,7 @@ mod report;
 mod rules;
 mod scan;
 mod status;
+mod storage;
 mod streams_grpc;
 mod support;
 mod tls;

@@ -84,11 +84,10 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
         calibrate::calibrate(&model, &config, &material, 2, &|_, _| {}).expect("an artifact");
 
     // What STRIP needs survives the file, and is wanted by the settings.
-    let path = &config.calibration.artifact;
-    artifact.write(path).expect("written");
+    let stored = artifact.encode().expect("encoded");
     let mut expected = calibrate::expected(&config, &model).expect("digests");
     expected.data_digest = None;
-    let mut artifact = Artifact::read(path, &expected, &Device::Cpu).expect("read");
+    let mut artifact = Artifact::decode(&stored, "test", &expected, &Device::Cpu).expect("read");
     let strip = artifact.strip.as_ref().expect("overlays");
     assert_eq!(strip.overlays.dims(), [64, shape[0], shape[1], shape[2]]);
     assert_eq!(strip.entropies.len(), 60);

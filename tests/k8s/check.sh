@@ -28,7 +28,8 @@ for values in "$root"/tests/k8s/values/*.yaml; do
   "$helm" template doorward "$chart" -n doorward -f "$values" > "$work/chart-$(basename "$values")"
 done
 "$helm" template doorward "$chart" -n doorward > "$work/chart-defaults.yaml"
-for wrong in "webhook.failurePolicy=Maybe" "webhook.replcas=3" "isolation.ports={0}" "image.repository="; do
+for wrong in "webhook.failurePolicy=Maybe" "webhook.replcas=3" "isolation.ports={0}" "isolation.ports={8080-}" "image.repository=" \
+  "calibrate.artifact.url=https://a/b" "calibrate.artifact.claim=a,calibrate.artifact.url=s3://a/b" "serviceMonitor.enabled=true"; do
   if "$helm" template doorward "$chart" --set "$wrong" > /dev/null 2> "$work/error"; then
     echo "the schema of the values lets $wrong pass" >&2; exit 1
   fi
@@ -49,6 +50,7 @@ plain() { # name, values, templates
 plain webhook self admission webhook
 plain jobs everything jobs
 plain podmonitor everything podmonitor
+plain servicemonitor everything servicemonitor
 plain isolation everything isolation
 for file in "$work"/plain-*.yaml; do
   to=$root/config/kubernetes/$(basename "${file#"$work"/plain-}")

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 pub(crate) mod grpc;
 pub(crate) mod judge;
 pub(crate) mod model_server;
+pub(crate) mod object_storage;
 pub(crate) mod onnx;
 pub(crate) mod upstream;
 

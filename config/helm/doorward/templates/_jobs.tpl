@@ -6,10 +6,18 @@
 {{- if $c.trainingImages.claim }}
 - {name: DOORWARD_CALIBRATION__TRAINING_IMAGES, value: "/mnt/training-images/{{ $c.trainingImages.path }}"}
 {{- end }}
-- {name: DOORWARD_CALIBRATION__ARTIFACT, value: "/mnt/artifact/{{ $c.artifact.path }}"}
+- {name: DOORWARD_CALIBRATION__ARTIFACT, value: {{ $c.artifact.url | default (printf "/mnt/artifact/%s" $c.artifact.path) | quote }}}
 # A job serves nothing; the key has no default.
 - {name: DOORWARD_UPSTREAM__URL, value: "http://127.0.0.1:1"}
 - {name: DOORWARD_TELEMETRY__FORMAT, value: json}
+{{- end }}
+
+{{/* Credentials for an artifact in storage. */}}
+{{- define "doorward.jobSecret" -}}
+{{- with .Values.calibrate.artifact.secret }}
+envFrom:
+  - secretRef: {name: {{ . }}}
+{{- end }}
 {{- end }}
 
 {{- define "doorward.jobMounts" -}}
