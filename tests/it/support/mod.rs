@@ -23,6 +23,7 @@ pub(crate) mod grpc;
 pub(crate) mod judge;
 pub(crate) mod model_server;
 pub(crate) mod onnx;
+pub(crate) mod served;
 pub(crate) mod upstream;
 
 pub(crate) use judge::FakeJudge;
