@@ -22,6 +22,7 @@ mod hostile_models;
 mod injection;
 mod layering;
 mod metrics_contract;
+mod models;
 mod monitoring;
 #[cfg(feature = "ort")]
 mod onnxruntime;
@@ -39,5 +40,6 @@ mod status;
 mod streams_grpc;
 mod support;
 mod tls;
+mod unix_sockets;
 mod webhook_certificates;
 mod wrong_inputs;
