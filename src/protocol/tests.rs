@@ -4,7 +4,6 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::header::CONTENT_TYPE;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};

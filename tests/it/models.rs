@@ -156,6 +156,26 @@ fn models_that_cannot_be_told_apart_are_refused() {
     }
 }
 
+#[test]
+fn commands_on_one_model_ask_which() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("doorward.toml");
+    std::fs::write(&file, format!("upstream.url = 'http://u'\n{SHARED}{MODELS}")).expect("written");
+    let says = |arguments: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_doorward"));
+        let output = program.args(arguments).arg("-c").arg(&file).output().expect("it runs");
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let evaluate = ["evaluate", "--clean", "c", "--triggered", "t"];
+    assert!(says(&evaluate).contains("say which one with --model NAME"));
+    let unknown = says(&[&evaluate[..], &["--model", "c"]].concat());
+    assert!(unknown.contains("no such model, only [\"a\", \"b\"]"), "{unknown}");
+    // Found, so that its file is what is missing.
+    let known = says(&[&evaluate[..], &["--model", "b"]].concat());
+    assert!(known.contains("cannot load the model m.onnx"), "{known}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_model_has_its_own_detector_and_policy() {
     let models = TwoModels::ready().await;
