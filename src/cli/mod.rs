@@ -12,7 +12,7 @@ mod scan;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use report::ReportRequest;
@@ -35,7 +35,7 @@ enum Command {
     #[command(after_help = "Example:\n  doorward calibrate -c doorward.toml")]
     Calibrate {
         #[command(flatten)]
-        config: ConfigFile,
+        config: ModelFile,
         /// Replace a valid artifact with a fresh one, drawn from a fresh seed.
         #[arg(long)]
         rotate: bool,
@@ -62,7 +62,7 @@ enum Command {
     )]
     Evaluate {
         #[command(flatten)]
-        config: ConfigFile,
+        config: ModelFile,
         /// Clean images that calibration did not see.
         #[arg(long, value_name = "SRC", required = true)]
         clean: Vec<PathBuf>,
@@ -104,7 +104,7 @@ enum Command {
     )]
     Inspect {
         #[command(flatten)]
-        config: ConfigFile,
+        config: ModelFile,
         /// Write DIR/report.html, one page with figures and pictures. It shows training images and,
         /// where there is an artifact, its perturbation: keep it as secret.
         #[arg(long, value_name = "DIR")]
@@ -134,7 +134,7 @@ enum Command {
     )]
     Scan {
         #[command(flatten)]
-        config: ConfigFile,
+        config: ModelFile,
         /// Training images; may be repeated.
         #[arg(long, value_name = "SRC", required = true)]
         images: Vec<PathBuf>,
@@ -185,13 +185,30 @@ struct ConfigFile {
     file: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct ModelFile {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Which of the file's [[models]], by name.
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+}
+
 /// Runs the program's arguments.
 pub fn run() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Calibrate { config, rotate, json } => {
-            offline::calibrate(&config.load()?, rotate, json)
+            for config in &config.load_all()? {
+                offline::calibrate(config, rotate, json)?;
+            }
+            Ok(ExitCode::SUCCESS)
         }
-        Command::Config(ConfigCommand::Check { file }) => offline::check(&load(Some(&file))?),
+        Command::Config(ConfigCommand::Check { file }) => {
+            for config in &load(Some(&file))? {
+                offline::check(config)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Config(ConfigCommand::Show { file }) => {
             print!("{}", Settings::load(file.as_deref(), environment())?.to_toml());
             Ok(ExitCode::SUCCESS)
@@ -202,7 +219,11 @@ pub fn run() -> Result<ExitCode> {
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }
-        Command::Health { config } => health::health(&config.load()?),
+        Command::Health { config } => {
+            // The admin listener is one for all models.
+            let configs = load(config.file.as_deref())?;
+            health::health(configs.first().context("there is no model")?)
+        }
         Command::Inject { manifest, config } => kubernetes::inject(&manifest, config.as_deref()),
         Command::Inspect { config, report, triggered, neural_cleanse, data_inspection, json } => {
             let report = report.map(|folder| ReportRequest { folder, triggered });
@@ -223,16 +244,37 @@ pub fn run() -> Result<ExitCode> {
     }
 }
 
-impl ConfigFile {
+impl ModelFile {
+    /// Of the one model.
     fn load(&self) -> Result<Config> {
-        load(self.file.as_deref())
+        let mut configs = self.load_all()?;
+        match configs.pop() {
+            Some(config) if configs.is_empty() => Ok(config),
+            _ => bail!("the settings have several [[models]]: say which one with --model NAME"),
+        }
+    }
+
+    /// Of the model that was asked for, or of all.
+    fn load_all(&self) -> Result<Vec<Config>> {
+        let mut configs = load(self.config.file.as_deref())?;
+        if let Some(name) = &self.model {
+            let known: Vec<String> =
+                configs.iter().filter_map(|it| it.model.name.clone()).collect();
+            configs.retain(|config| config.model.name.as_ref() == Some(name));
+            if configs.is_empty() {
+                bail!("--model {name}: the settings have no such model, only {known:?}");
+            }
+        }
+        Ok(configs)
     }
 }
 
-fn load(file: Option<&std::path::Path>) -> Result<Config> {
-    let config = Config::load(file, environment())?;
-    telemetry::init(&config.telemetry)?;
-    Ok(config)
+fn load(file: Option<&std::path::Path>) -> Result<Vec<Config>> {
+    let configs = Settings::load(file, environment())?.configs()?;
+    if let Some(config) = configs.first() {
+        telemetry::init(&config.telemetry)?;
+    }
+    Ok(configs)
 }
 
 /// Variables that are not UTF-8 cannot be settings.

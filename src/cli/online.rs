@@ -21,22 +21,25 @@ pub(super) fn serve(
     let runtime = Runtime::new()?;
     let outcome = runtime.block_on(async {
         let reloader = Reloader::new(file, read)?;
-        let config = reloader.settings().config()?;
+        let configs = reloader.settings().configs()?;
+        let config = configs.first().context("there is no model")?;
         telemetry::init(&config.telemetry)?;
-        let server = Server::bind(&config).await?;
+        let server = Server::bind_all(&configs).await?;
         tracing::info!(
             proxy = %server.proxy_addr(),
             grpc = server.grpc_addr().map(tracing::field::display),
             admin = %server.admin_addr(),
-            upstream = config.upstream.url,
+            upstream = %config.upstream.url,
             "listening"
         );
-        let handle = server.handle();
-        tokio::spawn(reloader.run(handle.clone()));
+        let handles = server.handles().to_vec();
+        tokio::spawn(reloader.run(handles.clone()));
         let mut offline = tokio::task::spawn_blocking(move || {
-            let model = offline::load_model(&config)?;
-            let stored = offline::artifact(&config, &model)?;
-            handle.detect(model, stored.artifact)?;
+            for (config, handle) in configs.iter().zip(handles) {
+                let model = offline::load_model(config)?;
+                let stored = offline::artifact(config, &model)?;
+                handle.detect(model, stored.artifact)?;
+            }
             anyhow::Ok(())
         });
         let mut serving = std::pin::pin!(server.run_until_signal());

@@ -4,13 +4,15 @@
 //! variables `DOORWARD_SECTION__KEY`. Each layer is checked against the known keys on its own, so
 //! that an error names the file and line, or the variable, it came from.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::raw::RawConfig;
-use super::{Config, Error, Result};
+use super::value::invalid;
+use super::{Config, Error, ImageProtocol, Result};
 
 /// The shipped settings file: every key, its documentation and its default.
 pub const EMBEDDED: &str = include_str!("../../config/doorward.toml");
@@ -55,18 +57,64 @@ impl Settings {
         self.merged.to_string()
     }
 
-    /// The keys whose values differ, as `section.key`, in alphabetical order.
+    /// The keys whose values differ for a model, as `section.key`, in alphabetical order; `models` if there are more models
+    /// or fewer.
     pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (ones, others) = (self.tables(), other.tables());
         let mut keys = Vec::new();
-        differences("", &self.merged, &other.merged, &mut keys);
+        if ones.len() != others.len() {
+            keys.push(MODELS.to_owned());
+        }
+        for (one, other) in ones.iter().zip(&others) {
+            differences("", one, other, &mut keys);
+        }
         keys.sort();
+        keys.dedup();
         keys
     }
 
-    /// The typed settings.
+    /// The typed settings of the one model.
     pub fn config(&self) -> Result<Config> {
-        let raw: RawConfig = deserialize("the merged settings", self.merged.clone())?;
-        raw.convert()
+        let mut configs = self.configs()?;
+        match configs.pop() {
+            Some(config) if configs.is_empty() => Ok(config),
+            _ => invalid(MODELS, format!("{} models", configs.len() + 1), "one, or none of them"),
+        }
+    }
+
+    /// The typed settings of each model: of every one of `[[models]]`, or of the only one.
+    pub fn configs(&self) -> Result<Vec<Config>> {
+        let tables = self.tables();
+        let several = tables.len() > 1;
+        let mut configs = Vec::with_capacity(tables.len());
+        for (index, table) in tables.into_iter().enumerate() {
+            let config = deserialize("the merged settings", table).and_then(RawConfig::convert);
+            configs.push(config.map_err(|source| match several {
+                true => Error::Model { number: index + 1, source: Box::new(source) },
+                false => source,
+            })?);
+        }
+        if several {
+            tell_apart(&configs)?;
+        }
+        Ok(configs)
+    }
+
+    /// The settings as each model has them.
+    fn tables(&self) -> Vec<Table> {
+        let mut shared = self.merged.clone();
+        let models = match shared.remove(MODELS) {
+            Some(Value::Array(models)) if !models.is_empty() => models,
+            _ => return vec![shared],
+        };
+        let own = models.into_iter().map(|model| {
+            let mut table = shared.clone();
+            if let Value::Table(model) = model {
+                overlay(&mut table, model);
+            }
+            table
+        });
+        own.collect()
     }
 
     fn merge<I, K, V>(file: Option<(&str, &str)>, environment: I) -> Result<Self>
@@ -111,6 +159,41 @@ impl Config {
     {
         Settings::parse(name, text, environment)?.config()
     }
+}
+
+/// The key of the models that one process protects.
+const MODELS: &str = "models";
+
+// === models ===
+
+/// Requests tell models apart by their names, and each has an artifact of its own.
+fn tell_apart(configs: &[Config]) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let mut names = BTreeSet::new();
+    let mut artifacts = BTreeSet::new();
+    for Config { model, calibration, images, .. } in configs {
+        let name = model.name.as_deref().unwrap_or_default();
+        if name.is_empty() || !name.chars().all(plain) || !names.insert(name) {
+            let expected =
+                "a name for each of [[models]], another one, of ASCII letters, digits, -, _ and .";
+            return invalid("model.name", format!("{name:?}"), expected);
+        }
+        let artifact = calibration.artifact.to_string();
+        if !artifacts.insert(artifact.clone()) {
+            let received = format!("{artifact:?}");
+            return invalid(
+                "calibration.artifact",
+                received,
+                "another file for each of [[models]]",
+            );
+        }
+        let named = [ImageProtocol::KserveV1, ImageProtocol::TorchServe];
+        if images.protocols.iter().any(|protocol| !named.contains(protocol)) {
+            let received = "requests that name no model, with [[models]]";
+            return invalid("images.protocols", received, "\"torchserve\" and \"kserve_v1\" only");
+        }
+    }
+    Ok(())
 }
 
 // === layers ===

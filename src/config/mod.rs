@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod address;
 mod layers;
 mod location;
 mod operations;
@@ -17,6 +18,7 @@ mod pictures;
 mod raw;
 mod value;
 
+pub use address::{Address, Origin};
 pub use layers::{EMBEDDED, Settings};
 pub use location::Location;
 pub use operations::{Audit, AuditEvents, AuditTarget, Identity, Quarantine, Tls, UpstreamTls};
@@ -62,9 +64,9 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Listen {
     /// Address of the inspected HTTP listener.
-    pub http: SocketAddr,
+    pub http: Address,
     /// Address of the inspected gRPC listener; `None`: there is none.
-    pub grpc: Option<SocketAddr>,
+    pub grpc: Option<Address>,
 }
 
 /// `[admin]`
@@ -77,10 +79,12 @@ pub struct Admin {
 /// `[upstream]`
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// Base URL of the model server, `http://host:port` or `https://host:port`.
-    pub url: String,
-    /// Base URL of its gRPC port; given where `listen.grpc` is, and only there.
-    pub grpc_url: Option<String>,
+    /// Where the model server listens.
+    pub url: Origin,
+    /// Whether it is spoken to in HTTP/2 there; else it is HTTP/1.1.
+    pub http2: bool,
+    /// Where it listens for gRPC; given where `listen.grpc` is, and only there.
+    pub grpc_url: Option<Origin>,
     /// For `https://` URLs, and only for those.
     pub tls: Option<UpstreamTls>,
     /// How long one upstream exchange may take.
@@ -328,6 +332,14 @@ pub enum Error {
     Missing {
         /// Path of the key, `section.key`.
         key: &'static str,
+    },
+    /// The settings of one of several models cannot be used.
+    #[error("[[models]], number {number}")]
+    Model {
+        /// Which of them, from 1.
+        number: usize,
+        /// Why not.
+        source: Box<Error>,
     },
     /// A file is not TOML, or holds an unknown key or a value of the wrong type.
     #[error("{file} cannot be used: {reason}")]

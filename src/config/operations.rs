@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::Result;
 use super::value::{count, file, invalid, required};
+use super::{Origin, Result};
 
 /// `[audit]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,26 +139,32 @@ impl RawTls {
 
 impl RawUpstreamTls {
     /// For the upstream at `url`, and for gRPC at `grpc_url`.
-    pub(super) fn convert(self, url: &str, grpc_url: Option<&str>) -> Result<Option<UpstreamTls>> {
+    pub(super) fn convert(
+        self,
+        url: &Origin,
+        grpc_url: Option<&Origin>,
+    ) -> Result<Option<UpstreamTls>> {
         let ca = optional("upstream.tls.ca", self.ca)?;
         let keys = ["upstream.tls.certificate", "upstream.tls.key"];
         let identity = identity(keys, self.certificate, self.key)?;
-        let secured = |url: &str| url.starts_with("https://");
         let (key, url) = match grpc_url {
-            Some(grpc_url) if secured(grpc_url) && !secured(url) => ("upstream.grpc_url", grpc_url),
+            Some(grpc_url) if grpc_url.is_secured() && !url.is_secured() => {
+                ("upstream.grpc_url", grpc_url)
+            }
             _ => ("upstream.url", url),
         };
-        match (secured(url), ca) {
+        let written = format!("{:?}", url.to_string());
+        match (url.is_secured(), ca) {
             (true, Some(ca)) => Ok(Some(UpstreamTls { ca, identity })),
             (true, None) => invalid(
                 key,
-                format!("{url:?} without upstream.tls.ca"),
+                format!("{written} without upstream.tls.ca"),
                 "upstream.tls.ca as well, a file with the authority's certificate",
             ),
             (false, None) if identity.is_none() => Ok(None),
             (false, _) => invalid(
                 "upstream.url",
-                format!("{url:?} with upstream.tls"),
+                format!("{written} with upstream.tls"),
                 "an https:// URL where upstream.tls is set",
             ),
         }

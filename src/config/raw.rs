@@ -3,7 +3,6 @@
 //! A layer may leave out any key, so every field is optional here; the conversion is the place that
 //! misses one, or finds a value outside its range.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -12,12 +11,13 @@ use serde::Deserialize;
 use super::operations::{RawAudit, RawTls, RawUpstreamTls};
 use super::pictures::{RawImages, RawPreprocess};
 use super::value::{
-    OneOrMany, address, base_url, count, duration, file, invalid, location, model_name, positive,
+    OneOrMany, address, count, duration, file, invalid, location, model_name, positive,
     probability, required, sha256, share,
 };
 use super::{
-    Action, Admin, Algorithm, Breaker, Calibration, Config, Inspection, Limits, Listen, LogFormat,
-    Mode, Model, Perturbation, Policy, Predictions, Result, Rule, Telemetry, Unverified, Upstream,
+    Action, Address, Admin, Algorithm, Breaker, Calibration, Config, Inspection, Limits, Listen,
+    LogFormat, Mode, Model, Origin, Perturbation, Policy, Predictions, Result, Rule, Telemetry,
+    Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -38,6 +38,24 @@ pub(super) struct RawConfig {
     limits: RawLimits,
     audit: RawAudit,
     telemetry: RawTelemetry,
+    #[allow(
+        dead_code,
+        reason = "each is laid over the file's own sections before they are converted"
+    )]
+    models: Vec<RawOwn>,
+}
+
+/// What one model among several has for itself.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(dead_code, reason = "it says which sections and keys there are")]
+struct RawOwn {
+    model: RawModel,
+    preprocess: RawPreprocess,
+    calibration: RawCalibration,
+    perturbation: RawPerturbation,
+    inspection: RawInspection,
+    policy: RawPolicy,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,6 +75,7 @@ struct RawAdmin {
 #[serde(default, deny_unknown_fields)]
 struct RawUpstream {
     url: Option<String>,
+    http2: Option<bool>,
     grpc_url: Option<String>,
     timeout_seconds: Option<f64>,
     max_rows: Option<i64>,
@@ -178,18 +197,19 @@ impl RawConfig {
                 "one of the rules both, calibrated, either, patch, uap with it",
             );
         }
-        let url = base_url("upstream.url", self.upstream.url)?;
+        let url = Origin::parse("upstream.url", self.upstream.url)?;
         let (grpc, grpc_url) = grpc(self.listen.grpc, self.upstream.grpc_url)?;
         let pause = duration("upstream.breaker_seconds", self.upstream.breaker_seconds)?;
         // Zero failures: none.
         let failures = required("upstream.breaker_failures", self.upstream.breaker_failures)?;
         let breaker = NonZeroU32::new(failures).map(|failures| Breaker { failures, pause });
         Ok(Config {
-            listen: Listen { http: address("listen.http", self.listen.http)?, grpc },
+            listen: Listen { http: Address::parse("listen.http", self.listen.http)?, grpc },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
             upstream: Upstream {
-                tls: self.upstream.tls.convert(&url, grpc_url.as_deref())?,
+                tls: self.upstream.tls.convert(&url, grpc_url.as_ref())?,
                 url,
+                http2: required("upstream.http2", self.upstream.http2)?,
                 grpc_url,
                 breaker,
                 timeout: duration("upstream.timeout_seconds", self.upstream.timeout_seconds)?,
@@ -220,10 +240,7 @@ impl RawConfig {
 }
 
 /// Both ends of gRPC, or neither.
-fn grpc(
-    listen: Option<String>,
-    url: Option<String>,
-) -> Result<(Option<SocketAddr>, Option<String>)> {
+fn grpc(listen: Option<String>, url: Option<String>) -> Result<(Option<Address>, Option<Origin>)> {
     match (&listen, &url) {
         (None, None) => Ok((None, None)),
         (Some(listen), None) => invalid(
@@ -237,7 +254,8 @@ fn grpc(
             "listen.grpc as well, where clients of it connect",
         ),
         (Some(_), Some(_)) => {
-            Ok((Some(address("listen.grpc", listen)?), Some(base_url("upstream.grpc_url", url)?)))
+            let address = Address::parse("listen.grpc", listen)?;
+            Ok((Some(address), Some(Origin::parse("upstream.grpc_url", url)?)))
         }
     }
 }

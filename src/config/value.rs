@@ -48,33 +48,6 @@ pub(super) fn address(key: &'static str, value: Option<String>) -> Result<Socket
     }
 }
 
-pub(super) fn base_url(key: &'static str, value: Option<String>) -> Result<String> {
-    let value = required(key, value)?;
-    for scheme in ["http://", "https://"] {
-        let authority = value.strip_prefix(scheme);
-        let authority = authority.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-        if let Some(authority) = authority.filter(|authority| is_authority(authority)) {
-            return Ok(format!("{scheme}{authority}"));
-        }
-    }
-    invalid(key, format!("{value:?}"), "http://host:port or https://host:port without a path")
-}
-
-fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (text, None),
-    };
-    let host_fits = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-            !host.is_empty() && host.chars().all(sane)
-        }
-    };
-    host_fits && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
-}
-
 pub(super) fn file(key: &'static str, value: Option<PathBuf>) -> Result<PathBuf> {
     let path = required(key, value)?;
     if path.as_os_str().is_empty() {

@@ -1,6 +1,6 @@
 //! The demo's clients: Open Inference Protocol requests over HTTP.
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -41,7 +41,7 @@ struct InferOutput {
 }
 
 impl Client {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(address: impl Display) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let http = HyperClient::builder(TokioExecutor::new()).build(connector);

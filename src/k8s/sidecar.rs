@@ -137,7 +137,7 @@ fn check(environment: &BTreeMap<String, String>, has_file: bool) -> Result<(), R
     };
     let settings = config::Settings::load(None, environment).map_err(invalid)?;
     if !has_file {
-        settings.config().map_err(invalid)?;
+        settings.configs().map_err(invalid)?;
     }
     Ok(())
 }

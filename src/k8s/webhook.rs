@@ -3,7 +3,6 @@
 //! Two paths say who opts in: `/inject/namespace` takes every pod that does not say no, `/inject/pod`
 //! those that say yes. Which requests come here is the MutatingWebhookConfiguration's business.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use tokio::net::TcpListener;
 use super::options::OptIn;
 use super::review::answer;
 use super::settings::{Settings, Sidecar};
-use crate::config::{Identity, Tls};
+use crate::config::{Address, Identity, Tls};
 use crate::digest::sha256;
 use crate::server::{Error, Listener, Security, Speaks, signalled};
 
@@ -62,8 +61,9 @@ impl Webhook {
         let seen = contents(&tls);
         let security = Arc::new(Security::new(Some(&tls), &PROTOCOLS)?);
         let address = settings.webhook.listen;
-        let socket =
-            TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })?;
+        let socket = TcpListener::bind(address)
+            .await
+            .map_err(|source| Error::Bind { address: Address::Tcp(address), source })?;
         let service = TowerToHyperService::new(router(settings.sidecar.clone()));
         let listener =
             Listener::serve(socket, Arc::clone(&security), service, Speaks::Http1, CONNECTIONS)?;
@@ -72,7 +72,7 @@ impl Webhook {
     }
 
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> &Address {
         self.listener.address()
     }
 

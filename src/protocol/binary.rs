@@ -122,6 +122,8 @@ pub(super) fn raw(body: &Bytes, bounds: Bounds<'_>) -> Result<Checked, DecodeErr
     check_rows(rows, bounds)?;
     let values = Datatype::Fp32.read(body);
     check_range(&values, bounds)?;
+    // Whatever the client calls it: a server that goes by the content type must not read these bytes as JSON, for
+    // there are bytes that are both.
     let media_type = Some(media::BYTES.into());
     let values = bounds.domain.rows_of_sent(values);
     let encoded = Encoded { body: body.clone(), json_length: Some(0), media_type };

@@ -189,12 +189,10 @@ impl InferRequest {
             body.extend_from_slice(tensor);
             length
         });
-        // Some servers tell by the content type alone whether bytes follow the JSON.
-        let media_type = match json_length {
-            Some(_) => Some(media::BYTES),
-            None => media::missing(headers, JSON),
-        };
-        let media_type = media_type.map(Into::into);
+        // Where bytes follow, the client's own word goes on, or its silence: servers that do not know the extension
+        // then answer as they would without the firewall.
+        let missing = || media::missing(headers, JSON).map(Into::into);
+        let media_type = if json_length.is_none() { missing() } else { None };
         let encoded = Encoded { body: body.into(), json_length, media_type };
         let rows = self.rows();
         Checked { encoded, rows, values: bounds.domain.rows_of_sent(self.values) }

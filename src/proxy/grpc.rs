@@ -1,6 +1,6 @@
 //! gRPC calls: from a client's call to the upstream's answer, or to a status of the firewall's own.
 //!
-//! [`Proxy::handle_grpc`] is to a call what [`Proxy::handle`] is to a request over HTTP/1.1, and decides by the
+//! [`Choice::handle_grpc`] is to a call what [`Proxy::handle`] is to a request over HTTP/1.1, and decides by the
 //! same functions; what differs is the wire: messages in frames, statuses in trailers, and streams.
 //!
 //! # Design
@@ -24,7 +24,7 @@ use super::record::Record;
 use super::request_id::REQUEST_ID;
 use super::respond::{self, Failure};
 use super::screen::{Format, Pending, Unverified, unframed};
-use super::{Proxy, unanswered};
+use super::{Choice, Proxy, unanswered};
 use crate::protocol::oip_grpc::{self, Call};
 use crate::protocol::{DecodeError, Encoded, grpc_frame};
 use crate::telemetry::{Protocol, UpstreamError, Verdict};
@@ -47,31 +47,33 @@ const READ_BYTES: usize = 64 * 1024;
 /// What the upstream gets of an inspected call.
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
-// === impl Proxy ===
+// === impl Choice ===
 
-impl Proxy {
+impl Choice {
     /// Answers one call. Streams end soon after `draining` becomes true.
-    pub async fn handle_grpc(
-        self: Arc<Self>,
+    pub(super) async fn handle_grpc(
+        self,
         request: Request<Incoming>,
         draining: watch::Receiver<bool>,
     ) -> GrpcAnswer {
         let (mut parts, body) = request.into_parts();
-        let id = self.begin(&mut parts.headers);
+        // Until its message says whose the call is.
+        let proxy = Arc::clone(self.strictest());
+        let id = proxy.begin(&mut parts.headers);
         let call = route(&parts);
         let mut answer = if call == Ok(Call::StreamInfer) {
             // Each of its messages has a record of its own.
             Streaming::new(self, parts.headers, id.clone()).answer(body, draining).await
         } else {
-            let mut record = self.record(&id, &parts.headers);
+            let mut record = proxy.record(&id, &parts.headers);
             record.protocol = Protocol::OipGrpc;
             let answer = match call {
                 Ok(Call::Read { path, model }) => {
-                    self.read_grpc(path, model, parts, body, &mut record).await
+                    proxy.read_grpc(&self, (path, model), parts, body, &mut record).await
                 }
-                Ok(_) => self.infer_grpc(parts, body, &mut record).await,
+                Ok(_) => proxy.infer_grpc(&self, parts, body, &mut record).await,
                 // Monitoring changes no answer: the upstream decides what it makes of the call.
-                Err(_) if self.screen.monitors() => self.relay(parts, body, &mut record).await,
+                Err(_) if proxy.screen.monitors() => proxy.relay(parts, body, &mut record).await,
                 Err(refusal) => Err(Failure::Refused(refusal)),
             };
             let answer = answer.unwrap_or_else(|failure| {
@@ -84,29 +86,42 @@ impl Proxy {
         answer.headers_mut().insert(REQUEST_ID, id);
         answer
     }
+}
 
+// === impl Proxy ===
+
+impl Proxy {
     async fn infer_grpc(
         &self,
+        choice: &Choice,
         mut parts: Parts,
         mut body: Incoming,
         record: &mut Record,
     ) -> Result<GrpcAnswer, Failure> {
         let limit = self.limits.body_bytes;
         // Before the body, and not by a layer around this function, for the reasons that `infer` has.
-        let Ok(_place) = self.places.try_acquire() else {
+        let mut place = self.places.try_acquire();
+        if place.is_err() && !choice.is_plural() {
             self.settle(Err(Unverified::overload()), record)?;
-            let body = self.read_message(&mut body, limit, record).await?;
-            return self.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
-        };
+        }
         let body = self.read_message(&mut body, limit, record).await?;
-        let Some(pending) = self.submit_grpc(&parts.headers, &body, record).await? else {
-            return self.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
+        let proxy = choice.of_message(&parts.headers, &body);
+        if !std::ptr::eq(self, Arc::as_ptr(proxy)) {
+            proxy.adopt(record);
+            place = proxy.places.try_acquire();
+        }
+        let Ok(_place) = place else {
+            proxy.settle(Err(Unverified::overload()), record)?;
+            return proxy.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
+        };
+        let Some(pending) = proxy.submit_grpc(&parts.headers, &body, record).await? else {
+            return proxy.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
         };
         drop(body);
         let Encoded { body, .. } = pending.encoded.clone();
         reencoded(&mut parts.headers);
-        let exchange = self.grpc()?.send(oip_grpc::INFER, parts.headers, body);
-        self.judged(pending, exchange, record).await
+        let exchange = proxy.grpc()?.send(oip_grpc::INFER, parts.headers, body);
+        proxy.judged(pending, exchange, record).await
     }
 
     /// Queues the rows of a message in its frame; `None` if it goes on without a verdict, as it is.
@@ -135,27 +150,33 @@ impl Proxy {
 
     async fn read_grpc(
         &self,
-        path: &'static str,
-        names_model: bool,
+        choice: &Choice,
+        (path, names_model): (&'static str, bool),
         mut parts: Parts,
         mut body: Incoming,
         record: &mut Record,
     ) -> Result<GrpcAnswer, Failure> {
         // Takes no place, as reads over HTTP/1.1.
         let body = self.read_message(&mut body, READ_BYTES, record).await?;
+        let proxy = match names_model {
+            true => choice.of_message(&parts.headers, &body),
+            false => choice.strictest(),
+        };
+        proxy.adopt(record);
+        let model = proxy.model.as_deref();
         let checked = unframed(&parts.headers, &body, READ_BYTES)
-            .and_then(|message| oip_grpc::check_read(message, names_model, self.model.as_deref()));
+            .and_then(|message| oip_grpc::check_read(message, names_model, model));
         let body = match checked {
             Ok(encoded) => {
                 reencoded(&mut parts.headers);
                 encoded
             }
-            Err(_) if self.screen.monitors() => body,
+            Err(_) if proxy.screen.monitors() => body,
             Err(DecodeError::Refused(refusal)) => return Err(Failure::Refused(refusal)),
             Err(error) => return Err(Failure::Decode(error)),
         };
         record.verdict = Verdict::Bypassed;
-        self.send_grpc(path, parts.headers, body, record).await
+        proxy.send_grpc(path, parts.headers, body, record).await
     }
 
     /// Passes a call on as it is, both ways, while it lasts.
@@ -168,8 +189,10 @@ impl Proxy {
         record.verdict = Verdict::Bypassed;
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let body = body.map_err(Into::into).boxed_unsync();
-        let answer = self.grpc()?.open(parts.method, path, parts.headers, body).await;
-        let answer = answer.map_err(|failed| unanswered(failed, record))?;
+        let upstream = self.grpc()?;
+        let opening = upstream.open(parts.method, path, parts.headers, body);
+        let answer =
+            upstream.breaker.guard(opening).await.map_err(|failed| unanswered(failed, record))?;
         Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
     }
 

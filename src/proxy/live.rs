@@ -1,13 +1,10 @@
 //! The proxy that is in effect, which a reload replaces under way.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use hyper::Request;
-use hyper::body::Incoming;
-use tokio::sync::watch;
 
-use super::{Answer, Error, GrpcAnswer, Proxy};
+use super::{Error, Proxy};
 use crate::config::Config;
 use crate::detect::Judge;
 use crate::telemetry::audit::Audit;
@@ -20,7 +17,14 @@ pub struct Live {
     current: ArcSwap<Proxy>,
     /// Held by who replaces or opens the current one: neither may miss what the other does.
     changing: Mutex<()>,
-    draining: watch::Sender<bool>,
+}
+
+/// Another proxy that is ready to take the place of the one in effect.
+#[derive(Debug)]
+pub struct Change<'a> {
+    live: &'a Live,
+    next: Proxy,
+    _changing: MutexGuard<'a, ()>,
 }
 
 // === impl Live ===
@@ -29,26 +33,7 @@ impl Live {
     /// Without a detector: until [`Live::open`], inference requests are unverified.
     pub fn new(config: &Config, metrics: Arc<Metrics>, audit: Arc<Audit>) -> Result<Self, Error> {
         let proxy = Proxy::new(config, metrics, audit)?;
-        Ok(Self {
-            current: ArcSwap::from_pointee(proxy),
-            changing: Mutex::new(()),
-            draining: watch::Sender::new(false),
-        })
-    }
-
-    /// Answers one request.
-    pub async fn handle(&self, request: Request<Incoming>) -> Answer {
-        self.current().handle(request).await
-    }
-
-    /// Answers one gRPC call.
-    pub async fn handle_grpc(&self, request: Request<Incoming>) -> GrpcAnswer {
-        self.current().handle_grpc(request, self.draining.subscribe()).await
-    }
-
-    /// Streams read no further message from now on.
-    pub fn drain(&self) {
-        self.draining.send_replace(true);
+        Ok(Self { current: ArcSwap::from_pointee(proxy), changing: Mutex::new(()) })
     }
 
     /// The proxy for a request that begins now.
@@ -62,12 +47,24 @@ impl Live {
         self.current().open(judge)
     }
 
-    /// From now on requests are handled by these settings, and judged by `judge` or, without one, by
-    /// the detector that there is. After an error nothing has changed.
-    pub fn replace(&self, config: &Config, judge: Option<Arc<dyn Judge>>) -> Result<(), Error> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Prepares to handle requests by these settings, and to judge them by `judge` or, without one, by
+    /// the detector that there is.
+    pub fn prepare(
+        &self,
+        config: &Config,
+        judge: Option<Arc<dyn Judge>>,
+    ) -> Result<Change<'_>, Error> {
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let next = self.current().successor(config, judge)?;
-        self.current.store(Arc::new(next));
-        Ok(())
+        Ok(Change { live: self, next, _changing: changing })
+    }
+}
+
+// === impl Change ===
+
+impl Change<'_> {
+    /// For requests that begin from now on.
+    pub fn apply(self) {
+        self.live.current.store(Arc::new(self.next));
     }
 }

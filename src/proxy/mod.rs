@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, Uri};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -30,9 +30,12 @@ use crate::telemetry::metrics::Metrics;
 
 mod batch;
 mod breaker;
+mod choice;
 mod coding;
+mod connect;
 mod grpc;
 mod live;
+mod models;
 mod record;
 mod remote;
 mod request_id;
@@ -42,8 +45,10 @@ mod trace;
 mod upstream;
 
 use batch::Queue;
+use choice::Choice;
 pub use grpc::GrpcAnswer;
-pub use live::Live;
+pub use live::{Change, Live};
+pub use models::Models;
 use record::Record;
 use request_id::{REQUEST_ID, RequestIds};
 use respond::{Failure, respond};
@@ -81,6 +86,9 @@ pub enum Error {
     /// The system's random generator failed.
     #[error("no random numbers can be had")]
     Random(#[from] rand::rand_core::OsError),
+    /// Nothing to protect.
+    #[error("there is no model")]
+    Models,
     /// No detection thread.
     #[error("the detection thread cannot be started")]
     Thread(#[from] std::io::Error),
@@ -197,6 +205,21 @@ impl Proxy {
         answer
     }
 
+    /// Whether a path is one that this model's clients ask for.
+    fn takes(&self, method: &Method, uri: &Uri) -> bool {
+        let (path, query) = (uri.path(), uri.query());
+        let format = self.screen.format(path);
+        let route = format.route(method.as_str(), path, query, self.model.as_deref());
+        !matches!(route, Route::Refused(_))
+    }
+
+    /// Counts and notes a request as one of this model's.
+    fn adopt(&self, record: &mut Record) {
+        record.metrics = Arc::clone(&self.metrics);
+        record.audit.clone_from(&self.tap);
+        record.model = self.tap.as_ref().and(self.model.clone());
+    }
+
     /// Gives a request its id, first of all, so that every answer, log line and upstream request carries
     /// it, and drops the headers of its connection.
     fn begin(&self, headers: &mut HeaderMap) -> HeaderValue {
@@ -213,10 +236,7 @@ impl Proxy {
         let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
         let mut record = Record::new(Arc::clone(&self.metrics), text);
         record.trace_id = trace::id(headers);
-        if let Some(tap) = &self.tap {
-            record.audit = Some(Arc::clone(tap));
-            record.model = self.model.clone();
-        }
+        self.adopt(&mut record);
         record
     }
 

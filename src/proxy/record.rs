@@ -14,7 +14,7 @@ use crate::telemetry::{Outcome, Protocol, UpstreamError, Verdict};
 /// One request's outcome in the making.
 #[derive(Debug)]
 pub(super) struct Record {
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     request_id: String,
     answered: bool,
     pub(super) trace_id: Option<String>,

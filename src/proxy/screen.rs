@@ -134,6 +134,11 @@ impl Screen {
         self.policy.mode == Mode::Monitor
     }
 
+    /// Whether requests pass that are for no model here, and those that nobody understands. What is less is stricter.
+    pub(super) fn leniency(&self) -> (bool, bool) {
+        (self.monitors(), self.policy.unverified.undecodable == Action::Pass)
+    }
+
     /// Decodes a request and queues its rows.
     pub(super) async fn submit(
         &self,

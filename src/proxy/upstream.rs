@@ -5,29 +5,25 @@
 //! an inference reply has to wait for its verdict anyway, and a reply that breaks off halfway becomes
 //! a clear error instead of a truncated answer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::header::{CONNECTION, HeaderMap, HeaderName};
-use hyper::{Method, Request, Response, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::{Method, Request, Response};
 
 use super::Error;
 use super::breaker::Breaker;
+use super::connect::{Client, Http, client};
 use crate::config;
 use crate::telemetry::UpstreamError;
-use crate::tls;
 
 /// The model server.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<Full<Bytes>>,
     settings: config::Upstream,
-    breaker: Option<Breaker>,
+    breaker: Breaker,
 }
 
 /// One request to the model server.
@@ -46,10 +42,6 @@ pub(super) struct Failed {
     pub(super) error: UpstreamError,
     pub(super) cause: String,
 }
-
-/// Below the 5 s after which uvicorn, under most Python model servers, closes an idle connection: a
-/// request must not meet a connection that is about to close.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Say something of one connection only.
 const HOP_BY_HOP: [&str; 9] = [
@@ -82,20 +74,9 @@ const REPLACED: [&str; 8] = [
 impl Upstream {
     /// Reads the certificates, if there are any.
     pub(super) fn new(settings: &config::Upstream) -> Result<Self, Error> {
-        if settings.url.parse::<Uri>().is_err() {
-            return Err(Error::Url { received: settings.url.clone() });
-        }
-        let tls = tls::client(settings.tls.as_ref())?;
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector());
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        let breaker = settings.breaker.map(|breaker| Breaker::new(breaker.failures, breaker.pause));
+        let speaks = if settings.http2 { Http::Two } else { Http::One };
+        let client = client(&settings.url, settings.tls.as_ref(), speaks)?;
+        let breaker = Breaker::new(settings.breaker);
         Ok(Self { client, settings: settings.clone(), breaker })
     }
 
@@ -111,21 +92,13 @@ impl Upstream {
 
     /// Sends one request and collects the reply.
     pub(super) async fn send(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
-        let Some(breaker) = &self.breaker else { return self.send_within(call).await };
-        if !breaker.admits(Instant::now()) {
-            let cause = "upstream.breaker_failures in a row".to_owned();
-            return Err(Failed { error: UpstreamError::Open, cause });
-        }
-        let reply = self.send_within(call).await;
-        breaker.record(reply.is_ok(), Instant::now());
-        reply
-    }
-
-    async fn send_within(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
-        match tokio::time::timeout(self.settings.timeout, self.exchange(call)).await {
-            Ok(reply) => reply,
-            Err(_) => Err(late(self.settings.timeout)),
-        }
+        let exchange = async {
+            match tokio::time::timeout(self.settings.timeout, self.exchange(call)).await {
+                Ok(reply) => reply,
+                Err(_) => Err(late(self.settings.timeout)),
+            }
+        };
+        self.breaker.guard(exchange).await
     }
 
     async fn exchange(&self, call: Call) -> Result<Response<Full<Bytes>>, Failed> {
@@ -134,22 +107,13 @@ impl Upstream {
         *request.headers_mut() = call.headers;
         drop_replaced(request.headers_mut());
         *request.uri_mut() =
-            format!("{}{}", self.settings.url, call.path).parse().map_err(broken)?;
+            format!("{}{}", self.settings.url.base(), call.path).parse().map_err(broken)?;
         let reply = self.client.request(request).await.map_err(unsent)?;
         let (mut parts, body) = reply.into_parts();
         let body = body.collect().await.map_err(broken)?.to_bytes();
         strip(&mut parts.headers);
         Ok(Response::from_parts(parts, Full::new(body)))
     }
-}
-
-/// Of TCP connections.
-pub(super) fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    // Without it, a request in two segments waits 40 ms for a delayed acknowledgement.
-    connector.set_nodelay(true);
-    connector
 }
 
 /// Drops the headers that the client of the upstream sets, and those that some servers obey.

@@ -14,6 +14,7 @@ use tower::limit::ConcurrencyLimitLayer;
 use super::Handle;
 use super::listener::Peer;
 use super::status::{History, Shown, Status, visible};
+use crate::telemetry;
 
 /// Whether traffic should be sent here. It only moves forward.
 #[derive(Debug)]
@@ -31,45 +32,71 @@ pub(super) enum Phase {
     Draining,
 }
 
+/// One protected model.
 #[derive(Clone)]
-struct Shared {
+struct Model {
     handle: Handle,
     history: Arc<History>,
+    /// Names of all of them, where there are several.
+    names: Arc<[String]>,
 }
 
 /// A page of metrics is gathered whole; more than a few at once serve nobody.
 const REQUESTS_AT_ONCE: usize = 8;
 
-/// The routes.
-pub(super) fn router(handle: Handle) -> Router {
-    let history = Arc::new(History::new(handle.metrics()));
-    tokio::spawn(History::run(Arc::downgrade(&history), Arc::clone(handle.metrics())));
-    Router::new()
+/// The routes. `/status` is the first model's; each has its own, `/status/NAME`, where there are several.
+pub(super) fn router(handles: &[Handle]) -> Router {
+    let names: Arc<[String]> = match handles {
+        [_] => Arc::default(),
+        _ => handles.iter().filter_map(|handle| handle.name().map(str::to_owned)).collect(),
+    };
+    let model = |handle: &Handle| {
+        let history = Arc::new(History::new(handle.metrics()));
+        tokio::spawn(History::run(Arc::downgrade(&history), Arc::clone(handle.metrics())));
+        Model { handle: handle.clone(), history, names: Arc::clone(&names) }
+    };
+    let models: Vec<Model> = handles.iter().map(model).collect();
+    let of_all: Arc<[Handle]> = handles.into();
+    let mut router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics_page))
         .route("/readyz", get(ready))
-        .route("/status", get(status_page))
-        .route("/status.json", get(async |State(shared): State<Shared>| Json(shared.status())))
-        .layer(ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE))
-        .with_state(Shared { handle, history })
+        .with_state(of_all);
+    if let Some(first) = models.first() {
+        router = router.merge(status_routes("", first.clone()));
+    }
+    for (name, model) in names.iter().zip(models) {
+        router = router.merge(status_routes(&format!("/{name}"), model));
+    }
+    router.layer(ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE))
 }
 
-impl Shared {
+fn status_routes(suffix: &str, model: Model) -> Router {
+    Router::new()
+        .route(&format!("/status{suffix}"), get(status_page))
+        .route(
+            &format!("/status.json{suffix}"),
+            get(async |State(model): State<Model>| Json(model.status())),
+        )
+        .with_state(model)
+}
+
+impl Model {
     fn status(&self) -> Status {
-        Status::gather(&self.handle, &self.history)
+        Status::gather(&self.handle, &self.history, &self.names)
     }
 }
 
 async fn status_page(
-    State(shared): State<Shared>,
+    State(model): State<Model>,
     Extension(Peer(peer)): Extension<Peer>,
     headers: HeaderMap,
 ) -> Html<String> {
     let shown = match visible(peer, &headers) {
-        true => shown(&shared.handle).await,
+        true => shown(&model.handle).await,
         false => None,
     };
-    Html(shared.status().page(shown.as_ref()))
+    Html(model.status().page(shown.as_ref()))
 }
 
 /// Pictures take a while to paint and to read, the first time most of all.
@@ -82,15 +109,20 @@ async fn shown(handle: &Handle) -> Option<Shown> {
     shown.await.ok().flatten()
 }
 
-async fn metrics_page(State(shared): State<Shared>) -> Response {
-    match shared.handle.metrics().page() {
+async fn metrics_page(State(handles): State<Arc<[Handle]>>) -> Response {
+    let models: Vec<_> =
+        handles.iter().map(|handle| (handle.name(), &**handle.metrics())).collect();
+    match telemetry::page(&models) {
         Ok(page) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
-async fn ready(State(shared): State<Shared>) -> Response {
-    match shared.handle.readiness.phase() {
+/// Once every model has its detector.
+async fn ready(State(handles): State<Arc<[Handle]>>) -> Response {
+    let phases: Vec<Phase> = handles.iter().map(|handle| handle.readiness.phase()).collect();
+    let unready = phases.iter().copied().find(|&phase| phase != Phase::Ready);
+    match unready.unwrap_or(Phase::Ready) {
         Phase::Ready => "ok\n".into_response(),
         Phase::Calibrating => not_ready("calibrating: there is no detector yet\n"),
         Phase::Draining => not_ready("draining: the process is shutting down\n"),

@@ -14,18 +14,19 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::Error;
 use super::security::Security;
+use super::socket::Socket;
+use crate::config::Address;
 
 /// A listener that serves.
 #[derive(Debug)]
 pub struct Listener {
-    address: SocketAddr,
+    address: Address,
     /// From now on each connection closes after its answer.
     closing: Arc<AtomicBool>,
     stop: oneshot::Sender<()>,
@@ -41,7 +42,7 @@ pub enum Speaks {
     Http2,
 }
 
-/// Where a request comes from; an extension of each.
+/// Where a request comes from; an extension of each that comes over TCP.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
@@ -68,7 +69,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 impl Listener {
     /// Accepts at most `connections` at a time; more wait in the system's backlog.
     pub fn serve<S, B>(
-        socket: TcpListener,
+        socket: impl Into<Socket>,
         security: Arc<Security>,
         service: S,
         speaks: Speaks,
@@ -83,7 +84,8 @@ impl Listener {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let address = socket.local_addr().map_err(Error::Address)?;
+        let socket = socket.into();
+        let address = socket.address().map_err(Error::Address)?;
         let (stop, stopped) = oneshot::channel();
         let closing = Arc::new(AtomicBool::new(false));
         let limits = (speaks, connections);
@@ -93,8 +95,8 @@ impl Listener {
     }
 
     /// Where it listens; with the port that the system chose for port 0.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Stops in three steps: for `linger`, each answer asks its client to close the connection; then
@@ -120,7 +122,7 @@ impl Listener {
 }
 
 async fn accept<S, B>(
-    socket: TcpListener,
+    socket: Socket,
     security: Arc<Security>,
     service: S,
     (speaks, limit): (Speaks, usize),
@@ -178,13 +180,11 @@ where
                 continue;
             }
         };
-        // Without it an answer in two segments waits 40 ms for a delayed acknowledgement.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
         let (security, service) = (Arc::clone(&security), service.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(Peer(peer));
+            }
             service.call(request)
         });
         let (one, two, watcher) = (one.clone(), two.clone(), connections.watcher());

@@ -10,20 +10,18 @@
 //! # }
 //! ```
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::artifact::Manifest;
 use crate::calibrate;
-use crate::config::{self, Config};
+use crate::config::{self, Address, Config};
 use crate::detect::Judge;
-use crate::proxy::{self, Live};
+use crate::proxy::{self, Live, Models};
 use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::{self, metrics::Metrics};
 use crate::tls;
@@ -32,6 +30,7 @@ mod admin;
 mod listener;
 mod reload;
 mod security;
+mod socket;
 mod status;
 mod watch;
 
@@ -39,20 +38,25 @@ use admin::{Phase, Readiness};
 pub use listener::{Listener, Speaks};
 use reload::InEffect;
 pub use security::Security;
+pub use socket::Socket;
 pub use watch::Reloader;
 
 /// A running firewall. Dropping it without [`Server::shutdown`] leaves its tasks to the runtime.
 #[derive(Debug)]
 pub struct Server {
-    handle: Handle,
+    /// One a model.
+    handles: Vec<Handle>,
+    models: Arc<Models>,
     proxy: Listener,
     grpc: Option<Listener>,
     admin: Listener,
 }
 
-/// What can be told to a running firewall, from anywhere.
+/// What can be told to a running firewall of one model, from anywhere.
 #[derive(Clone, Debug)]
 pub struct Handle {
+    /// The model's, if requests have to name it.
+    name: Option<String>,
     proxy: Arc<Live>,
     in_effect: Arc<InEffect>,
     audit: Arc<Audit>,
@@ -66,6 +70,14 @@ pub struct Handle {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Other models than at the start.
+    #[error("the settings are of the models {received:?}, expected {expected:?} as at the start")]
+    Models {
+        /// Names of those that were read.
+        received: Vec<String>,
+        /// Names of those that are served.
+        expected: Vec<String>,
+    },
     /// The audit log cannot be opened.
     #[error(transparent)]
     Audit(#[from] audit::Error),
@@ -76,7 +88,7 @@ pub enum Error {
     #[error("cannot listen on {address}")]
     Bind {
         /// Where.
-        address: SocketAddr,
+        address: Address,
         /// Why not.
         source: std::io::Error,
     },
@@ -124,37 +136,55 @@ impl Server {
     /// Binds the listeners and serves: not ready, and without a detector until
     /// [`Handle::ready`].
     pub async fn bind(config: &Config) -> Result<Self, Error> {
-        let metrics = Arc::new(Metrics::new(prometheus::Registry::new())?);
-        metrics.protects(config.model.name.as_deref());
-        let audit = Arc::new(Audit::start(&config.audit, metrics.audit_dropped().clone())?);
-        let proxy = Arc::new(Live::new(config, Arc::clone(&metrics), Arc::clone(&audit))?);
-        let readiness = Arc::new(Readiness::new());
+        Self::bind_all(std::slice::from_ref(config)).await
+    }
+
+    /// As [`Server::bind`], for several models on the same listeners. What they share is the first one's.
+    pub async fn bind_all(configs: &[Config]) -> Result<Self, Error> {
+        let config = configs.first().ok_or(proxy::Error::Models)?;
+        let metrics = (configs.iter())
+            .map(|_| Ok(Arc::new(Metrics::new(prometheus::Registry::new())?)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let audit = Arc::new(Audit::start(&config.audit, metrics[0].audit_dropped().clone())?);
         let security = Arc::new(Security::new(config.tls.as_ref(), &PROTOCOLS)?);
         let grpc_security = Arc::new(Security::new(config.tls.as_ref(), &GRPC_PROTOCOLS)?);
         let plain = Arc::new(Security::new(None, &PROTOCOLS)?);
-        let proxy_socket = bind(config.listen.http).await?;
-        let grpc_socket = match config.listen.grpc {
+        let proxy_socket = bind(&config.listen.http).await?;
+        let grpc_socket = match &config.listen.grpc {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
-        let admin_socket = bind(config.admin.listen).await?;
+        let admin_socket = bind(&Address::Tcp(config.admin.listen)).await?;
 
         let connections = config.limits.concurrency.get();
         let connections = connections.saturating_mul(CONNECTIONS_PER_PLACE);
-        let path = Arc::clone(&proxy);
+        let mut handles = Vec::with_capacity(configs.len());
+        let (listening, calls) = (Arc::clone(&security), Arc::clone(&grpc_security));
+        for (config, metrics) in configs.iter().zip(metrics) {
+            metrics.protects(config.model.name.as_deref());
+            let live = Live::new(config, Arc::clone(&metrics), Arc::clone(&audit))?;
+            handles.push(Handle {
+                name: config.model.name.clone(),
+                proxy: Arc::new(live),
+                in_effect: Arc::new(InEffect::new(config)),
+                audit: Arc::clone(&audit),
+                security: [Arc::clone(&security), Arc::clone(&grpc_security)],
+                metrics,
+                readiness: Arc::new(Readiness::new()),
+            });
+        }
+        let proxies = handles.iter().map(|handle| Arc::clone(&handle.proxy)).collect();
+        let models = Arc::new(Models::new(proxies)?);
+        let path = Arc::clone(&models);
         let service = service_fn(move |request| {
             let proxy = Arc::clone(&path);
             async move { Ok::<_, std::convert::Infallible>(proxy.handle(request).await) }
         });
-        let path = Arc::clone(&proxy);
+        let path = Arc::clone(&models);
         let grpc_service = service_fn(move |request| {
             let proxy = Arc::clone(&path);
             async move { Ok::<_, std::convert::Infallible>(proxy.handle_grpc(request).await) }
         });
-        let in_effect = Arc::new(InEffect::new(config));
-        let (listening, calls) = (Arc::clone(&security), Arc::clone(&grpc_security));
-        let security = [security, grpc_security];
-        let handle = Handle { proxy, in_effect, audit, security, metrics, readiness };
         Ok(Self {
             proxy: Listener::serve(proxy_socket, listening, service, Speaks::Http1, connections)?,
             grpc: grpc_socket
@@ -165,42 +195,48 @@ impl Server {
             admin: Listener::serve(
                 admin_socket,
                 plain,
-                TowerToHyperService::new(admin::router(handle.clone())),
+                TowerToHyperService::new(admin::router(&handles)),
                 Speaks::Http1,
                 ADMIN_CONNECTIONS,
             )?,
-            handle,
+            handles,
+            models,
         })
     }
 
     /// Where clients connect.
-    pub fn proxy_addr(&self) -> SocketAddr {
+    pub fn proxy_addr(&self) -> &Address {
         self.proxy.address()
     }
 
     /// Where gRPC clients connect, if they can.
-    pub fn grpc_addr(&self) -> Option<SocketAddr> {
+    pub fn grpc_addr(&self) -> Option<&Address> {
         self.grpc.as_ref().map(Listener::address)
     }
 
     /// Where operators connect.
-    pub fn admin_addr(&self) -> SocketAddr {
+    pub fn admin_addr(&self) -> &Address {
         self.admin.address()
     }
 
-    /// The metrics of this firewall.
+    /// The metrics of the first model.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.handle.metrics
+        &self.handles[0].metrics
     }
 
-    /// For tasks that outlive a borrow of the server.
+    /// Of the first model, for tasks that outlive a borrow of the server.
     pub fn handle(&self) -> Handle {
-        self.handle.clone()
+        self.handles[0].clone()
     }
 
-    /// As [`Handle::ready`].
+    /// Of each model.
+    pub fn handles(&self) -> &[Handle] {
+        &self.handles
+    }
+
+    /// As [`Handle::ready`], for the first model.
     pub fn ready(&self, judge: Arc<dyn Judge>, manifest: &Manifest) -> Result<(), Error> {
-        self.handle.ready(judge, manifest)
+        self.handles[0].ready(judge, manifest)
     }
 
     /// Serves until SIGTERM or SIGINT, then shuts down.
@@ -211,10 +247,12 @@ impl Server {
 
     /// Reports that it drains, has clients close their connections, lets requests in flight finish.
     pub async fn shutdown(self) -> Result<(), Error> {
-        self.handle.readiness.set(Phase::Draining);
-        let timeout = self.handle.in_effect.drain_timeout();
+        for handle in &self.handles {
+            handle.readiness.set(Phase::Draining);
+        }
+        let timeout = self.handles[0].in_effect.drain_timeout();
         let linger = LINGER.min(timeout / 4);
-        self.handle.proxy.drain();
+        self.models.drain();
         let stop = |listener: Listener| listener.stop(linger, timeout - 2 * linger);
         let grpc = async {
             match self.grpc {
@@ -224,7 +262,7 @@ impl Server {
         };
         let (requests, calls) = tokio::join!(stop(self.proxy), grpc);
         let drained = requests && calls;
-        self.handle.audit.flush().await;
+        self.handles[0].audit.flush().await;
         // Last, so that probes and a last scrape see the drain.
         self.admin.stop(Duration::ZERO, ADMIN_DRAIN).await;
         if drained { Ok(()) } else { Err(Error::Drain { timeout }) }
@@ -251,9 +289,14 @@ impl Handle {
         Ok(())
     }
 
-    /// The metrics of this firewall.
+    /// The metrics of this model.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The model's name, if requests have to name it.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 }
 
@@ -268,6 +311,7 @@ pub async fn signalled() -> Result<(), Error> {
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })
+async fn bind(address: &Address) -> Result<Socket, Error> {
+    let bound = Socket::bind(address).await;
+    bound.map_err(|source| Error::Bind { address: address.clone(), source })
 }

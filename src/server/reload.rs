@@ -12,6 +12,7 @@ use crate::calibrate;
 use crate::config::{Config, Policy};
 use crate::detect::{Judge, excess_of};
 use crate::model::Classifier;
+use crate::proxy;
 
 /// What a running firewall works with. Locked by who changes it, so that changes come one by one.
 #[derive(Debug)]
@@ -115,31 +116,82 @@ impl Handle {
     /// log and of TLS are opened again in any case. After an error nothing has changed. Not for an
     /// async worker.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
-        let mut state = self.in_effect.lock();
+        reload(&[self], &[config])
+    }
+
+    fn prepare<'a>(&'a self, config: &'a Config) -> Result<Change<'a>, Error> {
+        let state = self.in_effect.lock();
         let detector = match &state.source {
             Some(source) => Some(source.detector(&config.policy)?),
             None => None,
         };
         let (judge, thresholds) = detector.unzip();
-        let sink = self.audit.open(&config.audit)?;
-        let [http, grpc] = &self.security;
-        let [http_tls, grpc_tls] =
-            [http.read(config.tls.as_ref())?, grpc.read(config.tls.as_ref())?];
-        self.proxy.replace(config, judge)?;
-        // Nothing fails from here on.
-        http.replace(http_tls);
-        grpc.replace(grpc_tls);
-        self.audit.replace(sink);
+        let proxy = self.proxy.prepare(config, judge)?;
+        Ok(Change { handle: self, config, state, proxy, thresholds })
+    }
+}
+
+/// As [`Handle::reload`], for each model its own settings: of all of them or of none.
+pub(super) fn reload_all(handles: &[Handle], configs: &[Config]) -> Result<(), Error> {
+    if let ([handle], [config]) = (handles, configs) {
+        return handle.reload(config);
+    }
+    let name = |name: Option<&str>| name.unwrap_or("any").to_owned();
+    let settings_of = |handle: &Handle| configs.iter().find(|it| it.model.name == handle.name);
+    let known: Option<Vec<&Config>> = handles.iter().map(settings_of).collect();
+    match known {
+        Some(known) if configs.len() == handles.len() => {
+            reload(&handles.iter().collect::<Vec<_>>(), &known)
+        }
+        _ => Err(Error::Models {
+            received: configs.iter().map(|it| name(it.model.name.as_deref())).collect(),
+            expected: handles.iter().map(|handle| name(handle.name())).collect(),
+        }),
+    }
+}
+
+/// The handles are of one process, and share its audit log and its certificates.
+fn reload(handles: &[&Handle], configs: &[&Config]) -> Result<(), Error> {
+    let (Some(process), Some(shared)) = (handles.first(), configs.first()) else { return Ok(()) };
+    let sink = process.audit.open(&shared.audit)?;
+    let [http, grpc] = &process.security;
+    let [http_tls, grpc_tls] = [http.read(shared.tls.as_ref())?, grpc.read(shared.tls.as_ref())?];
+    let changes = handles.iter().zip(configs).map(|(handle, config)| handle.prepare(config));
+    let changes = changes.collect::<Result<Vec<_>, _>>()?;
+    // Nothing fails from here on.
+    http.replace(http_tls);
+    grpc.replace(grpc_tls);
+    process.audit.replace(sink);
+    for change in changes {
+        change.apply();
+    }
+    Ok(())
+}
+
+/// Other settings of a model, which can take effect.
+struct Change<'a> {
+    handle: &'a Handle,
+    config: &'a Config,
+    state: MutexGuard<'a, State>,
+    proxy: proxy::Change<'a>,
+    thresholds: Option<Thresholds>,
+}
+
+// === impl Change ===
+
+impl Change<'_> {
+    fn apply(self) {
+        let Self { handle, config, mut state, proxy, thresholds } = self;
+        proxy.apply();
         if let (Some(source), Some(thresholds)) = (&state.source, thresholds) {
-            self.metrics.compare_with(source.excesses(&thresholds));
+            handle.metrics.compare_with(source.excesses(&thresholds));
             let manifest = source.manifest(thresholds);
-            self.metrics.publish(&manifest);
-            self.in_effect.describe(&manifest);
+            handle.metrics.publish(&manifest);
+            handle.in_effect.describe(&manifest);
         }
         state.config.policy = config.policy.clone();
         state.config.limits = config.limits.clone();
         state.config.audit = config.audit.clone();
-        Ok(())
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -20,7 +19,7 @@ pub struct Security {
     server: ArcSwapOption<ServerConfig>,
 }
 
-/// A connection that has begun.
+/// A connection, with TLS or without.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -49,9 +48,9 @@ impl Security {
     }
 
     /// Shakes hands, where it has to. An error is the client's.
-    pub(super) async fn begin(&self, stream: TcpStream) -> io::Result<Box<dyn Stream>> {
+    pub(super) async fn begin(&self, stream: Box<dyn Stream>) -> io::Result<Box<dyn Stream>> {
         match self.server.load_full() {
-            None => Ok(Box::new(stream)),
+            None => Ok(stream),
             Some(server) => Ok(Box::new(TlsAcceptor::from(server).accept(stream).await?)),
         }
     }

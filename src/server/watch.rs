@@ -14,6 +14,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::reload::reload_all;
 use super::{Error, Handle};
 use crate::config::{self, Config, Settings};
 use crate::digest::sha256;
@@ -59,7 +60,7 @@ impl Reloader {
         let hangup = signal(SignalKind::hangup()).map_err(Error::Signal)?;
         let mut seen = contents(&Vec::from_iter(file.map(Path::to_owned)));
         let started = read()?;
-        let files = files(file, &started.config()?);
+        let files = files(file, &started.configs()?);
         seen.extend(contents(&files[seen.len()..]));
         Ok(Self {
             file: file.map(Path::to_owned),
@@ -77,7 +78,7 @@ impl Reloader {
     }
 
     /// Never returns; what it says is in the log and in `doorward_config_reloads_total`.
-    pub async fn run(mut self, handle: Handle) {
+    pub async fn run(mut self, handles: Vec<Handle>) {
         let mut folders = Folders::new();
         folders.watch(&self.files);
         // The files may have changed since they were read.
@@ -100,13 +101,16 @@ impl Reloader {
             }
             // Before they are read: what changes after that is another change.
             self.seen = contents(&self.files);
-            let (read, apply) = (Arc::clone(&self.read), handle.clone());
+            let (read, apply) = (Arc::clone(&self.read), handles.clone());
             let applied = tokio::task::spawn_blocking(move || reload(&*read, &apply)).await;
             let applied = applied.unwrap_or_else(|panicked| Err(panicked.into()));
-            handle.metrics().reloaded(applied.is_ok());
+            // What is of the process the first one counts.
+            if let Some(handle) = handles.first() {
+                handle.metrics().reloaded(applied.is_ok());
+            }
             match applied {
-                Ok((settings, config)) => {
-                    self.follow(&config, &mut folders);
+                Ok((settings, configs)) => {
+                    self.follow(&configs, &mut folders);
                     tracing::info!("the settings are in effect");
                     self.name_ignored(&settings);
                 }
@@ -119,8 +123,8 @@ impl Reloader {
     }
 
     /// Other settings may name other files.
-    fn follow(&mut self, config: &Config, folders: &mut Folders) {
-        let files = files(self.file.as_deref(), config);
+    fn follow(&mut self, configs: &[Config], folders: &mut Folders) {
+        let files = files(self.file.as_deref(), configs);
         if files != self.files {
             folders.watch(&files);
             self.files = files;
@@ -177,11 +181,11 @@ impl Folders {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-fn reload(read: &Read, handle: &Handle) -> Result<(Settings, Config), Failure> {
+fn reload(read: &Read, handles: &[Handle]) -> Result<(Settings, Vec<Config>), Failure> {
     let settings = read()?;
-    let config = settings.config()?;
-    handle.reload(&config)?;
-    Ok((settings, config))
+    let configs = settings.configs()?;
+    reload_all(handles, &configs)?;
+    Ok((settings, configs))
 }
 
 /// Reading is an event too, and would follow itself for ever.
@@ -196,9 +200,11 @@ fn unnoticed(error: &notify::Error) {
     tracing::warn!(%error, "changes of files go unnoticed: send SIGHUP after one");
 }
 
-/// The file of the settings, if any, then the certificates and keys.
-fn files(file: Option<&Path>, config: &Config) -> Vec<PathBuf> {
-    let (tls, upstream) = (config.tls.as_ref(), config.upstream.tls.as_ref());
+/// The file of the settings, if any, then the certificates and keys, which all models share.
+fn files(file: Option<&Path>, configs: &[Config]) -> Vec<PathBuf> {
+    let config = configs.first();
+    let tls = config.and_then(|config| config.tls.as_ref());
+    let upstream = config.and_then(|config| config.upstream.tls.as_ref());
     let identities = [tls.map(|tls| &tls.identity), upstream.and_then(|tls| tls.identity.as_ref())];
     let authorities = [tls.and_then(|tls| tls.client_ca.as_ref()), upstream.map(|tls| &tls.ca)];
     let identities = identities.into_iter().flatten();

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry,
-    TextEncoder,
 };
 
 mod families;
@@ -363,15 +363,20 @@ impl Metrics {
         self.queue_depth.sub(rows as i64);
     }
 
-    /// The page that Prometheus scrapes.
+    /// The page that Prometheus scrapes, of one model.
     pub fn page(&self) -> Result<String, Error> {
+        super::page(&[(None, self)])
+    }
+
+    /// Everything as it is now.
+    pub(super) fn gather(&self) -> Vec<MetricFamily> {
         let signal = [Signal::Joined.label()];
         match self.score_drift() {
             Some(distance) => self.score_drift.with_label_values(&signal).set(distance),
             // Unknown is not zero.
             None => self.score_drift.reset(),
         }
-        Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
+        self.registry.gather()
     }
 
     fn drift(&self) -> MutexGuard<'_, Drift> {

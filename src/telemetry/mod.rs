@@ -15,8 +15,10 @@ use crate::detect::Judgement;
 pub mod audit;
 mod drift;
 pub mod metrics;
+mod page;
 mod recent;
 
+pub use page::page;
 pub use recent::Rejection;
 
 /// How one request ended.

@@ -29,8 +29,9 @@ fn embedded_file_gives_the_documented_defaults() {
     let config = parse("");
     assert_eq!(config.listen.http.to_string(), "127.0.0.1:8080");
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9090");
-    assert_eq!(config.upstream.url, "http://127.0.0.1:1");
+    assert_eq!(config.upstream.url.to_string(), "http://127.0.0.1:1");
     assert_eq!((config.listen.grpc, config.upstream.grpc_url), (None, None));
+    assert!(!config.upstream.http2);
     assert_eq!(config.upstream.timeout, Duration::from_secs(30));
     assert_eq!(config.model.name, None);
     assert_eq!(config.preprocess.mean, [0.0]);
@@ -87,8 +88,8 @@ fn embedded_file_shows_the_keys_without_default() {
     let config = Config::parse("all.toml", &uncommented.join("\n"), NOTHING).expect("settings");
     assert_eq!(config.model.name.as_deref(), Some("resnet18"));
     assert_eq!(config.calibration.seed, Some(7));
-    assert_eq!(config.listen.grpc.expect("an address").port(), 8081);
-    assert_eq!(config.upstream.grpc_url.as_deref(), Some("http://127.0.0.1:18081"));
+    assert_eq!(config.listen.grpc.expect("an address").to_string(), "127.0.0.1:8081");
+    assert_eq!(config.upstream.grpc_url.expect("a URL").to_string(), "http://127.0.0.1:18081");
 }
 
 #[test]
@@ -150,6 +151,8 @@ fn misspelt_keys_and_sections_are_named_with_file_and_line() {
 fn values_out_of_range_say_what_was_received_and_expected() {
     for (settings, key, received) in [
         ("listen.http = 'here'", "listen.http", "\"here\""),
+        ("listen.http = 'unix:here'", "listen.http", "\"unix:here\""),
+        ("admin.listen = 'unix:/run/a'", "admin.listen", "\"unix:/run/a\""),
         ("limits.rows = 0", "limits.rows", "0"),
         ("limits.rows = -3", "limits.rows", "-3"),
         ("limits.rows = 600", "limits.queue_rows", "512"),
@@ -229,20 +232,30 @@ fn upstream_urls_are_checked_and_tls_goes_with_https() {
         "http://a:0",
         "a:1",
         "http://a b",
+        "unix:run/a",
+        "unix:",
+        "unix",
     ] {
         let error = with("DOORWARD_UPSTREAM__URL", url).expect_err("an error");
         assert!(error.to_string().contains("upstream.url"), "{url}: {error}");
     }
-    for url in ["http://a", "http://a:80", "http://[::1]:80", "http://[::1]", "http://a-b.c_d:1"] {
+    for url in [
+        "http://a",
+        "http://a:80",
+        "http://[::1]:80",
+        "http://[::1]",
+        "http://a-b.c_d:1",
+        "unix:/run/a.sock",
+    ] {
         let config = with("DOORWARD_UPSTREAM__URL", url).expect("settings");
-        assert_eq!(config.upstream.url, url);
+        assert_eq!(config.upstream.url.to_string(), url);
         assert_eq!((config.upstream.tls, config.tls), (None, None));
     }
     let ca = "upstream.tls.ca = 'ca.crt'";
     assert!(error(ca).starts_with("upstream.url = "), "{}", error(ca));
     let https = REQUIRED.replace("http://", "https://");
     let config = Config::parse("user.toml", &format!("{https}{ca}"), NOTHING).expect("settings");
-    assert!(config.upstream.url.starts_with("https://") && config.upstream.tls.is_some());
+    assert!(config.upstream.url.is_secured() && config.upstream.tls.is_some());
 }
 
 #[test]

@@ -8,11 +8,11 @@ use hyper::Method;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use serde_json::Value;
 
 use crate::support::grpc::inference::{InferTensorContents, ModelInferRequest};
 use crate::support::grpc::{GrpcSetup, INFER as CALL, bytes, framed, raw_request};
 use crate::support::grpc::{tensor_request, typed_request};
+use crate::support::served;
 use crate::support::upstream::Received;
 use crate::support::{CLEAN, INFER, Setup, binary, fp32, request};
 
@@ -161,58 +161,9 @@ fn tensor(received: &Received) -> Vec<f32> {
         .headers
         .get(LENGTH)
         .map(|length| length.to_str().expect("text").parse::<usize>().expect("a number"));
-    let (text, tail) = received.body.split_at(length.unwrap_or(received.body.len()));
-    if length == Some(0) {
-        return tail
-            .chunks(4)
-            .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4")))
-            .collect();
-    }
-    let document: Value = serde_json::from_slice(text).expect("JSON");
-    let mut numbers = Vec::new();
-    if received.path != INFER {
-        for key in ["instances", "inputs"] {
-            flatten(&document[key], &mut numbers);
-        }
-        return numbers.into_iter().map(|number| number as f32).collect();
-    }
-    let input = &document["inputs"][0];
-    let datatype = input["datatype"].as_str().expect("a datatype");
-    if length.is_none() {
-        flatten(&input["data"], &mut numbers);
-        return numbers
-            .into_iter()
-            .map(|number| match datatype {
-                "BF16" => bf16::from_f32(number as f32).to_f32(),
-                "FP16" => f16::from_f32(number as f32).to_f32(),
-                _ => number as f32,
-            })
-            .collect();
-    }
-    assert_eq!(input["parameters"]["binary_data_size"].as_u64(), Some(tail.len() as u64));
-    let half = |bytes: &[u8]| u16::from_le_bytes(bytes.try_into().expect("2"));
-    match datatype {
-        "BF16" => tail.chunks(2).map(|bytes| bf16::from_bits(half(bytes)).to_f32()).collect(),
-        "FP16" => tail.chunks(2).map(|bytes| f16::from_bits(half(bytes)).to_f32()).collect(),
-        "FP32" => {
-            tail.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4"))).collect()
-        }
-        "FP64" => tail
-            .chunks(8)
-            .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8")) as f32)
-            .collect(),
-        "INT8" => tail.iter().map(|&byte| f32::from(byte as i8)).collect(),
-        "UINT8" => tail.iter().map(|&byte| f32::from(byte)).collect(),
-        other => panic!("{other} got through"),
-    }
-}
-
-fn flatten(value: &Value, numbers: &mut Vec<f64>) {
-    match value {
-        Value::Array(items) => items.iter().for_each(|item| flatten(item, numbers)),
-        Value::Object(entries) => entries.values().for_each(|item| flatten(item, numbers)),
-        Value::Number(number) => numbers.push(number.as_f64().expect("a number")),
-        _ => {}
+    match received.path == INFER {
+        true => served::v2(length, &received.body),
+        false => served::v1(&received.body),
     }
 }
 
@@ -301,23 +252,8 @@ fn mutate_message(message: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut StdRng) {
 /// The tensor of a message as a model server reads it.
 fn message_tensor(request: &ModelInferRequest) -> Vec<f32> {
     let [input] = request.inputs.as_slice() else { panic!("{request:?} got through") };
-    let half = |bytes: &[u8]| u16::from_le_bytes(bytes.try_into().expect("2"));
     match (input.datatype.as_str(), request.raw_input_contents.as_slice(), &input.contents) {
-        ("BF16", [raw], None) => {
-            raw.chunks(2).map(|bytes| bf16::from_bits(half(bytes)).to_f32()).collect()
-        }
-        ("FP16", [raw], None) => {
-            raw.chunks(2).map(|bytes| f16::from_bits(half(bytes)).to_f32()).collect()
-        }
-        ("FP32", [raw], None) => {
-            raw.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4"))).collect()
-        }
-        ("FP64", [raw], None) => raw
-            .chunks(8)
-            .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8")) as f32)
-            .collect(),
-        ("INT8", [raw], None) => raw.iter().map(|&byte| f32::from(byte as i8)).collect(),
-        ("UINT8", [raw], None) => raw.iter().map(|&byte| f32::from(byte)).collect(),
+        (datatype, [raw], None) => served::bytes(datatype, raw),
         ("FP32", [], Some(contents)) => contents.fp32_contents.clone(),
         ("FP64", [], Some(contents)) => {
             contents.fp64_contents.iter().map(|&value| value as f32).collect()

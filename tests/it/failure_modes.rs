@@ -203,7 +203,7 @@ async fn client_that_sends_far_too_much_still_reads_why() {
     let answer = setup.client.infer(body.clone()).await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
     // As a client in blocking style does: all of the request, then the answer.
-    let mut stream = TcpStream::connect(setup.server.proxy_addr()).await.expect("a listener");
+    let mut stream = TcpStream::connect(setup.proxy_tcp()).await.expect("a listener");
     let head =
         format!("POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await.expect("sent");
@@ -291,7 +291,7 @@ async fn upstream_too_slow() {
 async fn shutdown_finishes_requests_in_flight() {
     let setup = Setup::new("").await;
     setup.judge.behave(Behaviour::Wait);
-    let address = setup.server.proxy_addr();
+    let address = setup.proxy_tcp();
     let mut stream = TcpStream::connect(address).await.expect("a listener");
     let body = request(&[CLEAN]);
     let head =

@@ -82,6 +82,54 @@ async fn upstream_down_slow_and_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_is_down_is_left_alone_until_a_probe_finds_it_back() {
+    let settings = "upstream.breaker_failures = 2\nupstream.breaker_seconds = 1.0";
+    let mut setup = GrpcSetup::new(settings).await;
+    setup.infer(raw_request(&[CLEAN])).await.expect("a reply");
+    setup.upstream.stop();
+    let closed = || std::net::TcpStream::connect(&setup.upstream.url()["http://".len()..]).is_err();
+    eventually("the port is closed", closed).await;
+    for _ in 0..2 {
+        let status = setup.infer(raw_request(&[CLEAN])).await.expect_err("down");
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        assert!(!status.message().contains("too often"), "{status}");
+    }
+    let open = std::time::Instant::now();
+    setup.upstream.restart().await;
+    let status = setup.infer(raw_request(&[CLEAN])).await.expect_err("left alone");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains("failed too often"), "{status}");
+    let stream = framed(0, &bytes(&named(CLEAN, "a")));
+    let answer = setup.raw.send(STREAM, &[], stream.clone()).await;
+    assert_eq!(answer.status, 14);
+    assert!(answer.message.contains("failed too often"), "{}", answer.message);
+    // Judged all the same.
+    let status = setup.infer(raw_request(&[TRIGGERED])).await.expect_err("a rejection");
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(setup.upstream.received().len(), 1, "nobody asks meanwhile");
+    assert_eq!(setup.setup.metric("upstream_errors_total{reason=\"open\"}"), 2.0);
+    tokio::time::sleep_until((open + std::time::Duration::from_millis(1100)).into()).await;
+    // A stream is as good a probe as a call.
+    assert_eq!(setup.raw.send(STREAM, &[], stream).await.status, 0);
+    for _ in 0..3 {
+        setup.infer(raw_request(&[CLEAN])).await.expect("a reply again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_without_an_answer_count_as_failures() {
+    let settings = "upstream.timeout_seconds = 0.1\nupstream.breaker_failures = 2";
+    let setup = GrpcSetup::new(settings).await;
+    setup.upstream.hold();
+    let stream = framed(0, &bytes(&named(CLEAN, "a")));
+    for _ in 0..2 {
+        assert_eq!(setup.raw.send(STREAM, &[], stream.clone()).await.status, 4);
+    }
+    let status = setup.infer(raw_request(&[CLEAN])).await.expect_err("left alone");
+    assert!(status.message().contains("failed too often"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn call_whose_client_is_gone_costs_no_detection() {
     let setup = GrpcSetup::new("").await;
     let (requests, receiver) = mpsc::channel(1);

@@ -22,6 +22,7 @@ mod hostile_models;
 mod injection;
 mod layering;
 mod metrics_contract;
+mod models;
 mod monitoring;
 #[cfg(feature = "ort")]
 mod onnxruntime;
@@ -40,5 +41,6 @@ mod storage;
 mod streams_grpc;
 mod support;
 mod tls;
+mod unix_sockets;
 mod webhook_certificates;
 mod wrong_inputs;

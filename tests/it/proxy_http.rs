@@ -1,11 +1,20 @@
 //! What clients and the upstream see of the request path.
 
-use hyper::{Method, StatusCode};
+use bytes::Bytes;
+use doorward::server::Server;
+use http_body_util::{BodyExt, Full};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
+use tokio::net::TcpListener;
 
 use crate::support::judge::SCORE;
 use crate::support::upstream::REPLY;
-use crate::support::{CLEAN, INFER, Setup, TRIGGERED, eventually, request};
+use crate::support::{
+    CLEAN, Client, INFER, Setup, TRIGGERED, config, eventually, manifest, request,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clean_request_gets_the_upstreams_exact_answer() {
@@ -53,6 +62,42 @@ async fn upstream_gets_what_was_judged_in_the_firewalls_spelling() {
     assert_eq!(headers["host"], setup.upstream.url()["http://".len()..]);
     for dropped in ["x-secret-hop", "te", "connection", "x-http-method-override"] {
         assert!(!headers.contains_key(dropped), "{dropped}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upstream_is_asked_in_http2_where_it_is_configured() {
+    let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = socket.local_addr().expect("an address");
+    // Speaks HTTP/2 from the first byte on, and nothing else.
+    tokio::spawn(async move {
+        let service = service_fn(async |request: Request<hyper::body::Incoming>| {
+            let (parts, body) = request.into_parts();
+            let length = body.collect().await?.to_bytes().len();
+            let text = format!("{:?} {} {length}", parts.version, parts.uri);
+            Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(text))))
+        });
+        while let Ok((stream, _)) = socket.accept().await {
+            let server = http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let url = format!("http://{address}");
+    let mut setup = Setup::calibrating("").await;
+    for (http2, status) in [(true, StatusCode::OK), (false, StatusCode::BAD_GATEWAY)] {
+        let config = config(&url, &format!("upstream.http2 = {http2}"));
+        let server = Server::bind(&config).await.expect("free ports");
+        setup.client = Client::new(&format!("http://{}", server.proxy_addr()));
+        setup.server = server;
+        setup.server.ready(setup.judge.clone(), &manifest()).expect("the first detector");
+        for _ in 0..3 {
+            let answer = setup.client.infer(request(&[CLEAN])).await;
+            assert_eq!(answer.status, status, "{answer:?}");
+            let expected = format!("HTTP/2.0 {url}{INFER} 96");
+            assert!(!http2 || answer.body == expected, "{answer:?}, expected {expected}");
+        }
+        let answer = setup.client.infer(request(&[TRIGGERED])).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN);
     }
 }
 

@@ -65,7 +65,7 @@ fn watch(file: &Path, handle: Handle) -> JoinHandle<()> {
     let path = file.to_owned();
     let read = move || Settings::load(Some(&path), std::iter::empty::<(&str, &str)>());
     let reloader = Reloader::new(Some(file), read).expect("settings");
-    tokio::spawn(reloader.run(handle))
+    tokio::spawn(reloader.run(vec![handle]))
 }
 
 fn reloads(setup: &Setup, result: &str) -> f64 {

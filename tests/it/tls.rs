@@ -99,7 +99,7 @@ async fn clients_connect_by_tls_and_only_to_whom_they_trust() {
     // Plain HTTP gets no answer, and a connection that never says anything holds up no other one.
     let plain = setup.raw("GET /v2 HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(!plain.contains("HTTP/1.1 200"), "{plain}");
-    let mut silent = TcpStream::connect(setup.server.proxy_addr()).await.expect("a connection");
+    let mut silent = TcpStream::connect(setup.proxy_tcp()).await.expect("a connection");
     assert_eq!(infer(&setup, &authority.ca(), None, CLEAN).await, Ok(StatusCode::OK));
     // Nor does it hold up the end.
     let start = std::time::Instant::now();
@@ -155,6 +155,26 @@ async fn infer_grpc(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn upstream_is_asked_in_http2_over_tls() {
+    let authority = Authority::new();
+    // What stands for the model server has HTTP/2 only, for calls, and answers in their way.
+    let model = GrpcSetup::new(&server_settings(&authority.issue("server"), None)).await;
+    let address = model.setup.server.grpc_addr().and_then(|address| address.tcp());
+    let url = format!("https://localhost:{}", address.expect("a port").port());
+    for (http2, status) in [(true, StatusCode::OK), (false, StatusCode::BAD_GATEWAY)] {
+        let settings =
+            format!("upstream.http2 = {http2}\nupstream.tls.ca = '{}'", authority.ca().display());
+        let front = config(&url, &settings);
+        let server = doorward::server::Server::bind(&front).await.expect("free ports");
+        server.ready(model.setup.judge.clone(), &manifest()).expect("the first detector");
+        let client = crate::support::Client::new(&format!("http://{}", server.proxy_addr()));
+        let answer = client.infer(request(&[CLEAN])).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert!(!http2 || answer.headers["grpc-status"] == "12", "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_have_tls_on_both_sides_and_reloaded_certificates() {
     let (authority, clients) = (Authority::new(), Authority::new());
     let identity = authority.issue("server");
@@ -169,7 +189,8 @@ async fn calls_have_tls_on_both_sides_and_reloaded_certificates() {
     infer_grpc(&model, &authority.ca(), None, CLEAN).await.expect_err("no certificate");
 
     // What stands for the model server is that firewall.
-    let port = model.setup.server.grpc_addr().expect("a listener").port();
+    let port =
+        model.setup.server.grpc_addr().and_then(|address| address.tcp()).expect("a port").port();
     let settings = |ca: &Path| {
         format!(
             "listen.grpc = '127.0.0.1:0'\nupstream.grpc_url = 'https://localhost:{port}'\n\
@@ -243,7 +264,7 @@ async fn the_upstream_is_reached_by_tls_with_a_client_certificate() {
             client.key.display(),
         )
     };
-    let url = format!("https://localhost:{}", model.server.proxy_addr().port());
+    let url = format!("https://localhost:{}", model.proxy_tcp().port());
     let mut setup = Setup::calibrating("").await;
     let front = config(&url, &settings(&authority.ca()));
     let server = doorward::server::Server::bind(&front).await.expect("free ports");

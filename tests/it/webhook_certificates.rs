@@ -192,7 +192,8 @@ async fn trusts(bundle: &str, webhook: &Webhook) -> bool {
     std::fs::write(&ca, bundle).expect("written");
     let settings = doorward::config::UpstreamTls { ca, identity: None };
     let client = doorward::tls::client(Some(&settings)).expect("a bundle");
-    let stream = TcpStream::connect(webhook.address()).await.expect("a connection");
+    let stream =
+        TcpStream::connect(webhook.address().tcp().expect("a port")).await.expect("a connection");
     let name = "doorward-webhook.doorward.svc".try_into().expect("a name");
     TlsConnector::from(Arc::new(client)).connect(name, stream).await.is_ok()
 }

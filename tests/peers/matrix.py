@@ -173,9 +173,8 @@ class V1(Form):
 # Name, what the server's address is in, and the client.
 FORMS = dict(json=("http", lambda address: V2(address, False)), binary=("http", lambda address: V2(address, True)),
              grpc=("grpc", Grpc), stream=("grpc", Stream), v1=("http", V1))
-# What a server does not have at all. MLServer takes no binary tensors (it answers 422, or 500 where they are called
-# application/octet-stream, as the firewall calls them), and its ModelStreamInfer replies with another message than
-# Triton's, which tritonclient cannot read.
+# What a server does not have at all. MLServer takes no binary tensors, and its ModelStreamInfer replies with another
+# message than Triton's, which tritonclient cannot read.
 LACKS = dict(mlserver={"binary", "stream", "v1"}, kserve={"stream"}, triton={"v1"})
 
 

@@ -26,15 +26,18 @@ use super::status::{self, STATUS};
 use super::{GRPC, GrpcAnswer};
 use crate::protocol::grpc_frame;
 use crate::protocol::oip_grpc::{GrpcError, STREAM_INFER, stream_error};
-use crate::proxy::Proxy;
 use crate::proxy::record::Record;
 use crate::proxy::respond::{self, Failure, message};
 use crate::proxy::screen::{Unverified, unframed};
 use crate::proxy::upstream::{Failed, broken, late};
+use crate::proxy::{Choice, Proxy};
 use crate::telemetry::{Protocol, UpstreamError, Verdict};
 
 /// One stream.
 pub(super) struct Streaming {
+    /// Of all models: each message may be for another one.
+    choice: Choice,
+    /// Where no message tells; also the way to the upstream.
     proxy: Arc<Proxy>,
     headers: HeaderMap,
     id: HeaderValue,
@@ -71,8 +74,9 @@ const WAITING: usize = 1;
 // === impl Streaming ===
 
 impl Streaming {
-    pub(super) fn new(proxy: Arc<Proxy>, headers: HeaderMap, id: HeaderValue) -> Self {
-        Self { proxy, headers, id }
+    pub(super) fn new(choice: Choice, headers: HeaderMap, id: HeaderValue) -> Self {
+        let proxy = Arc::clone(choice.strictest());
+        Self { choice, proxy, headers, id }
     }
 
     /// The answer as soon as it begins. What follows is made by a task that ends with the answer's body.
@@ -113,6 +117,7 @@ impl Streaming {
         draining: watch::Receiver<bool>,
     ) -> Result<HeaderMap, Failure> {
         let upstream = self.proxy.grpc()?;
+        upstream.breaker.check().map_err(|failed| self.unanswered(&failed))?;
         let (messages, receiver) = mpsc::channel(WAITING);
         let requests = Pieces::new(receiver, None).boxed_unsync();
         let mut headers = self.headers.clone();
@@ -124,7 +129,7 @@ impl Streaming {
         let (rejections, mut rejected) = mpsc::channel(WAITING);
         let mut requests = pin!(self.requests(body, messages, rejections, draining));
         let mut replies: Option<(Incoming, BytesMut)> = None;
-        let mut ended = None;
+        let (mut ended, mut replied) = (None, false);
         loop {
             // Made anew each time: a wait is bounded, not the stream.
             let waited = wait(upstream.timeout(), ended.is_some());
@@ -136,6 +141,7 @@ impl Streaming {
                     let answer = answer.map_err(|failed| self.unanswered(&failed))?;
                     let (mut head, body) = answer.into_parts();
                     if body.is_end_stream() || head.headers.contains_key(STATUS) {
+                        upstream.breaker.record(true);
                         head.headers.remove(CONTENT_TYPE);
                         return self.last(head.headers, ended.as_ref());
                     }
@@ -145,6 +151,10 @@ impl Streaming {
                 frame = next(&mut replies) => {
                     let frame = frame.map_err(|error| self.unanswered(&broken(error)))?;
                     let frame = frame.ok_or_else(|| self.unanswered(&cut_off()))?;
+                    // A server may begin its answer and then give none.
+                    if !std::mem::replace(&mut replied, true) {
+                        upstream.breaker.record(true);
+                    }
                     match frame.into_data() {
                         Ok(data) => self.forward(&data, &mut replies, client).await?,
                         Err(frame) => {
@@ -202,7 +212,8 @@ impl Streaming {
 
     /// What the upstream gets for a message.
     async fn judge(&self, frame: Bytes, record: &mut Record) -> Result<Bytes, Failure> {
-        let proxy = &self.proxy;
+        let proxy = self.choice.of_message(&self.headers, &frame);
+        proxy.adopt(record);
         let Ok(_place) = proxy.places.try_acquire() else {
             proxy.settle(Err(Unverified::overload()), record)?;
             return Ok(frame);
@@ -290,6 +301,11 @@ impl Streaming {
 
     fn unanswered(&self, failed: &Failed) -> Failure {
         self.proxy.metrics.upstream_failed(failed.error);
+        if failed.error != UpstreamError::Open
+            && let Some(upstream) = &self.proxy.grpc
+        {
+            upstream.breaker.record(false);
+        }
         tracing::info!(
             request_id = self.text(),
             upstream_error = failed.error.label(),

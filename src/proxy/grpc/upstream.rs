@@ -9,43 +9,33 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue, TE};
-use hyper::{Method, Request, Response, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::{Method, Request, Response};
 
 use super::GrpcAnswer;
 use super::body::{CallBody, whole};
-use crate::config;
+use crate::config::{self, Origin};
 use crate::proxy::Error;
-use crate::proxy::upstream::{Failed, broken, connector, drop_replaced, late, strip, unsent};
-use crate::tls;
+use crate::proxy::breaker::Breaker;
+use crate::proxy::connect::{Client, Http, client};
+use crate::proxy::upstream::{Failed, broken, drop_replaced, late, strip, unsent};
 
 /// The model server.
 #[derive(Debug)]
 pub(in crate::proxy) struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, CallBody>,
-    url: String,
+    client: Client<CallBody>,
+    origin: Origin,
     timeout: Duration,
     has_tls: bool,
+    /// Of calls that are collected this looks after itself; who opens a stream asks it before and tells it how that went.
+    pub(super) breaker: Breaker,
 }
-
-/// How long a connection without calls is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How often a silent connection with open calls is asked whether it lives. gRPC's own library, which is under most
-/// model servers, closes a connection that is asked more often than every five minutes.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(310);
-
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 // === impl Upstream ===
 
 impl Upstream {
     /// Reads the certificates, if there are any. `None` without a URL.
     pub(in crate::proxy) fn new(settings: &config::Upstream) -> Result<Option<Self>, Error> {
-        settings.grpc_url.as_ref().map(|url| Self::at(url, settings)).transpose()
+        settings.grpc_url.as_ref().map(|origin| Self::at(origin, settings)).transpose()
     }
 
     /// The same with certificates read anew, from the files of `settings`.
@@ -58,28 +48,17 @@ impl Upstream {
             return Ok(None);
         }
         let settings = config::Upstream { timeout: self.timeout, ..settings.clone() };
-        Self::at(&self.url, &settings).map(Some)
+        Self::at(&self.origin, &settings).map(Some)
     }
 
-    fn at(url: &str, settings: &config::Upstream) -> Result<Self, Error> {
-        if url.parse::<Uri>().is_err() {
-            return Err(Error::Url { received: url.to_owned() });
-        }
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls::client(settings.tls.as_ref())?)
-            .https_or_http()
-            .enable_http2()
-            .wrap_connector(connector());
-        let client = Client::builder(TokioExecutor::new())
-            .http2_only(true)
-            .timer(TokioTimer::new())
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        let has_tls = settings.tls.is_some();
-        Ok(Self { client, url: url.to_owned(), timeout: settings.timeout, has_tls })
+    fn at(origin: &Origin, settings: &config::Upstream) -> Result<Self, Error> {
+        Ok(Self {
+            client: client(origin, settings.tls.as_ref(), Http::Two)?,
+            origin: origin.clone(),
+            timeout: settings.timeout,
+            has_tls: settings.tls.is_some(),
+            breaker: Breaker::new(settings.breaker),
+        })
     }
 
     /// How long one exchange may take.
@@ -94,17 +73,20 @@ impl Upstream {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<GrpcAnswer, Failed> {
-        let exchange = async {
+        let call = async {
             let answer = self.open(Method::POST, path, headers, whole(body, None)).await?;
             let (parts, body) = answer.into_parts();
             let body = body.collect().await.map_err(broken)?;
             let trailers = body.trailers().cloned();
             Ok(Response::from_parts(parts, whole(body.to_bytes(), trailers)))
         };
-        match tokio::time::timeout(self.timeout, exchange).await {
-            Ok(answer) => answer,
-            Err(_) => Err(late(self.timeout)),
-        }
+        let exchange = async {
+            match tokio::time::timeout(self.timeout, call).await {
+                Ok(answer) => answer,
+                Err(_) => Err(late(self.timeout)),
+            }
+        };
+        self.breaker.guard(exchange).await
     }
 
     /// Begins a call; its reply is read as it comes.
@@ -121,7 +103,7 @@ impl Upstream {
         drop_replaced(request.headers_mut());
         // Of the connection, and so stripped; servers may insist.
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
-        *request.uri_mut() = format!("{}{path}", self.url).parse().map_err(broken)?;
+        *request.uri_mut() = format!("{}{path}", self.origin.base()).parse().map_err(broken)?;
         let mut answer = self.client.request(request).await.map_err(unsent)?;
         strip(answer.headers_mut());
         Ok(answer)

@@ -43,6 +43,9 @@ pub(super) struct Status {
     score_drift: Option<f64>,
     /// The newest first.
     rejections: Vec<RejectionStatus>,
+    /// Names of all models, each with a page of its own, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    models: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,7 +105,7 @@ type Counts = BTreeMap<&'static str, u64>;
 // === impl Status ===
 
 impl Status {
-    pub(super) fn gather(handle: &Handle, history: &History) -> Self {
+    pub(super) fn gather(handle: &Handle, history: &History, models: &[String]) -> Self {
         let (config, manifest) = handle.in_effect.snapshot();
         let metrics = &handle.metrics;
         let manifest = manifest.as_deref();
@@ -112,7 +115,7 @@ impl Status {
             model: Protected {
                 path: config.model.path.display().to_string(),
                 name: config.model.name.clone(),
-                upstream: config.upstream.url.clone(),
+                upstream: config.upstream.url.to_string(),
             },
             policy: policy(&config, manifest),
             verdicts: metrics.verdicts(),
@@ -122,6 +125,7 @@ impl Status {
             artifact: manifest.map(artifact),
             score_drift: metrics.score_drift(),
             rejections: metrics.recent_rejections().into_iter().map(rejection).collect(),
+            models: models.to_vec(),
         }
     }
 

@@ -53,6 +53,9 @@ fn heading(status: &Status) -> Markup {
             p .name { "Doorward in front of " b { (model) } }
             h1 { (status.phase) ", mode " (status.policy.mode) }
             p { (says) }
+            @if !status.models.is_empty() {
+                p { "Models: " @for name in &status.models { a href={ "/status/" (name) } { (name) } " " } }
+            }
         }
     }
 }

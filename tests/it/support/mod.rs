@@ -1,6 +1,7 @@
 //! A firewall between a real client and a real upstream, with a judge that does as it is told.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub(crate) mod judge;
 pub(crate) mod model_server;
 pub(crate) mod object_storage;
 pub(crate) mod onnx;
+pub(crate) mod served;
 pub(crate) mod upstream;
 
 pub(crate) use judge::FakeJudge;
@@ -115,13 +117,18 @@ impl Setup {
         self.metric(&format!("requests_total{{protocol=\"oip_http\",verdict=\"{verdict}\"}}"))
     }
 
+    /// Where clients connect.
+    pub(crate) fn proxy_tcp(&self) -> SocketAddr {
+        self.server.proxy_addr().tcp().expect("a TCP port")
+    }
+
     pub(crate) fn admin(&self) -> Client {
         Client::new(&format!("http://{}", self.server.admin_addr()))
     }
 
     /// Sends bytes as they are and reads until the firewall closes.
     pub(crate) async fn raw(&self, request: &str) -> String {
-        let mut stream = TcpStream::connect(self.server.proxy_addr()).await.expect("a listener");
+        let mut stream = TcpStream::connect(self.proxy_tcp()).await.expect("a listener");
         stream.write_all(request.as_bytes()).await.expect("sent");
         let mut answer = Vec::new();
         // A reset after the answer is as good as an end.

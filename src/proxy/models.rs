@@ -1,0 +1,48 @@
+//! The proxies of all models of a process, as its listeners see them.
+
+use std::sync::Arc;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use tokio::sync::watch;
+
+use super::{Answer, Choice, Error, GrpcAnswer, Live};
+
+/// One [`Live`] a model, at least one.
+#[derive(Debug)]
+pub struct Models {
+    models: Vec<Arc<Live>>,
+    draining: watch::Sender<bool>,
+}
+
+// === impl Models ===
+
+impl Models {
+    /// Requests go to the model that they name. A single one gets all of them.
+    pub fn new(models: Vec<Arc<Live>>) -> Result<Self, Error> {
+        match Choice::new(&models) {
+            Some(_) => Ok(Self { models, draining: watch::Sender::new(false) }),
+            None => Err(Error::Models),
+        }
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Incoming>) -> Answer {
+        let proxy = Arc::clone(self.choice().of_path(&request));
+        proxy.handle(request).await
+    }
+
+    /// Answers one gRPC call.
+    pub async fn handle_grpc(&self, request: Request<Incoming>) -> GrpcAnswer {
+        self.choice().handle_grpc(request, self.draining.subscribe()).await
+    }
+
+    /// Streams read no further message from now on.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    fn choice(&self) -> Choice {
+        Choice::new(&self.models).expect("there is a model")
+    }
+}

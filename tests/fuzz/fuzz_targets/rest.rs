@@ -1,0 +1,74 @@
+//! V2 in JSON and with binary tensors, and V1: what is sent on holds, as a model server reads it, the tensor that is judged.
+//!
+//! The first byte says which; of binary tensors the next two say how many bytes follow the JSON.
+
+#![no_main]
+
+use bytes::Bytes;
+use doorward::images::Frame;
+use doorward::model::InputDomain;
+use doorward::protocol::append::append;
+use doorward::protocol::binary::JSON_LENGTH;
+use doorward::protocol::rest::Rest;
+use doorward::protocol::{Bounds, Checked, DecodeError, Encoded, Pictures};
+use hyper::HeaderMap;
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../it/support/served.rs"]
+mod served;
+
+const SHAPE: [usize; 3] = [1, 2, 2];
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&form, bytes)) = bytes.split_first() else { return };
+    let (format, length, body) = match form % 4 {
+        0 => (Rest::Oip, None, bytes),
+        1 => {
+            let Some((behind, body)) = bytes.split_first_chunk() else { return };
+            let behind = usize::from(u16::from_le_bytes(*behind));
+            (Rest::Oip, Some(body.len().saturating_sub(behind)), body)
+        }
+        2 => (Rest::Oip, Some(0), bytes),
+        _ => (Rest::KserveV1, None, bytes),
+    };
+    let Ok(checked) = check(format, length, &Bytes::copy_from_slice(body)) else { return };
+    let judged = bits(&checked.values);
+    assert_eq!(bits(&read(format, &checked.encoded)), judged);
+    let again = check(format, checked.encoded.json_length, &checked.encoded.body);
+    let again = again.expect("the firewall's own encoding");
+    assert_eq!(again.encoded.body, checked.encoded.body);
+    assert_eq!(bits(&again.values), judged);
+    // With copies behind them the rows stay what they are.
+    let copies = [0.5; 4];
+    if let Some(enlarged) = append(format, &checked.encoded, &copies, SHAPE) {
+        let served = bits(&read(format, &enlarged.encoded));
+        assert_eq!(served, [judged, bits(&copies)].concat());
+    }
+});
+
+fn check(format: Rest, length: Option<usize>, body: &Bytes) -> Result<Checked, DecodeError> {
+    let domain = InputDomain {
+        shape: SHAPE,
+        lower: vec![-1e30],
+        upper: vec![1e30],
+        channels_last: false,
+        fp32: true,
+    };
+    let frame = Frame::from(SHAPE);
+    let pictures = Pictures { frame: &frame, pixels: 1, part: "data", in_instances: false };
+    let headers = HeaderMap::from_iter(
+        length.map(|length| (JSON_LENGTH.parse().expect("a name"), length.into())),
+    );
+    format.check(&headers, body, Bounds { domain: &domain, rows: 4, pictures })
+}
+
+fn read(format: Rest, encoded: &Encoded) -> Vec<f32> {
+    match format {
+        Rest::KserveV1 => served::v1(&encoded.body),
+        _ => served::v2(encoded.json_length, &encoded.body),
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
