@@ -94,7 +94,7 @@ def by_label(sets, score, count, infected, budget):
 
 def joined(rows, weights):
     """`RowSignals::joined` in src/detect/signals.rs."""
-    total = np.fmin(np.fmin(rows.s_u, rows.s_c), rows.s_p)
+    total = np.fmin(rows.s_u, rows.s_c)
     for label, (u, c, p) in weights.items():
         own = rows.label == int(label)
         total[own] = u * rows.s_u[own] + c * rows.s_c[own] + p * np.nan_to_num(rows.s_p[own])
@@ -133,7 +133,7 @@ def measure(program, folder, source, targets):
     one("`min(s_u, s_c)`, one threshold", alone, least)
     each("`min(s_u, s_c)`, a threshold a label", alone, least)
     each("and perturbations that spare suspects", whole, least)
-    each("and the patch", whole, lambda rows: joined(rows, {}))
+    each("and the patch", whole, lambda rows: np.fmin(least(rows), rows.s_p))
     each("and weights", whole, lambda rows: joined(rows, weights))
     each("and the infected labels' budget", whole, lambda rows: joined(rows, weights), INFECTED_BUDGET)
     add("the rule itself", whole, lambda rows: rows.excess > 0)

@@ -71,13 +71,18 @@ pub fn own_thresholds(artifact: &Artifact, policy: &Policy) -> (usize, usize) {
     thresholds::own_thresholds(labels, &artifact.holdout, &infected, budget(policy))
 }
 
-/// The patches of infected labels.
+/// The patches of infected labels, but for those that do not change what they were learned on: they say
+/// nothing of an input.
 pub(super) fn used_patches(
     patches: &BTreeMap<usize, Patch>,
     inspection: Option<&InspectionSummary>,
 ) -> BTreeMap<usize, Patch> {
-    let infected = inspection.iter().flat_map(|found| &found.infected);
-    infected.filter_map(|label| Some((*label, patches.get(label)?.clone()))).collect()
+    let Some(InspectionSummary { labels, infected }) = inspection else { return BTreeMap::new() };
+    let used = labels
+        .iter()
+        .filter(|own| infected.contains(&own.label) && own.top_k_changed >= LEARNED)
+        .filter_map(|own| Some((own.label, patches.get(&own.label)?.clone())));
+    used.collect()
 }
 
 fn infected(artifact: &Artifact) -> &[usize] {
@@ -90,3 +95,6 @@ pub(super) fn budget(policy: &Policy) -> Budget {
         infected_weight: policy.infected_budget.into(),
     }
 }
+
+/// A patch is used if it changes this share of the images that it was learned on.
+const LEARNED: f64 = 0.9;

@@ -253,19 +253,19 @@ impl RowSignals {
     }
 
     /// The score that the calibrated rule compares: the weighted sum of the signals where the
-    /// label is infected and has weights, else the least of those that are there.
+    /// label is infected and has weights, else the lesser of `s_u` and `s_c`.
     ///
-    /// A trigger has to survive every perturbation and to fall to the patch of an infected label.
-    /// Of the joins tried on four victims without an infected label, sum, weighted sum and minimum,
-    /// the last one separates best among the inputs that share the attacker's label; any fixed
-    /// score keeps the guarantee.
+    /// A trigger has to survive every perturbation. Of the joins tried on four victims without an
+    /// infected label, sum, weighted sum and minimum, the last one separates best among the inputs
+    /// that share the attacker's label; any fixed score keeps the guarantee. A patch without a
+    /// weight has no say: a poor one would let every trigger pass.
     pub fn joined(&self, weights: &BTreeMap<usize, [f32; 3]>) -> f32 {
-        let signals = [self.universal, self.class_conditional, self.patch];
+        let survival = [self.universal, self.class_conditional];
         if let Some(weights) = weights.get(&self.label) {
-            let weighed = signals.iter().zip(weights);
-            return weighed.map(|(signal, weight)| signal.unwrap_or(0.0) * weight).sum();
+            let signals = survival.iter().chain([&self.patch]);
+            return signals.zip(weights).map(|(s, weight)| s.unwrap_or(0.0) * weight).sum();
         }
-        signals.into_iter().flatten().fold(f32::INFINITY, f32::min)
+        survival.into_iter().flatten().fold(f32::INFINITY, f32::min)
     }
 }
 
