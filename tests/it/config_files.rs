@@ -195,7 +195,6 @@ fn artifacts_are_paths_or_urls() {
     assert_eq!(location("s3://my-bucket/a/b.safetensors"), Location::S3 { bucket, key });
     for wrong in [
         "file://host/a",
-        "file://",
         "https://a/b",
         "s3://a",
         "s3://a/",
