@@ -158,7 +158,7 @@ def inspection(runs):
                 own = [label[key] for label in labels if label["label"] in targets]
                 others = [label[key] for label in labels if label["label"] not in targets]
                 columns[key][0].append("/".join(f"{index:.1f}" for index in own) or "-")
-                columns[key][1].append(f"{max(others):.1f}")
+                columns[key][1].append(f"{max(others):.1f}" if others else "-")
         paper = INDEX.get(meta["attack"]) if meta["dataset"] == "cifar10" else None
         row(name, str(targets or "none"), ", ".join(columns["named"]), *[", ".join(cells) for key in ("anomaly_index", "survival_anomaly_index")
             for cells in columns[key]], str(paper or ""))
