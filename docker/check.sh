@@ -82,7 +82,7 @@ confined '
   if doorward health -c /tmp/doorward.toml 2> /dev/null; then exit 1; fi
   # It waits for its images, and lives.
   doorward serve -c /tmp/doorward.toml 2> /dev/null &
-  for _ in $(seq 50); do
+  for _ in $(seq 300); do
     if doorward health -c /tmp/doorward.toml 2> /dev/null; then exit 0; fi
     sleep 0.2
   done
