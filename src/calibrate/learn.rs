@@ -12,7 +12,8 @@ use crate::config::{Algorithm, Config};
 use crate::inspect::{Inspection, Probe, Suspects, inspect};
 use crate::model::Classifier;
 use crate::perturb::{
-    Batch, Search, Universal, class_conditional, separating, universal, universal_by_deepfool,
+    Batch, Search, Universal, class_conditional, gather, separating, universal,
+    universal_by_deepfool,
 };
 
 /// What the parts before the thresholds learned.
@@ -107,12 +108,11 @@ fn sharpened(
     if taught.is_empty() {
         return Ok(None);
     }
-    let training = Batch { rows: training.clone(), labels: vec![label; training.dim(0)?] };
-    let also = training.select(&suspects.clean)?;
-    let moved = Batch {
-        rows: Tensor::cat(&[&clean.rows, &also.rows], 0)?,
-        labels: vec![label; clean.len() + also.len()],
+    let of_label = |rows: Tensor| -> Result<Batch, Error> {
+        Ok(Batch { labels: vec![label; rows.dim(0)?], rows })
     };
-    let kept = training.select(&taught)?;
+    let also = gather(training, &suspects.clean)?;
+    let moved = of_label(Tensor::cat(&[&clean.rows, &also], 0)?)?;
+    let kept = of_label(gather(training, &taught)?)?;
     Ok(Some(separating(model, &moved, &kept, epsilon, search, rng)?))
 }

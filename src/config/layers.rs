@@ -178,9 +178,8 @@ fn tell_apart(configs: &[Config]) -> Result<()> {
                 "a name for each of [[models]], another one, of ASCII letters, digits, -, _ and .";
             return invalid("model.name", format!("{name:?}"), expected);
         }
-        let artifact = calibration.artifact.to_string();
-        if !artifacts.insert(artifact.clone()) {
-            let received = format!("{artifact:?}");
+        if !artifacts.insert(&calibration.artifact) {
+            let received = format!("{:?}", calibration.artifact.to_string());
             return invalid(
                 "calibration.artifact",
                 received,

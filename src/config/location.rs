@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use url::Url;
 
 /// A file, or an object in storage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Location {
     /// On this machine.
     File(PathBuf),

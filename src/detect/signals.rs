@@ -10,7 +10,7 @@ use super::specific::{Generator, Specific};
 use super::strip::{Entropy, Strip};
 use crate::inspect::Patch;
 use crate::model::Classifier;
-use crate::perturb::{Batch, Bounds, labels, margins};
+use crate::perturb::{Batch, Bounds, gather, labels, margins};
 
 /// A model with everything that was learned to perturb its inputs.
 #[derive(Clone)]
@@ -172,7 +172,7 @@ impl Signals {
     ) -> CandleResult<Copied> {
         let (mut parts, mut of) = (Vec::new(), Vec::new());
         if needed == Needed::All {
-            let own = self.class_conditional.index_select(&indices(labels, rows)?, 0)?;
+            let own = gather(&self.class_conditional, labels)?;
             parts.push(self.bounds.moved(rows, &own)?);
             of.extend((0..labels.len()).map(|row| (row, Kind::ClassConditional)));
         }
@@ -276,9 +276,4 @@ fn note(signals: &mut [RowSignals], of: &[(usize, Kind)], logits: &Tensor) -> Ca
         signals[row].note(kind, margin);
     }
     Ok(())
-}
-
-fn indices(labels: &[usize], rows: &Tensor) -> CandleResult<Tensor> {
-    let labels: Vec<u32> = labels.iter().map(|&label| label as u32).collect();
-    Tensor::from_vec(labels, rows.dim(0)?, rows.device())
 }

@@ -7,6 +7,7 @@
 use candle_core::Tensor;
 
 use crate::model::{Classifier, Error};
+use crate::perturb::gather;
 use crate::stats::low_anomaly_indices;
 
 /// How differently the model represents a label's most and least confident samples.
@@ -55,11 +56,7 @@ fn representation(
     training: &Tensor,
     rows: &[usize],
 ) -> Result<Option<Vec<f64>>, Error> {
-    let index: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-    let index = Tensor::from_vec(index, rows.len(), training.device())?;
-    let Some(features) = model.features(&training.index_select(&index, 0)?)? else {
-        return Ok(None);
-    };
+    let Some(features) = model.features(&gather(training, rows)?)? else { return Ok(None) };
     let mean: Vec<f64> = features.mean(0)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
     let most = mean.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = mean.iter().map(|value| (value - most).exp()).sum();

@@ -13,7 +13,7 @@ use rand::seq::index::sample;
 
 use super::suspects::{Centre, border};
 use crate::model::{Classifier, Error};
-use crate::perturb::{Batch, kept};
+use crate::perturb::{Batch, gather, kept};
 use crate::stats::low_anomaly_indices;
 
 /// The perturbations, and clean images that they were not fitted on.
@@ -46,9 +46,7 @@ pub struct Survival {
 impl Probe<'_> {
     /// Which rows keep their label under both perturbations.
     pub fn survives(&self, model: &dyn Classifier, batch: &Batch) -> Result<Vec<bool>, Error> {
-        let index: Vec<u32> = batch.labels.iter().map(|&label| label as u32).collect();
-        let index = Tensor::from_vec(index, batch.len(), batch.rows.device())?;
-        let own = self.class_conditional.index_select(&index, 0)?;
+        let own = gather(self.class_conditional, &batch.labels)?;
         let both = kept(model, batch, self.universal)?.into_iter().zip(kept(model, batch, &own)?);
         Ok(both.map(|(universal, own)| universal && own).collect())
     }
@@ -64,18 +62,15 @@ impl Probe<'_> {
         let survives = self.survives(model, self.clean)?;
         let mut found = Vec::with_capacity(labels.len());
         for &label in labels {
-            let of_label = |batch: &Batch| -> Vec<usize> {
-                (0..batch.len()).filter(|&row| batch.labels[row] == label).collect()
-            };
-            let members = of_label(training);
+            let members = training.members(label);
             let count = members.len().min(SAMPLED);
             let mut sampled: Vec<usize> =
                 sample(rng, members.len(), count).into_iter().map(|index| members[index]).collect();
             sampled.sort_unstable();
             let mut kept = self.survives(model, &training.select(&sampled)?)?;
-            let clean = of_label(self.clean);
+            let clean = self.clean.members(label);
             let mut clean_kept: Vec<bool> = clean.iter().map(|&row| survives[row]).collect();
-            let fitted = self.fitted.select(&of_label(self.fitted))?;
+            let fitted = self.fitted.of_label(label)?;
             if let Some(centre) = Centre::new(model, &fitted.rows)? {
                 let distances = centre.distances(model, &training.rows, &sampled)?;
                 let border = border(&distances);

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 
 use super::Inspected;
 use crate::model::{Classifier, Error};
+use crate::perturb::gather;
 
 /// Training images of an infected label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,11 +80,8 @@ impl Centre {
     ) -> Result<Vec<f64>, Error> {
         let mut distances = Vec::with_capacity(rows.len());
         for rows in rows.chunks(AT_ONCE) {
-            let index: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-            let index = Tensor::from_vec(index, rows.len(), images.device())?;
-            let features = model.features(&images.index_select(&index, 0)?)?;
             // There is a centre, so there are features.
-            let Some(features) = features else { continue };
+            let Some(features) = model.features(&gather(images, rows)?)? else { continue };
             let squared = features.broadcast_sub(&self.0)?.sqr()?.sum(1)?.to_vec1::<f32>()?;
             distances.extend(squared.into_iter().map(|squared| f64::from(squared).sqrt()));
         }

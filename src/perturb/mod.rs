@@ -57,6 +57,12 @@ pub fn rows<'a>(
     Ok(Tensor::from_vec(values, (count, channels, height, width), device)?)
 }
 
+/// The rows of a tensor at `indices`, which may repeat.
+pub fn gather(rows: &Tensor, indices: &[usize]) -> CandleResult<Tensor> {
+    let index: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
+    rows.index_select(&Tensor::from_vec(index, indices.len(), rows.device())?, 0)
+}
+
 /// The predicted label of one row of logits; the first of equals.
 pub fn label(logits: &[f32]) -> usize {
     arg_max(logits, usize::MAX)
@@ -137,19 +143,20 @@ impl Batch {
         Ok(Self { rows, labels })
     }
 
+    /// Positions of the rows of one label.
+    pub fn members(&self, label: usize) -> Vec<usize> {
+        (0..self.len()).filter(|&row| self.labels[row] == label).collect()
+    }
+
     /// The rows of one label.
     pub fn of_label(&self, label: usize) -> CandleResult<Self> {
-        let members: Vec<usize> =
-            (0..self.len()).filter(|&row| self.labels[row] == label).collect();
-        self.select(&members)
+        self.select(&self.members(label))
     }
 
     /// The rows at `indices`, which may repeat.
     pub fn select(&self, indices: &[usize]) -> CandleResult<Self> {
-        let index: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
-        let index = Tensor::from_vec(index, indices.len(), self.rows.device())?;
         let labels = indices.iter().map(|&index| self.labels[index]).collect();
-        Ok(Self { rows: self.rows.index_select(&index, 0)?, labels })
+        Ok(Self { rows: gather(&self.rows, indices)?, labels })
     }
 
     /// The first `count` rows, or all.
