@@ -33,6 +33,9 @@ impl Choice {
 
     /// Of a request over HTTP/1.1: whoever takes its path.
     pub(super) fn of_path<B>(&self, request: &Request<B>) -> &Arc<Proxy> {
+        if !self.is_plural() {
+            return self.strictest();
+        }
         let taker = self.0.iter().find(|proxy| proxy.takes(request.method(), request.uri()));
         taker.unwrap_or_else(|| self.strictest())
     }
