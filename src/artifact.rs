@@ -20,7 +20,7 @@ use crate::inspect::Patch;
 pub struct Artifact {
     /// Everything but the tensors.
     pub manifest: Manifest,
-    /// `[1, C, H, W]`
+    /// `[perturbations, C, H, W]`
     pub universal: Tensor,
     /// `[labels, C, H, W]`
     pub class_conditional: Tensor,
@@ -153,18 +153,18 @@ pub struct ImageCounts {
     pub training: usize,
 }
 
-/// What the universal perturbation reached.
+/// What the universal perturbations reached.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PerturbationSummary {
     /// l-infinity radius, in units of the full pixel range.
     pub epsilon: f32,
-    /// Share of the held-out clean images whose label it changes.
+    /// Share of the held-out clean images whose label one of them changes.
     pub fooling_rate: f64,
-    /// l2 norm of the universal perturbation, in units of the full pixel range.
+    /// l2 norm of the first, in units of the full pixel range.
     pub l2: f64,
-    /// The label most perturbed held-out images land on.
+    /// The label most held-out images land on under the first.
     pub sink: usize,
-    /// Share of the perturbed held-out images on the sink.
+    /// Share of the held-out images that land there.
     pub sink_share: f64,
 }
 
@@ -368,8 +368,9 @@ impl Artifact {
             }),
             _ => None,
         };
+        let universal = rows_of(UNIVERSAL).unwrap_or_default().max(1);
         Ok(Self {
-            universal: tensor(UNIVERSAL, &[1, channels, height, width])?,
+            universal: tensor(UNIVERSAL, &[universal, channels, height, width])?,
             class_conditional: tensor(CLASS_CONDITIONAL, &[labels, channels, height, width])?,
             patches,
             holdout,

@@ -196,8 +196,8 @@ pub fn calibrate(
     let domain = classifier.domain();
     let mut rng = StdRng::seed_from_u64(seed);
     let (learned, mut seconds) = learn(&*classifier, config, material, &mut rng, progress)?;
-    let Learned { universal: found, class_conditional: own, inspection, suspects, fitted: clean } =
-        learned;
+    let Learned { universal: found, perturbations, .. } = learned;
+    let Learned { class_conditional: own, inspection, suspects, fitted: clean, .. } = learned;
 
     let start = Instant::now();
     let inspected = inspection.as_ref().map(inspection_summary).transpose()?;
@@ -211,7 +211,7 @@ pub fn calibrate(
     let patches = used_patches(&all_patches, inspected.as_ref());
     let specific = Specific::new(&*classifier, found.epsilon, seed)?;
     let signals =
-        Signals::new(classifier.clone(), found.eta.clone(), own.clone(), patches, specific)?;
+        Signals::new(classifier.clone(), perturbations.clone(), own.clone(), patches, specific)?;
     let weights = match &inspection {
         Some(inspection) => infected_weights(&signals, material, inspection, &suspects)?,
         None => BTreeMap::new(),
@@ -237,7 +237,7 @@ pub fn calibrate(
         }
         _ => None,
     };
-    let perturbation = summary(&*classifier, &held_out, &found.eta, found.epsilon)?;
+    let perturbation = summary(&*classifier, &held_out, &perturbations, found.epsilon)?;
     seconds.calibration = start.elapsed().as_secs_f64();
 
     let manifest = Manifest {
@@ -262,7 +262,7 @@ pub fn calibrate(
     };
     let artifact = Artifact {
         manifest,
-        universal: found.eta,
+        universal: perturbations,
         class_conditional: own,
         patches: all_patches,
         holdout,
@@ -302,23 +302,26 @@ pub fn inspection_summary(inspection: &Inspection) -> Result<InspectionSummary, 
     Ok(InspectionSummary { labels, infected: inspection.infected.clone() })
 }
 
-/// What the universal perturbation does to images it was not fitted on.
+/// What the universal perturbations do to images they were not fitted on.
 fn summary(
     model: &dyn Classifier,
     clean: &Batch,
-    eta: &Tensor,
+    universal: &Tensor,
     epsilon: f32,
 ) -> Result<PerturbationSummary, Error> {
     let bounds = Bounds::new(model.domain(), model.device())?;
-    let moved = bounds.moved(&clean.rows, eta)?;
     let mut counts = vec![0usize; model.labels()];
-    let mut kept = 0;
-    for (&label, original) in labels(&model.logits(&moved)?)?.iter().zip(&clean.labels) {
-        counts[label] += 1;
-        kept += usize::from(label == *original);
+    let mut kept = vec![true; clean.len()];
+    for (number, eta) in universal.chunk(universal.dim(0)?, 0)?.iter().enumerate() {
+        let moved = labels(&model.logits(&bounds.moved(&clean.rows, eta)?)?)?;
+        for (row, (&label, original)) in moved.iter().zip(&clean.labels).enumerate() {
+            kept[row] &= label == *original;
+            counts[label] += usize::from(number == 0);
+        }
     }
+    let kept = kept.into_iter().filter(|&kept| kept).count();
     let sink = (0..counts.len()).max_by_key(|&label| counts[label]).unwrap_or(0);
-    let share = eta.broadcast_div(&bounds.range)?;
+    let share = universal.narrow(0, 0, 1)?.broadcast_div(&bounds.range)?;
     let l2 = share.sqr()?.sum_all()?.to_scalar::<f32>()?;
     Ok(PerturbationSummary {
         epsilon,

@@ -12,15 +12,17 @@ use crate::config::{Algorithm, Config};
 use crate::inspect::{Inspection, Probe, Suspects, inspect};
 use crate::model::Classifier;
 use crate::perturb::{
-    Batch, Search, Universal, class_conditional, gather, separating, universal,
+    Batch, Search, Universal, class_conditional, gather, separating, several, universal,
     universal_by_deepfool,
 };
 
 /// What the parts before the thresholds learned.
 #[derive(Clone, Debug)]
 pub struct Learned {
-    /// The universal perturbation.
+    /// The first universal perturbation.
     pub universal: Universal,
+    /// All of them, `[perturbations, C, H, W]`.
+    pub perturbations: Tensor,
     /// The labels' own perturbations, `[labels, C, H, W]`.
     pub class_conditional: Tensor,
     /// What the training images say of the labels, where there are any.
@@ -59,6 +61,8 @@ pub fn learn(
         class_conditional(model, &clean, &found.eta, found.epsilon, &search, rng, &|p| {
             progress(Stage::ClassConditional, p);
         })?;
+    let count = config.perturbation.count.get();
+    let perturbations = several(model, &clean, &found, count, &search, rng)?;
     seconds.uap = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
@@ -89,7 +93,14 @@ pub fn learn(
     }
     seconds.inspection = start.elapsed().as_secs_f64();
     let (universal, class_conditional) = (found, own);
-    let learned = Learned { universal, class_conditional, inspection, suspects, fitted: clean };
+    let learned = Learned {
+        universal,
+        perturbations,
+        class_conditional,
+        inspection,
+        suspects,
+        fitted: clean,
+    };
     Ok((learned, seconds))
 }
 

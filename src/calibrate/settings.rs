@@ -66,8 +66,11 @@ pub(super) fn settings_digest(config: &Config) -> String {
         "clean_ratio": inspection.clean_ratio.value(),
         "strip": config.policy.rule == Rule::Strip,
     });
+    // Apart, so that artifacts from before these settings stay valid where they have their defaults.
+    if perturbation.count.get() != 1 {
+        settings["perturbations"] = json!(perturbation.count);
+    }
     let pictures = config.preprocess.pictures;
-    // Apart, so that artifacts for pictures as they are stay valid.
     if pictures != Pictures::default() {
         settings["pictures"] = json!(pictures);
     }

@@ -157,6 +157,8 @@ pub struct Perturbation {
     pub batch: NonZeroUsize,
     /// How the universal perturbation is searched for.
     pub algorithm: Algorithm,
+    /// How many universal perturbations; each costs a prediction an input.
+    pub count: NonZeroUsize,
 }
 
 /// How the universal perturbation is searched for.

@@ -112,6 +112,7 @@ struct RawPerturbation {
     steps: Option<i64>,
     batch: Option<i64>,
     algorithm: Option<Algorithm>,
+    count: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -291,6 +292,7 @@ impl RawPerturbation {
             steps: count("perturbation.steps", self.steps)?,
             batch: count("perturbation.batch", self.batch)?,
             algorithm: required("perturbation.algorithm", self.algorithm)?,
+            count: count("perturbation.count", self.count)?,
         })
     }
 }

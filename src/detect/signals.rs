@@ -17,7 +17,7 @@ use crate::perturb::{Batch, Bounds, gather, labels, margins};
 pub struct Signals {
     model: Arc<dyn Classifier>,
     bounds: Bounds,
-    /// `[1, C, H, W]`
+    /// `[perturbations, C, H, W]`
     universal: Tensor,
     /// `[labels, C, H, W]`
     class_conditional: Tensor,
@@ -31,7 +31,7 @@ pub struct Signals {
 /// Which signals a rule needs; the prediction itself always comes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Needed {
-    /// Every signal: three forward passes a row, four where the label is infected.
+    /// Every signal: with one universal perturbation three forward passes a row, four where the label is infected.
     All,
     /// Only the patch flip: one pass, two where the label is infected.
     Patch,
@@ -39,9 +39,9 @@ pub enum Needed {
     Specific(Generator),
     /// Only the entropy of blends: a pass for each overlay.
     Strip,
-    /// Only the universal perturbation: two passes.
+    /// Only the universal perturbation: two passes with one.
     Universal,
-    /// The universal perturbation and the patch flip: two passes, three where the label is infected.
+    /// The universal perturbation and the patch flip: two passes with one, three where the label is infected.
     UniversalAndPatch,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Copied {
 pub struct RowSignals {
     /// `y`, the label predicted for the unperturbed row.
     pub label: usize,
-    /// `s_u = m_y(clip(x + eta))`
+    /// `s_u = m_y(clip(x + eta))`, of several perturbations the least.
     pub universal: Option<f32>,
     /// `s_c = m_y(clip(x + eta_y))`
     pub class_conditional: Option<f32>,
@@ -86,7 +86,7 @@ pub struct RowSignals {
 // === impl Signals ===
 
 impl Signals {
-    /// `universal` is `[1, C, H, W]`, `class_conditional` `[labels, C, H, W]`.
+    /// `universal` is `[perturbations, C, H, W]`, `class_conditional` `[labels, C, H, W]`.
     pub fn new(
         model: Arc<dyn Classifier>,
         universal: Tensor,
@@ -133,7 +133,7 @@ impl Signals {
         let mut signals: Vec<RowSignals> =
             labels.iter().map(|&label| RowSignals::new(label)).collect();
         if !universal.of.is_empty() {
-            note(&mut signals, &universal.of, &first.narrow(0, count, count)?)?;
+            note(&mut signals, &universal.of, &first.narrow(0, count, universal.of.len())?)?;
         }
         self.score_copies(&self.labelled_copies(rows, needed, &labels)?, &mut signals)?;
         Ok(signals)
@@ -158,9 +158,12 @@ impl Signals {
         if needed == Needed::Patch {
             return Ok(Copied { parts: Vec::new(), of: Vec::new() });
         }
-        let moved = self.bounds.moved(rows, &self.universal)?;
-        let of = (0..rows.dim(0)?).map(|row| (row, Kind::Universal)).collect();
-        Ok(Copied { parts: vec![moved], of })
+        let (mut parts, mut of) = (Vec::new(), Vec::new());
+        for eta in self.universal.chunk(self.universal.dim(0)?, 0)? {
+            parts.push(self.bounds.moved(rows, &eta)?);
+            of.extend((0..rows.dim(0)?).map(|row| (row, Kind::Universal)));
+        }
+        Ok(Copied { parts, of })
     }
 
     /// The copies that the labels call for.
@@ -247,7 +250,9 @@ impl RowSignals {
         match kind {
             Kind::ClassConditional => self.class_conditional = Some(margin),
             Kind::Patch => self.patch = Some(-margin),
-            Kind::Universal => self.universal = Some(margin),
+            Kind::Universal => {
+                self.universal = Some(self.universal.map_or(margin, |least| least.min(margin)));
+            }
         }
         self.forwards += 1;
     }

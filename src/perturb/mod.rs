@@ -20,7 +20,7 @@ pub use carlini_wagner::{CarliniWagner, Nearest, carlini_wagner};
 pub use deepfool::{DeepFool, Fooling, deepfool};
 pub use pgd::{Pgd, pgd, random_start};
 pub use separating::separating;
-pub use uap::{Search, Universal, class_conditional, universal};
+pub use uap::{Search, Universal, class_conditional, several, universal};
 pub use uap_deepfool::universal_by_deepfool;
 
 /// Rows of a batch with their predicted labels.

@@ -11,7 +11,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
-use super::{Batch, Bounds, fooling_rate, margin_cotangent};
+use super::{Batch, Bounds, fooling_rate, margin_cotangent, margins};
 use crate::model::{Classifier, Error};
 
 /// How far and how long to search.
@@ -67,6 +67,34 @@ pub fn universal(
     eta = descend(model, clean, &bounds, eta, epsilon, search.steps, search.batch, rng)?;
     progress(1.0);
     Ok(Universal { fooling_rate: fooling_rate(model, clean, &eta)?, eta, epsilon })
+}
+
+/// `count` perturbations of one radius, `[count, C, H, W]`: `first`, and further ones, each fitted on the images of
+/// `clean` that keep their labels under all before it. Fewer where none does.
+pub fn several(
+    model: &dyn Classifier,
+    clean: &Batch,
+    first: &Universal,
+    count: usize,
+    search: &Search,
+    rng: &mut StdRng,
+) -> Result<Tensor, Error> {
+    let bounds = Bounds::new(model.domain(), model.device())?;
+    let mut all = vec![first.eta.clone()];
+    let mut left = clean.clone();
+    while all.len() < count {
+        let moved = bounds.moved(&left.rows, &all[all.len() - 1])?;
+        let kept = margins(&model.logits(&moved)?, &left.labels)?;
+        let kept: Vec<usize> = (0..left.len()).filter(|&row| kept[row] > 0.0).collect();
+        if kept.is_empty() {
+            break;
+        }
+        left = left.select(&kept)?;
+        let start = first.eta.zeros_like()?;
+        let (epsilon, steps, batch) = (first.epsilon, search.steps, search.batch);
+        all.push(descend(model, &left, &bounds, start, epsilon, steps, batch, rng)?);
+    }
+    Ok(Tensor::cat(&all, 0)?)
 }
 
 /// Fits one perturbation per label on the clean images predicted as that label, all labels in one

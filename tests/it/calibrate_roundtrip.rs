@@ -158,6 +158,24 @@ fn the_same_seed_gives_the_same_tensors() {
 }
 
 #[test]
+fn another_number_of_perturbations_is_another_artifact() {
+    if models_cannot_be_loaded() {
+        return;
+    }
+    let settings = "calibration.seed = 11\npolicy.max_false_rejection_rate = 0.05";
+    let workplace = Workplace::new(settings);
+    let one = workplace.calibrate(&[]);
+    let first = workplace.tensors()["universal"].clone();
+    workplace.configure(&format!("{settings}\nperturbation.count = 2"));
+    let two = workplace.calibrate(&[]);
+    let both = workplace.tensors()["universal"].clone();
+    assert_eq!((both.len(), &both[..first.len()]), (2 * first.len(), &*first));
+    assert!(two["fooling_rate"].as_f64() >= one["fooling_rate"].as_f64());
+    // It is read again as it was written.
+    assert_eq!(workplace.calibrate(&[])["seconds"]["uap"], 0.0);
+}
+
+#[test]
 fn rotation_makes_another_artifact() {
     if models_cannot_be_loaded() {
         return;

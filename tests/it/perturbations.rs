@@ -7,7 +7,7 @@ use doorward::images::Images;
 use doorward::model::{Classifier, Model};
 use doorward::perturb::{
     Batch, CarliniWagner, DeepFool, Pgd, Search, carlini_wagner, deepfool, fooling_rate, margins,
-    pgd, random_start, rows, universal_by_deepfool,
+    pgd, random_start, rows, several, universal, universal_by_deepfool,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -204,4 +204,34 @@ fn deepfool_reaches_its_fooling_rate_with_one_perturbation() {
     let eta: Vec<f32> = found.eta.flatten_all().unwrap().to_vec1().unwrap();
     assert!(found.epsilon < search.max_epsilon);
     assert!(eta.iter().all(|value| value.abs() <= found.epsilon * 1.000_01));
+}
+
+#[test]
+fn each_further_perturbation_is_for_what_survives_those_before() {
+    if models_cannot_be_loaded() {
+        return;
+    }
+    let (model, clean) = victim(64);
+    let search = Search { fooling_rate: 0.7, max_epsilon: 0.2, steps: 12, batch: 32 };
+    let mut rng = StdRng::seed_from_u64(10);
+    let first = universal(&model, &clean, &search, &mut rng, &|_| {}).unwrap();
+    let one = several(&model, &clean, &first, 1, &search, &mut rng).unwrap();
+    let all = several(&model, &clean, &first, 3, &search, &mut rng).unwrap();
+    let values = |eta: &Tensor| eta.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(values(&one), values(&first.eta));
+    assert_eq!(values(&all.narrow(0, 0, 1).unwrap()), values(&first.eta));
+    assert!(values(&all).iter().all(|value| value.abs() <= first.epsilon * 1.000_01));
+    let keeps = |left: &Batch, eta: &Tensor| -> Batch {
+        let moved = left.rows.broadcast_add(eta).unwrap().clamp(0.0, 1.0).unwrap();
+        let moved = labels(&model, &moved);
+        let kept: Vec<usize> =
+            (0..left.len()).filter(|&row| moved[row] == left.labels[row]).collect();
+        left.select(&kept).unwrap()
+    };
+    let mut left = keeps(&clean, &first.eta);
+    for number in 1..all.dim(0).unwrap() {
+        let further = keeps(&left, &all.narrow(0, number, 1).unwrap());
+        assert!(further.len() < left.len(), "perturbation {number} moves none of {}", left.len());
+        left = further;
+    }
 }

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use doorward::artifact::Artifact;
 use doorward::calibrate;
-use doorward::config::{Config, Rule};
+use doorward::config::{Config, Policy, Rule};
 use doorward::detect::{Judge, Judgement};
 use doorward::images::Images;
 use doorward::model::{Classifier, Model};
@@ -70,10 +70,15 @@ struct Setup {
     upstream: ModelServer,
     client: Client,
     judge: Arc<dyn Judge>,
+    policy: Policy,
 }
 
 impl Setup {
     async fn new(rule: Rule, settings: &str) -> Self {
+        Self::with(rule, settings, &victim().artifact).await
+    }
+
+    async fn with(rule: Rule, settings: &str, artifact: &Artifact) -> Self {
         let victim = victim();
         let upstream = ModelServer::start(Arc::clone(&victim.model)).await;
         let settings = format!(
@@ -85,11 +90,11 @@ impl Setup {
         let server = Server::bind(&config).await.expect("free ports");
         let model = Arc::clone(&victim.model);
         let (detector, _) =
-            calibrate::detector(model, &victim.artifact, &config.policy, rule).expect("a detector");
+            calibrate::detector(model, artifact, &config.policy, rule).expect("a detector");
         let judge: Arc<dyn Judge> = Arc::new(detector);
-        server.ready(Arc::clone(&judge), &victim.artifact.manifest).expect("the first detector");
+        server.ready(Arc::clone(&judge), &artifact.manifest).expect("the first detector");
         let client = Client::new(&format!("http://{}", server.proxy_addr()));
-        Self { server, upstream, client, judge }
+        Self { server, upstream, client, judge, policy: config.policy }
     }
 
     fn locally(&self, rows: &[Vec<f32>]) -> Vec<Judgement> {
@@ -171,6 +176,33 @@ async fn verdicts_and_answers_are_those_of_the_serving_model() {
         assert!(rule == Rule::Both || (1..rows.len()).contains(&rejected), "{rule:?}: {rejected}");
         assert_eq!(setup.remote_rows("judged"), 2 * rows.len());
         assert_eq!(setup.remote_rows("disputed") + setup.remote_rows("untold"), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_universal_perturbations_go_in_one_request_and_the_least_margin_counts() {
+    if models_cannot_be_loaded() {
+        return;
+    }
+    let mut artifact = victim().artifact.clone();
+    let (one, other) = (artifact.universal.clone(), artifact.universal.neg().expect("a tensor"));
+    artifact.universal = Tensor::cat(&[&one, &other], 0).expect("two perturbations");
+    let setup = Setup::with(Rule::Uap, "", &artifact).await;
+    let alone = [one, other].map(|universal| {
+        let artifact = Artifact { universal, ..artifact.clone() };
+        let (model, policy) = (Arc::clone(&victim().model), &setup.policy);
+        calibrate::detector(model, &artifact, policy, Rule::Uap).expect("a detector").0
+    });
+    for (row, judgement) in victim().rows.iter().zip(setup.locally(&victim().rows)) {
+        let margins = alone.each_ref().map(|judge| {
+            judge.judge(row).expect("a judgement")[0].scores.universal.expect("a margin")
+        });
+        let least = margins[0].min(margins[1]);
+        let found = judgement.scores.universal.expect("a margin");
+        assert!((found - least).abs() <= 1e-4 * least.abs().max(1.0), "{found}, {margins:?}");
+        let answer = setup.infer(std::slice::from_ref(row)).await;
+        assert_eq!(answer.status == 403, judgement.rejected);
+        assert_eq!(setup.upstream.take_served()[0].rows, 3);
     }
 }
 
