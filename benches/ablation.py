@@ -39,7 +39,7 @@ class Scores:
         found = [json.loads(line) for line in lines.read_text().splitlines()[1:]]
         column = lambda key: np.array([np.nan if line[key] is None else line[key] for line in found])
         self.label = column("predicted").astype(int)
-        self.s_u, self.s_c, self.s_p, self.excess = map(column, ("s_u", "s_c", "s_p", "excess"))
+        self.s_u, self.s_c, self.s_p, self.s_r, self.excess = map(column, ("s_u", "s_c", "s_p", "s_r", "excess"))
 
 
 def score_sets(program, folder, artifact, out, source):
@@ -95,9 +95,10 @@ def by_label(sets, score, count, infected, budget):
 def joined(rows, weights):
     """`RowSignals::joined` in src/detect/signals.rs."""
     total = np.fmin(rows.s_u, rows.s_c)
-    for label, (u, c, p) in weights.items():
+    for label, own_weights in weights.items():
         own = rows.label == int(label)
-        total[own] = u * rows.s_u[own] + c * rows.s_c[own] + p * np.nan_to_num(rows.s_p[own])
+        signals = rows.s_u, rows.s_c, rows.s_p, rows.s_r
+        total[own] = sum(weight * np.nan_to_num(signal[own]) for weight, signal in zip(own_weights, signals))
     return total
 
 
@@ -134,7 +135,7 @@ def measure(program, folder, source, targets):
     each("`min(s_u, s_c)`, a threshold a label", alone, least)
     each("and perturbations that spare suspects", whole, least)
     each("and the patch", whole, lambda rows: np.fmin(least(rows), rows.s_p))
-    each("and weights", whole, lambda rows: joined(rows, weights))
+    each("and weights, with the representation", whole, lambda rows: joined(rows, weights))
     each("and the infected labels' budget", whole, lambda rows: joined(rows, weights), INFECTED_BUDGET)
     add("the rule itself", whole, lambda rows: rows.excess > 0)
     return figures, alone, success, count

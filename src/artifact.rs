@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::digest::{hex, sha256};
-use crate::inspect::Patch;
+use crate::inspect::{Patch, Representation};
 
 /// What the offline flow learned.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct Artifact {
     pub class_conditional: Tensor,
     /// Of every inspected label.
     pub patches: BTreeMap<usize, Patch>,
+    /// Of infected labels whose triggered images were found.
+    pub representations: BTreeMap<usize, Representation>,
     /// Predicted label and joined score of every held-out image: another budget needs no new run.
     pub holdout: Vec<(usize, f32)>,
     /// Only where the settings ask for the rule `strip`.
@@ -205,9 +207,9 @@ pub struct LabelInspection {
 pub struct Thresholds {
     /// One per label, by label.
     pub labels: Vec<LabelThreshold>,
-    /// Of infected labels: the weights of `s_u`, `s_c` and `s_p` in the score; of the others the
+    /// Of infected labels: the weights of `s_u`, `s_c`, `s_p` and `s_r` in the score; of the others the
     /// least signal is the score.
-    pub weights: BTreeMap<usize, [f32; 3]>,
+    pub weights: BTreeMap<usize, [f32; SIGNALS]>,
     /// Upper bound on the probability that an input like the calibration images is rejected.
     pub false_rejection_rate_bound: f64,
     /// Share of the held-out images that the thresholds turn away.
@@ -281,6 +283,12 @@ impl Artifact {
             add(format!("{MASK}{label}"), &patch.mask)?;
             add(format!("{PATTERN}{label}"), &patch.pattern)?;
         }
+        for (label, found) in &self.representations {
+            let places = [&found.clean[..], &found.triggered[..]].concat();
+            let places = Tensor::from_vec(places, (2, found.clean.len()), &Device::Cpu)
+                .map_err(|error| error.to_string())?;
+            add(format!("{REPRESENTATION}{label}"), &places)?;
+        }
         let rows: Vec<f32> =
             self.holdout.iter().flat_map(|&(label, score)| [label as f32, score]).collect();
         let rows = Tensor::from_vec(rows, (self.holdout.len(), 2), &Device::Cpu)
@@ -349,6 +357,16 @@ impl Artifact {
             let pattern = tensor(&format!("{PATTERN}{label}"), &[1, channels, height, width])?;
             patches.insert(label, Patch { mask, pattern });
         }
+        let mut representations = BTreeMap::new();
+        for &label in manifest.inspection.iter().flat_map(|inspection| &inspection.infected) {
+            let name = format!("{REPRESENTATION}{label}");
+            let Some(&[_, features]) = views.get(&name).map(TensorView::shape) else { continue };
+            let places = flat(&tensor(&name, &[2, features])?)
+                .map_err(|error| corrupted(error.to_string()))?;
+            let (clean, triggered) = places.split_at(features);
+            let (clean, triggered) = (clean.to_vec(), triggered.to_vec());
+            representations.insert(label, Representation { clean, triggered });
+        }
         let rows = flat(&tensor(HOLDOUT, &[manifest.images.holdout, 2])?)
             .map_err(|error| corrupted(error.to_string()))?;
         let holdout: Vec<(usize, f32)> =
@@ -373,6 +391,7 @@ impl Artifact {
             universal: tensor(UNIVERSAL, &[universal, channels, height, width])?,
             class_conditional: tensor(CLASS_CONDITIONAL, &[labels, channels, height, width])?,
             patches,
+            representations,
             holdout,
             strip,
             manifest,
@@ -402,13 +421,17 @@ fn digest<'a>(manifest: &str, tensors: impl Iterator<Item = (&'a String, &'a [u8
     hex(&hash.finalize())
 }
 
+/// Signals that an infected label's score is made of.
+pub const SIGNALS: usize = 4;
+
 /// Layout of the file.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const UNIVERSAL: &str = "universal";
 const CLASS_CONDITIONAL: &str = "class_conditional";
 const MASK: &str = "mask.";
 const PATTERN: &str = "pattern.";
+const REPRESENTATION: &str = "representation.";
 const HOLDOUT: &str = "holdout";
 const STRIP_OVERLAYS: &str = "strip.overlays";
 const STRIP_ENTROPIES: &str = "strip.entropies";

@@ -16,7 +16,7 @@ use rand::seq::index::sample;
 
 use crate::artifact::{
     Artifact, Expected, FORMAT, ImageCounts, InspectionSummary, LabelInspection, Manifest,
-    PerturbationSummary, StripReference,
+    PerturbationSummary, SIGNALS, StripReference,
 };
 use crate::config::{Config, Rule};
 use crate::detect::strip;
@@ -196,7 +196,7 @@ pub fn calibrate(
     let domain = classifier.domain();
     let mut rng = StdRng::seed_from_u64(seed);
     let (learned, mut seconds) = learn(&*classifier, config, material, &mut rng, progress)?;
-    let Learned { universal: found, perturbations, .. } = learned;
+    let Learned { universal: found, perturbations, representations, .. } = learned;
     let Learned { class_conditional: own, inspection, suspects, fitted: clean, .. } = learned;
 
     let start = Instant::now();
@@ -211,7 +211,8 @@ pub fn calibrate(
     let patches = used_patches(&all_patches, inspected.as_ref());
     let specific = Specific::new(&*classifier, found.epsilon, seed)?;
     let signals =
-        Signals::new(classifier.clone(), perturbations.clone(), own.clone(), patches, specific)?;
+        Signals::new(classifier.clone(), perturbations.clone(), own.clone(), patches, specific)?
+            .with_representations(representations.clone());
     let weights = match &inspection {
         Some(inspection) => infected_weights(&signals, material, inspection, &suspects)?,
         None => BTreeMap::new(),
@@ -265,6 +266,7 @@ pub fn calibrate(
         universal: perturbations,
         class_conditional: own,
         patches: all_patches,
+        representations,
         holdout,
         strip,
     };
@@ -274,7 +276,7 @@ pub fn calibrate(
 fn joined(
     signals: &Signals,
     rows: &Tensor,
-    weights: &BTreeMap<usize, [f32; 3]>,
+    weights: &BTreeMap<usize, [f32; SIGNALS]>,
 ) -> Result<Vec<(usize, f32)>, Error> {
     let scored = signals.score(rows, Needed::All)?;
     Ok(scored.iter().map(|row| (row.label, row.joined(weights))).collect())

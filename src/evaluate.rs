@@ -163,14 +163,17 @@ fn rank(rule: Rule, row: &RowSignals, thresholds: &Thresholds) -> f64 {
     }
 }
 
+/// What the rule alone would cost a row; see [`scored_for`].
 fn forwards(rule: Rule, row: &RowSignals) -> f64 {
     let patch = usize::from(row.patch.is_some());
+    // Beside the row itself, its own perturbation and what its label calls for.
+    let universal =
+        row.forwards.saturating_sub(2 + patch + usize::from(row.representation.is_some()));
     let count = match needed(rule) {
-        Needed::All => 3 + patch,
+        Needed::All | Needed::Specific(_) | Needed::Strip => row.forwards,
         Needed::Patch => 1 + patch,
-        Needed::Specific(_) | Needed::Strip => row.forwards,
-        Needed::Universal => 2,
-        Needed::UniversalAndPatch => 2 + patch,
+        Needed::Universal => 1 + universal,
+        Needed::UniversalAndPatch => 1 + universal + patch,
     };
     count as f64
 }

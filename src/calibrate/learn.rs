@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use super::settings::{inspection_settings, search};
 use super::{Error, Material, Seconds, Stage, tensor};
 use crate::config::{Algorithm, Config};
-use crate::inspect::{Inspection, Probe, Suspects, inspect};
+use crate::inspect::{Inspection, Probe, Representation, Suspects, inspect};
 use crate::model::Classifier;
 use crate::perturb::{
     Batch, Search, Universal, class_conditional, gather, separating, several, universal,
@@ -29,6 +29,8 @@ pub struct Learned {
     pub inspection: Option<Inspection>,
     /// Of every infected label, the training images that carry its trigger.
     pub suspects: BTreeMap<usize, Suspects>,
+    /// Of every infected label where they are told apart, how the model represents its images.
+    pub representations: BTreeMap<usize, Representation>,
     /// The images that the perturbations were fitted on.
     pub(super) fitted: Batch,
 }
@@ -67,6 +69,7 @@ pub fn learn(
 
     let start = Instant::now();
     let (mut inspection, mut suspects) = (None, BTreeMap::new());
+    let mut representations = BTreeMap::new();
     if let Some(images) = &material.training {
         let training = tensor(model, images)?;
         let probe = Batch::predict(model, tensor(model, &material.probe)?)?;
@@ -86,6 +89,10 @@ pub fn learn(
             {
                 all[label] = eta;
             }
+            let taught = gather(&training, &found_here.taught())?;
+            if let Some(found) = Representation::learn(model, &clean.rows, &taught)? {
+                representations.insert(label, found);
+            }
             suspects.insert(label, found_here);
         }
         own = Tensor::cat(&all, 0)?;
@@ -99,6 +106,7 @@ pub fn learn(
         class_conditional,
         inspection,
         suspects,
+        representations,
         fitted: clean,
     };
     Ok((learned, seconds))

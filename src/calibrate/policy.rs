@@ -39,7 +39,8 @@ pub fn signals(
     let (universal, own) = (artifact.universal.clone(), artifact.class_conditional.clone());
     let manifest = &artifact.manifest;
     let specific = Specific::new(&*model, manifest.perturbation.epsilon, manifest.seed)?;
-    let signals = Signals::new(model, universal, own, patches, specific)?;
+    let signals = Signals::new(model, universal, own, patches, specific)?
+        .with_representations(artifact.representations.clone());
     let rate = policy.max_false_rejection_rate.value();
     Ok(match &artifact.strip {
         Some(strip) => {

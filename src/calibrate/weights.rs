@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Error, Material, SCORED_AT_ONCE, tensor};
+use crate::artifact::SIGNALS;
 use crate::detect::{Needed, RowSignals, Signals, weights};
 use crate::images::Images;
 use crate::inspect::{Inspection, Suspects};
@@ -17,7 +18,7 @@ pub(super) fn infected_weights(
     material: &Material,
     inspection: &Inspection,
     suspects: &BTreeMap<usize, Suspects>,
-) -> Result<BTreeMap<usize, [f32; 3]>, Error> {
+) -> Result<BTreeMap<usize, [f32; SIGNALS]>, Error> {
     let Some(training) = &material.training else { return Ok(BTreeMap::new()) };
     let model = &**signals.model();
     let clean = scored(signals, &material.probe, (0..material.probe.len()).collect())?;

@@ -54,6 +54,8 @@ pub struct Scores {
     pub class_conditional: Option<f32>,
     /// `s_p`, how far the patch of the predicted, infected label moves the label.
     pub patch: Option<f32>,
+    /// `s_r`, how far along the way to the triggered images of the predicted, infected label the model represents it.
+    pub representation: Option<f32>,
     /// How far the standardised joined score lies above the calibrated rule's threshold.
     pub joined: Option<f32>,
 }
@@ -164,6 +166,7 @@ pub fn apply(rule: Rule, row: &RowSignals, thresholds: &Thresholds) -> Judgement
         universal: row.universal,
         class_conditional: row.class_conditional,
         patch: row.patch,
+        representation: row.representation,
         joined,
     };
     Judgement { label: row.label, rejected, scores }

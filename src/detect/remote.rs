@@ -190,6 +190,10 @@ impl Remote for Detector {
             let margin = predictions.margin(count + copy, signals[row].label);
             signals[row].note(kind, margin);
         }
+        if matches!(predictions, Predictions::Logits(_)) {
+            // How the model represents a row only the local one tells.
+            self.signals.represent(&self.tensor(rows)?, needed(self.rule), &mut signals)?;
+        }
         let mut judgements: Vec<Judgement> =
             signals.iter().map(|row| self.apply_remote(row, predictions)).collect();
         let disputed: Vec<usize> = (0..copies.labels.len())

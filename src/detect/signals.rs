@@ -8,7 +8,8 @@ use candle_core::{Result as CandleResult, Tensor};
 use super::Error;
 use super::specific::{Generator, Specific};
 use super::strip::{Entropy, Strip};
-use crate::inspect::Patch;
+use crate::artifact::SIGNALS;
+use crate::inspect::{Patch, Representation};
 use crate::model::Classifier;
 use crate::perturb::{Batch, Bounds, gather, labels, margins};
 
@@ -23,6 +24,8 @@ pub struct Signals {
     class_conditional: Tensor,
     /// Of the infected labels.
     patches: BTreeMap<usize, Patch>,
+    /// Of the infected labels whose triggered images were found.
+    representations: BTreeMap<usize, Representation>,
     specific: Specific,
     /// Where the artifact holds what it takes.
     strip: Option<Strip>,
@@ -31,7 +34,7 @@ pub struct Signals {
 /// Which signals a rule needs; the prediction itself always comes along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Needed {
-    /// Every signal: with one universal perturbation three forward passes a row, four where the label is infected.
+    /// Every signal: with one universal perturbation three forward passes a row, up to five where the label is infected.
     All,
     /// Only the patch flip: one pass, two where the label is infected.
     Patch,
@@ -75,6 +78,8 @@ pub struct RowSignals {
     pub class_conditional: Option<f32>,
     /// `s_p = -m_y((1 - M_y) x + M_y P_y)`, for infected labels.
     pub patch: Option<f32>,
+    /// `s_r`, see [`Representation::score`]; for infected labels.
+    pub representation: Option<f32>,
     /// The margin `m_y` that is left under a perturbation made for this row.
     pub specific: Option<f32>,
     /// The entropy of the row's blends.
@@ -95,8 +100,22 @@ impl Signals {
         specific: Specific,
     ) -> Result<Self, Error> {
         let bounds = Bounds::new(model.domain(), model.device())?;
-        let strip = None;
-        Ok(Self { model, bounds, universal, class_conditional, patches, specific, strip })
+        let (representations, strip) = (BTreeMap::new(), None);
+        Ok(Self {
+            model,
+            bounds,
+            universal,
+            class_conditional,
+            patches,
+            representations,
+            specific,
+            strip,
+        })
+    }
+
+    /// The same, able to tell how labels' images are represented.
+    pub fn with_representations(self, representations: BTreeMap<usize, Representation>) -> Self {
+        Self { representations, ..self }
     }
 
     /// The same, able to score for STRIP as well.
@@ -136,6 +155,7 @@ impl Signals {
             note(&mut signals, &universal.of, &first.narrow(0, count, universal.of.len())?)?;
         }
         self.score_copies(&self.labelled_copies(rows, needed, &labels)?, &mut signals)?;
+        self.represent(rows, needed, &mut signals)?;
         Ok(signals)
     }
 
@@ -150,7 +170,29 @@ impl Signals {
             labels.iter().map(|&label| RowSignals::new(label)).collect();
         self.score_copies(&self.universal_copies(rows, needed)?, &mut signals)?;
         self.score_copies(&self.labelled_copies(rows, needed, labels)?, &mut signals)?;
+        self.represent(rows, needed, &mut signals)?;
         Ok(signals)
+    }
+
+    /// Notes where the model represents the rows whose labels have such places.
+    pub(super) fn represent(
+        &self,
+        rows: &Tensor,
+        needed: Needed,
+        signals: &mut [RowSignals],
+    ) -> Result<(), Error> {
+        let known = |&row: &usize| self.representations.contains_key(&signals[row].label);
+        let own: Vec<usize> = (0..signals.len()).filter(known).collect();
+        if needed != Needed::All || own.is_empty() {
+            return Ok(());
+        }
+        let Some(features) = self.model.features(&gather(rows, &own)?)? else { return Ok(()) };
+        for (row, features) in own.into_iter().zip(features.to_vec2::<f32>()?) {
+            let signals = &mut signals[row];
+            signals.representation = Some(self.representations[&signals.label].score(&features));
+            signals.forwards += 1;
+        }
+        Ok(())
     }
 
     /// The copies that need no label.
@@ -264,10 +306,10 @@ impl RowSignals {
     /// infected label, sum, weighted sum and minimum, the last one separates best among the inputs
     /// that share the attacker's label; any fixed score keeps the guarantee. A patch without a
     /// weight has no say: a poor one would let every trigger pass.
-    pub fn joined(&self, weights: &BTreeMap<usize, [f32; 3]>) -> f32 {
+    pub fn joined(&self, weights: &BTreeMap<usize, [f32; SIGNALS]>) -> f32 {
         let survival = [self.universal, self.class_conditional];
         if let Some(weights) = weights.get(&self.label) {
-            let signals = survival.iter().chain([&self.patch]);
+            let signals = survival.iter().chain([&self.patch, &self.representation]);
             return signals.zip(weights).map(|(s, weight)| s.unwrap_or(0.0) * weight).sum();
         }
         survival.into_iter().flatten().fold(f32::INFINITY, f32::min)

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{LabelThreshold, Thresholds};
+use crate::artifact::{LabelThreshold, SIGNALS, Thresholds};
 use crate::stats::{median, scaled_mad};
 
 /// Where a label's clean scores lie.
@@ -69,7 +69,7 @@ pub fn fit(
     scales: &[Scale],
     holdout: &[(usize, f32)],
     infected: &BTreeSet<usize>,
-    weights: BTreeMap<usize, [f32; 3]>,
+    weights: BTreeMap<usize, [f32; SIGNALS]>,
     budget: Budget,
 ) -> Thresholds {
     let labels = scales.len();

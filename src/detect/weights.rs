@@ -1,24 +1,25 @@
 //! How the signals of an infected label become one score.
 
 use super::RowSignals;
+use crate::artifact::SIGNALS;
 
-/// Weights of `s_u`, `s_c` and `s_p` that tell a label's suspects from its clean images.
+/// Weights of `s_u`, `s_c`, `s_p` and `s_r` that tell a label's suspects from its clean images.
 ///
 /// Fisher's linear discriminant between the two. Where clean images are among the suspects, the mean of
 /// these still lies from the clean mean towards the triggered one's, so that the direction is right
-/// without knowing which are which. A trigger survives perturbations and falls to the patch, so no weight
+/// without knowing which are which. A trigger survives perturbations, falls to the patch and is represented apart, so no weight
 /// is negative. `None` where there are too few rows to tell.
-pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; 3]> {
+pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; SIGNALS]> {
     if clean.len() < MIN_ROWS || suspects.len() < MIN_ROWS {
         return None;
     }
-    let clean: Vec<[f64; 3]> = clean.iter().map(values).collect();
-    let suspects: Vec<[f64; 3]> = suspects.iter().map(values).collect();
+    let clean: Vec<[f64; SIGNALS]> = clean.iter().map(values).collect();
+    let suspects: Vec<[f64; SIGNALS]> = suspects.iter().map(values).collect();
     let (centre, mixed) = (mean(&clean), mean(&suspects));
-    let mut scatter = [[0.0; 3]; 3];
+    let mut scatter = [[0.0; SIGNALS]; SIGNALS];
     for row in &clean {
-        for i in 0..3 {
-            for j in 0..3 {
+        for i in 0..SIGNALS {
+            for j in 0..SIGNALS {
                 let share = (row[i] - centre[i]) * (row[j] - centre[j]) / clean.len() as f64;
                 scatter[i][j] += share;
             }
@@ -27,25 +28,26 @@ pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; 3]
     for (i, row) in scatter.iter_mut().enumerate() {
         row[i] = row[i] * (1.0 + SHRINKAGE) + f64::EPSILON;
     }
-    let towards = [0, 1, 2].map(|i| mixed[i] - centre[i]);
+    let towards = std::array::from_fn(|i| mixed[i] - centre[i]);
     let direction = solve(scatter, towards).map(|weight| weight.max(0.0));
     let length = direction.iter().fold(0.0, |sum, weight| sum + weight);
     let usable = length.is_finite() && length > 0.0;
     usable.then(|| direction.map(|weight| (weight / length) as f32))
 }
 
-fn values(row: &RowSignals) -> [f64; 3] {
-    [row.universal, row.class_conditional, row.patch].map(|signal| signal.unwrap_or(0.0).into())
+fn values(row: &RowSignals) -> [f64; SIGNALS] {
+    [row.universal, row.class_conditional, row.patch, row.representation]
+        .map(|signal| signal.unwrap_or(0.0).into())
 }
 
-fn mean(rows: &[[f64; 3]]) -> [f64; 3] {
-    [0, 1, 2].map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64)
+fn mean(rows: &[[f64; SIGNALS]]) -> [f64; SIGNALS] {
+    std::array::from_fn(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64)
 }
 
 /// `a x = b` by elimination; `a` is positive definite, so that no pivot is zero.
-fn solve(mut a: [[f64; 3]; 3], mut b: [f64; 3]) -> [f64; 3] {
-    for pivot in 0..3 {
-        for row in pivot + 1..3 {
+fn solve(mut a: [[f64; SIGNALS]; SIGNALS], mut b: [f64; SIGNALS]) -> [f64; SIGNALS] {
+    for pivot in 0..SIGNALS {
+        for row in pivot + 1..SIGNALS {
             let factor = a[row][pivot] / a[pivot][pivot];
             let above = a[pivot];
             for (value, above) in a[row].iter_mut().zip(above) {
@@ -54,9 +56,9 @@ fn solve(mut a: [[f64; 3]; 3], mut b: [f64; 3]) -> [f64; 3] {
             b[row] -= factor * b[pivot];
         }
     }
-    let mut x = [0.0; 3];
-    for row in (0..3).rev() {
-        let known: f64 = (row + 1..3).map(|column| a[row][column] * x[column]).sum();
+    let mut x = [0.0; SIGNALS];
+    for row in (0..SIGNALS).rev() {
+        let known: f64 = (row + 1..SIGNALS).map(|column| a[row][column] * x[column]).sum();
         x[row] = (b[row] - known) / a[row][row];
     }
     x
@@ -72,16 +74,21 @@ const SHRINKAGE: f64 = 0.1;
 mod tests {
     use super::*;
 
-    fn row(signals: [f32; 3]) -> RowSignals {
-        let [universal, class_conditional, patch] = signals.map(Some);
-        RowSignals { universal, class_conditional, patch, ..RowSignals::default() }
+    fn row(signals: [f32; SIGNALS]) -> RowSignals {
+        let [universal, class_conditional, patch, representation] = signals.map(Some);
+        RowSignals { universal, class_conditional, patch, representation, ..RowSignals::default() }
     }
 
     #[test]
     fn elimination_solves() {
-        let a = [[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 2.0]];
-        let x = [1.0, -2.0, 0.5];
-        let b = [0, 1, 2].map(|i| (0..3).map(|j| a[i][j] * x[j]).sum::<f64>());
+        let a = [
+            [4.0, 1.0, 0.5, 0.0],
+            [1.0, 3.0, -1.0, 0.25],
+            [0.5, -1.0, 2.0, -0.5],
+            [0.0, 0.25, -0.5, 1.0],
+        ];
+        let x = [1.0, -2.0, 0.5, 3.0];
+        let b = [0, 1, 2, 3].map(|i| (0..SIGNALS).map(|j| a[i][j] * x[j]).sum::<f64>());
         for (got, expected) in solve(a, b).iter().zip(x) {
             assert!((got - expected).abs() < 1e-12);
         }
@@ -89,18 +96,27 @@ mod tests {
 
     #[test]
     fn only_what_moves_has_weight_and_none_is_negative() {
-        // s_u falls, s_c rises, s_p stays in one row of three.
+        // s_u falls, s_c and s_r rise, s_p stays in one row of three.
         let clean: Vec<RowSignals> =
-            (0..30).map(|i| row([(i % 5) as f32, (i % 3) as f32, (i % 7) as f32])).collect();
+            (0..30).map(|i| row([i % 5, i % 3, i % 7, i % 4].map(|value| value as f32))).collect();
         let training: Vec<RowSignals> = (0..30)
             .map(|i| {
                 let moved = if i % 3 == 0 { 6.0 } else { 0.0 };
-                row([(i % 5) as f32 - moved, (i % 3) as f32 + moved, (i % 7) as f32])
+                row([
+                    (i % 5) as f32 - moved,
+                    (i % 3) as f32 + moved,
+                    (i % 7) as f32,
+                    (i % 4) as f32 + moved,
+                ])
             })
             .collect();
-        let [universal, class_conditional, patch] = weights(&clean, &training).unwrap();
+        let [universal, class_conditional, patch, representation] =
+            weights(&clean, &training).unwrap();
         assert_eq!(universal, 0.0);
-        assert!(class_conditional > 0.9, "{class_conditional}");
+        assert!(
+            class_conditional > 0.5 && representation > 0.2,
+            "{class_conditional} {representation}"
+        );
         assert!(patch < 0.1, "{patch}");
         assert_eq!(weights(&clean[..5], &training), None);
     }

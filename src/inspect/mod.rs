@@ -9,6 +9,7 @@
 mod data_inspection;
 mod neural_cleanse;
 mod patch;
+mod representation;
 mod survival;
 mod suspects;
 mod transfer;
@@ -22,6 +23,7 @@ use crate::perturb::{Batch, labels};
 pub use data_inspection::{Diverging, data_inspection};
 pub use neural_cleanse::{Reversed, neural_cleanse};
 pub use patch::{Goal, Learning, Patch, Patches};
+pub use representation::Representation;
 pub use survival::{Probe, Survival};
 pub use suspects::Suspects;
 pub use transfer::{Judged, judge};

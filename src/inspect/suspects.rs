@@ -110,13 +110,13 @@ pub(super) fn border(values: &[f64]) -> f64 {
 }
 
 /// With fewer clean images of a label their mean says little.
-const MIN_CLEAN: usize = 5;
+pub(super) const MIN_CLEAN: usize = 5;
 
 /// Training images looked at per label.
 const MOST: usize = 1000;
 
 /// Training images whose representations are held at a time.
-const AT_ONCE: usize = 128;
+pub(super) const AT_ONCE: usize = 128;
 
 #[cfg(test)]
 mod tests {

@@ -83,6 +83,8 @@ pub struct Finding {
     pub s_c: Option<f32>,
     /// How far the patch of the predicted label moves it; infected labels only.
     pub s_p: Option<f32>,
+    /// How far along the way to the triggered images of the predicted label the model represents it; infected labels only.
+    pub s_r: Option<f32>,
     /// How far the calibrated score lies above its threshold, in spreads of the label's clean scores.
     pub excess: f32,
     /// Whether each rule would remove the image.
@@ -253,6 +255,7 @@ fn finding(
         s_u: row.universal,
         s_c: row.class_conditional,
         s_p: row.patch,
+        s_r: row.representation,
         excess: excess(row, plan.thresholds),
         rules: Rule::CHEAP.iter().map(|&rule| (rule.name().to_owned(), removes(rule))).collect(),
         suspicious,

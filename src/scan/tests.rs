@@ -30,6 +30,7 @@ fn finding(source: &str, index: usize, suspicious: bool) -> Finding {
         s_u: Some(-1.5),
         s_c: Some(0.1),
         s_p: None,
+        s_r: None,
         excess: 0.25,
         rules: [("calibrated".to_owned(), suspicious), ("uap".to_owned(), true)].into(),
         suspicious,

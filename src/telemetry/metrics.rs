@@ -435,6 +435,7 @@ impl Metrics {
             (Signal::ClassConditional, scores.class_conditional),
             (Signal::Joined, scores.joined),
             (Signal::Patch, scores.patch),
+            (Signal::Representation, scores.representation),
             (Signal::Universal, scores.universal),
         ] {
             if let Some(score) = score {

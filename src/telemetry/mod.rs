@@ -128,6 +128,8 @@ pub enum Signal {
     Joined,
     /// `s_p`.
     Patch,
+    /// `s_r`.
+    Representation,
     /// `s_u`.
     Universal,
 }
@@ -277,7 +279,8 @@ impl Protocol {
 
 impl Signal {
     /// Every signal.
-    pub const ALL: [Self; 4] = [Self::ClassConditional, Self::Joined, Self::Patch, Self::Universal];
+    pub const ALL: [Self; 5] =
+        [Self::ClassConditional, Self::Joined, Self::Patch, Self::Representation, Self::Universal];
 
     /// The label value.
     pub fn label(self) -> &'static str {
@@ -285,6 +288,7 @@ impl Signal {
             Self::ClassConditional => "class_conditional",
             Self::Joined => "joined",
             Self::Patch => "patch",
+            Self::Representation => "representation",
             Self::Universal => "universal",
         }
     }

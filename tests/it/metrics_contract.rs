@@ -253,7 +253,7 @@ async fn closed_label_sets_appear_from_the_start() {
         let line = format!("doorward_upstream_errors_total{{reason=\"{reason}\"}} 0\n");
         assert!(page.contains(&line), "{line}");
     }
-    for signal in ["class_conditional", "joined", "patch", "universal"] {
+    for signal in ["class_conditional", "joined", "patch", "representation", "universal"] {
         let line = format!("doorward_score_count{{signal=\"{signal}\"}} 0\n");
         assert!(page.contains(&line), "{line}");
     }

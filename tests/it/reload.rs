@@ -172,6 +172,7 @@ pub(crate) fn detection() -> (Arc<Model>, Artifact) {
         universal: zeros(1),
         class_conditional: zeros(2),
         patches: std::collections::BTreeMap::new(),
+        representations: std::collections::BTreeMap::new(),
         holdout: (1..=200).map(|i| (i % 2, i as f32 / 100.0)).collect(),
         strip: None,
     };

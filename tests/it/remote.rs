@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
-use doorward::artifact::Artifact;
+use doorward::artifact::{Artifact, Expected};
 use doorward::calibrate;
 use doorward::config::{Config, Policy, Rule};
 use doorward::detect::{Judge, Judgement};
 use doorward::images::Images;
+use doorward::inspect::Representation;
 use doorward::model::{Classifier, Model};
 use doorward::server::Server;
 use hyper::{Method, StatusCode};
@@ -204,6 +205,49 @@ async fn several_universal_perturbations_go_in_one_request_and_the_least_margin_
         assert_eq!(answer.status == 403, judgement.rejected);
         assert_eq!(setup.upstream.take_served()[0].rows, 3);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_an_infected_label_is_represented_is_told_by_the_local_model() {
+    if models_cannot_be_loaded() {
+        return;
+    }
+    let Victim { model, artifact, rows } = victim();
+    let features = |row: &Vec<f32>| -> Vec<f32> {
+        let row = Tensor::new(&row[..], &Device::Cpu).and_then(|row| row.reshape((1, 1, 28, 28)));
+        let features = model.features(&row.expect("a row")).expect("an answer");
+        features.expect("a last layer").flatten_all().unwrap().to_vec1().unwrap()
+    };
+    // Rows 0 to 11 are clean, the others triggered.
+    let places = Representation { clean: features(&rows[0]), triggered: features(&rows[12]) };
+    let mut artifact = artifact.clone();
+    artifact.representations = [(0, places.clone())].into();
+    artifact.manifest.thresholds.weights = [(0, [0.0, 0.0, 0.0, 1.0])].into();
+    let bytes = artifact.encode().expect("an artifact");
+    let manifest = &artifact.manifest;
+    let expected = Expected {
+        artifact_digest: None,
+        model_digest: manifest.model_digest.clone(),
+        settings_digest: manifest.settings_digest.clone(),
+        data_digest: None,
+    };
+    let read = Artifact::decode(&bytes, "test", &expected, &Device::Cpu).expect("an artifact");
+    assert_eq!(read.representations, artifact.representations);
+    let setup = Setup::with(Rule::Calibrated, "", &read).await;
+    let judgements = setup.locally(rows);
+    for (row, judgement) in rows.iter().zip(&judgements) {
+        match (judgement.label, judgement.scores.representation) {
+            (0, Some(found)) => {
+                let expected = places.score(&features(row));
+                assert!((found - expected).abs() < 1e-3, "{found} and {expected}");
+            }
+            (label, found) => assert!(label != 0 && found.is_none(), "{judgement:?}"),
+        }
+        let answer = setup.infer(std::slice::from_ref(row)).await;
+        assert_eq!(answer.status == 403, judgement.rejected, "{judgement:?}");
+    }
+    // As it has all of the weight, what lies at the triggered place is turned away.
+    assert!(judgements[12].label == 0 && judgements[12].rejected, "{:?}", judgements[12]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::process::Command;
 
+use doorward::artifact::FORMAT;
 use doorward::artifact::{Artifact, Expected};
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
@@ -304,7 +305,9 @@ fn artifact_of_another_format() {
     let bytes = std::fs::read(workplace.path("artifact")).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let mut metadata: HashMap<String, String> = header.metadata().clone().unwrap();
-    let manifest = metadata["doorward.manifest"].replacen("\"format\":2", "\"format\":3", 1);
+    let format = |format: u32| format!("\"format\":{format}");
+    let other = FORMAT + 1;
+    let manifest = metadata["doorward.manifest"].replacen(&format(FORMAT), &format(other), 1);
     assert_ne!(manifest, metadata["doorward.manifest"]);
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tensors: BTreeMap<_, _> = file.tensors().into_iter().collect();
@@ -320,13 +323,14 @@ fn artifact_of_another_format() {
     metadata.insert("doorward.sha256".into(), doorward::digest::hex(&hash.finalize()));
     metadata.insert("doorward.manifest".into(), manifest);
     let changed = safetensors::serialize(tensors, Some(metadata.clone())).unwrap();
+    let refused = format!("has format {other}, expected {FORMAT}");
     workplace.write("artifact", &changed);
-    workplace.evaluate_fails(&["artifact", "has format 3, expected 2"]);
+    workplace.evaluate_fails(&["artifact", &refused]);
     // Another format may well be digested in another way.
     metadata.insert("doorward.sha256".into(), "00".into());
     let file = SafeTensors::deserialize(&bytes).unwrap();
     workplace.write("artifact", &safetensors::serialize(file.tensors(), Some(metadata)).unwrap());
-    workplace.evaluate_fails(&["artifact", "has format 3, expected 2"]);
+    workplace.evaluate_fails(&["artifact", &refused]);
 }
 
 #[test]

@@ -60,6 +60,7 @@ struct ScoresLine {
     universal: Option<f32>,
     class_conditional: Option<f32>,
     patch: Option<f32>,
+    representation: Option<f32>,
     joined: Option<f32>,
 }
 
@@ -229,7 +230,7 @@ impl Event {
 
 impl From<Scores> for ScoresLine {
     fn from(scores: Scores) -> Self {
-        let Scores { universal, class_conditional, patch, joined } = scores;
-        Self { universal, class_conditional, patch, joined }
+        let Scores { universal, class_conditional, patch, representation, joined } = scores;
+        Self { universal, class_conditional, patch, representation, joined }
     }
 }
