@@ -18,6 +18,8 @@ use crate::support::{CLEAN, INFER, Setup, binary, fp32, request};
 
 const LENGTH: &str = "inference-header-content-length";
 const PREDICT: &str = "/v1/models/m:predict";
+/// Tells requests apart at the upstream.
+const ROUND: &str = "x-round";
 const SEED: u64 = 20_261_122;
 const ROUNDS: usize = 20_000;
 
@@ -179,8 +181,10 @@ async fn what_passes_is_what_was_judged() {
         for _ in 0..rng.random_range(1..3) {
             mutate(&mut attempt, &originals, &mut rng);
         }
-        let headers: Vec<(&str, &str)> =
+        let number = round.to_string();
+        let mut headers: Vec<(&str, &str)> =
             attempt.lengths.iter().map(|length| (LENGTH, &**length)).collect();
+        headers.push((ROUND, &number));
         let body = attempt.body.clone();
         let answer = setup.client.send(Method::POST, attempt.path, &headers, body).await;
         if answer.status != 200 {
@@ -189,7 +193,7 @@ async fn what_passes_is_what_was_judged() {
         }
         passed += 1;
         changed += usize::from(attempt.body != original.body);
-        let received = setup.upstream.last();
+        let received = setup.upstream.of(ROUND, &number);
         let (served, judged) = (tensor(&received), setup.judge.seen());
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&served), bits(&judged), "round {round}: {attempt:?}");
@@ -280,14 +284,15 @@ async fn what_passes_over_grpc_is_what_was_judged() {
         for _ in 0..rng.random_range(1..3) {
             mutate_message(&mut message, &originals, &mut rng);
         }
-        let answer = setup.raw.send(CALL, &[], framed(0, &message)).await;
+        let number = round.to_string();
+        let answer = setup.raw.send(CALL, &[(ROUND, &*number)], framed(0, &message)).await;
         if answer.status != 0 {
             assert!([3, 7, 8].contains(&answer.status), "round {round}: {answer:?} {message:?}");
             continue;
         }
         passed += 1;
         changed += usize::from(message != *original);
-        let received = setup.upstream.last().1;
+        let received = setup.upstream.of(ROUND, &number);
         let (served, judged) = (message_tensor(&received), setup.setup.judge.seen());
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&served), bits(&judged), "round {round}: {message:?}");

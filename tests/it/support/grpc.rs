@@ -142,6 +142,15 @@ impl GrpcUpstream {
         received.iter().map(|(_, request)| request.clone()).collect()
     }
 
+    /// The one with this metadata: what was turned away while it was on its way may arrive behind a later one.
+    pub(crate) fn of(&self, name: &str, value: &str) -> ModelInferRequest {
+        let received = self.shared.received.lock().expect("no panic while held");
+        let mut found = received.iter().rev().filter(|(metadata, _)| {
+            metadata.get(name).is_some_and(|found| found.as_encoded_bytes() == value.as_bytes())
+        });
+        found.next().expect("a request").1.clone()
+    }
+
     pub(crate) fn last(&self) -> (MetadataMap, ModelInferRequest) {
         let received = self.shared.received.lock().expect("no panic while held");
         received.last().expect("a request").clone()

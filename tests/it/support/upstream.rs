@@ -58,6 +58,16 @@ impl FakeUpstream {
         self.shared.received.lock().expect("no panic while held").clone()
     }
 
+    /// The one with this header: what was turned away while it was on its way may arrive behind a later one.
+    pub(crate) fn of(&self, name: &str, value: &str) -> Received {
+        let received = self.shared.received.lock().expect("no panic while held");
+        let mut found = received
+            .iter()
+            .rev()
+            .filter(|request| request.headers.get(name).is_some_and(|found| found == value));
+        found.next().expect("a request").clone()
+    }
+
     /// The last one.
     pub(crate) fn last(&self) -> Received {
         let received = self.shared.received.lock().expect("no panic while held");
