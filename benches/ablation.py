@@ -5,7 +5,8 @@
     python benches/ablation.py DIR --seeds 1 2 3 [--victims NAME ...]
 
 Needs numpy, and DIR as papers.py left it. Fit, held-out, clean and triggered images are scored once, by `doorward scan`;
-thresholds come from fit and held-out images only. The last row is the rule itself, as the program judges. Rows without the
+thresholds come from fit and held-out images only. "The rule itself" is what the program judges; the row below it says how far the
+draw of the images moves the share of clean ones that it rejects. Rows without the
 training set have the labels' own perturbations from a second artifact, of the same seed, made without training images.
 With several seeds the last rows of every victim join their perturbations: what several perturbations an input would do
 (two predictions more for each). Prints Markdown: BDR and CIIR, mean over the seeds.
@@ -19,6 +20,8 @@ from papers import folders, row
 from scan import ROOT
 
 RATE, INFECTED_BUDGET = .01, 10
+SPLITS = 400
+DEALT = f"clean images rejected, held-out and scored ones dealt anew {SPLITS} times: mean / standard deviation"
 PRIOR_IMAGES, MIN_SPREAD, MAD = 5, 1e-3, 1.4826
 
 
@@ -138,7 +141,25 @@ def measure(program, folder, source, targets):
     each("and weights, with the representation", whole, lambda rows: joined(rows, weights))
     each("and the infected labels' budget", whole, lambda rows: joined(rows, weights), INFECTED_BUDGET)
     add("the rule itself", whole, lambda rows: rows.excess > 0)
+    figures[DEALT] = splits(whole, lambda rows: joined(rows, weights), count, infected)
     return figures, alone, success, count
+
+
+def splits(sets, score, count, infected):
+    """Mean and deviation of the share of clean images rejected, when held-out and scored ones are dealt anew."""
+    class Rows:
+        def __init__(self, label, score):
+            self.label, self.score = label, score
+
+    dealt = [Rows(sets[name].label, score(sets[name])) for name in ("fit", "holdout", "clean")]
+    label, scores = (np.concatenate([getattr(rows, key) for rows in dealt[1:]]) for key in ("label", "score"))
+    held, rng, shares = len(dealt[1].label), np.random.default_rng(1), []
+    for _ in range(SPLITS):
+        order = rng.permutation(len(label))
+        rows = dict(fit=dealt[0], holdout=Rows(label[order[:held]], scores[order[:held]]))
+        rejects = by_label(rows, lambda rows: rows.score, count, infected, INFECTED_BUDGET)
+        shares.append(rejects(Rows(label[order[held:]], scores[order[held:]])).mean())
+    return np.mean(shares), np.std(shares)
 
 
 def joins(runs, targets):
