@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Mixed traffic with faults through a real sidecar: no wrong verdict, no accepted request lost, counters that add up, flat memory.
 
-    load.py --requests 20000               a few minutes
-    load.py --requests 1000000             about an hour; the figures for BENCHMARKS.md
+    load.py --requests 20000                                       a few minutes
+    load.py --requests 1000000 --minutes 60 --fault-seconds 30     an hour; the figures for BENCHMARKS.md
 
 Sends the demo's clean and triggered images, one to four a request, and malformed bodies, as V2 JSON, V2 binary and V1. What each
 image comes to is found out first, without faults. Then, under traffic, the upstream answers some requests slowly and breaks some
@@ -27,6 +27,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "assets/fashion-mnist"
 V2, V1 = "/v2/models/m/infer", "/v1/models/m:predict"
+# In turn: a life of the sidecar is long enough to tell whether its memory is flat.
+FAULTS = ["upstream restart", "SIGHUP"] * 5 + ["upstream restart", "SIGTERM and restart"]
 
 
 def images(name, count):
@@ -100,11 +102,11 @@ telemetry.log = "error"
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
-    def resident(self):
+    def resident(self, sent):
         try:
             for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
                 if line.startswith("VmRSS"):
-                    self.memory.append((self.lives, int(line.split()[1]) / 1024))
+                    self.memory.append((self.lives, sent, int(line.split()[1]) / 1024))
         except OSError:
             pass
 
@@ -191,14 +193,16 @@ class Run:
 
     def __init__(self, seed, port, tag):
         self.seed, self.port, self.tag, self.left, self.lock = seed, port, tag, 0, threading.Lock()
-        self.pools, self.seen, self.wrong, self.paused = {}, collections.Counter(), [], threading.Event()
-        self.paused.set()
+        self.pools, self.seen, self.wrong = {}, collections.Counter(), []
 
     def take(self):
-        self.paused.wait()
         with self.lock:
             self.left -= 1
             return self.left >= 0
+
+    def end(self):
+        with self.lock:
+            self.left = min(self.left, 0)
 
     def draw(self, source):
         kind = source.choices(list(self.pools), [6, 2, 1])[0]
@@ -233,8 +237,9 @@ def pools(run, clean, triggered, verdicts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end by then, with however many requests have been sent")
     parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--fault-seconds", type=float, default=5, help="between two faults; each kind comes in turn")
+    parser.add_argument("--fault-seconds", type=float, default=5, help="between two faults; the sidecar lives for twelve of them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--port", type=int, default=21240, help="the first of three that are used")
     parser.add_argument("--doorward", default=ROOT / "target/release/doorward", metavar="BINARY")
@@ -274,11 +279,13 @@ def play(arguments, folder):
         ended_before = {}
         while any(client.is_alive() for client in clients):
             time.sleep(.25)
-            sidecar.resident()
+            sidecar.resident(sum(run.seen.values()))
+            if time.monotonic() - began > arguments.minutes * 60:
+                run.end()
             if time.monotonic() - last < arguments.fault_seconds or run.left < 500:
                 continue
             last = time.monotonic()
-            fault = ("upstream restart", "SIGHUP", "SIGHUP", "SIGTERM and restart")[sum(faults.values()) % 4]
+            fault = FAULTS[sum(faults.values()) % len(FAULTS)]
             faults[fault] += 1
             if fault == "upstream restart":
                 upstream.kill()
@@ -293,7 +300,7 @@ def play(arguments, folder):
                 ended_before = {name: None for client in clients + [probe] for name in list(client.ends)}
                 sidecar.start(wait=False)
         took = time.monotonic() - began
-        sidecar.resident()
+        sidecar.resident(sum(run.seen.values()))
         counters = sidecar.counters()
         exits.append(sidecar.stop())
         return report(arguments, run, sidecar, [probe] + clients, ended_before, counters, exits, faults, took)
@@ -319,15 +326,16 @@ def report(arguments, run, sidecar, clients, ended_before, counters, exits, faul
         if name not in ended_before:
             own[next(iter(VERDICTS.get(status, {"lost"})))] += 1
     counted = collections.Counter({verdict: counters[verdict] for verdict in ("passed", "rejected", "unverified_rejected", "flagged", "refused", "bypassed", "unverified_passed") if counters[verdict]})
-    memory = [mib for life, mib in sidecar.memory if life == sidecar.lives]
-    longest = max(range(1, sidecar.lives + 1), key=lambda life: sum(one == life for one, _ in sidecar.memory))
-    steady = [mib for life, mib in sidecar.memory if life == longest]
+    lives = [[(sent, mib) for life, sent, mib in sidecar.memory if life == number] for number in range(1, sidecar.lives + 1)]
+    longest = max(lives, key=len)
+    steady = [mib for _, mib in longest]
     statuses = collections.Counter()
     for (_, status), count in run.seen.items():
         statuses[status] += count
     print(f"{sum(statuses.values()):,} requests in {took:,.0f} s by {arguments.clients} clients; faults: {dict(faults)}")
     print("ends:", ", ".join(f"{status or 'lost'} {count:,}" for status, count in sorted(statuses.items())))
-    print(f"memory, MiB: {max(mib for _, mib in sidecar.memory):.0f} at most; in the longest life {steady[len(steady) // 4]:.0f} after a quarter, {steady[-1]:.0f} at its end")
+    print(f"memory, MiB: {max(mib for _, _, mib in sidecar.memory):.0f} at most; in the longest life, of {longest[-1][0] - longest[0][0]:,} requests, {steady[len(steady) // 4]:.0f} after a quarter, "
+          f"{steady[len(steady) // 2]:.0f} after half, {steady[-1]:.0f} at its end")
     checks = [
         ("every request has an end that it may have", 0, len(run.wrong)),
         ("no accepted request is lost", 0, statuses[0]),
