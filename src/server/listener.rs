@@ -13,14 +13,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::sync::{Semaphore, oneshot, watch};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::Error;
 use super::security::Security;
-use super::socket::Socket;
+use super::socket::{Accepted, Socket};
 use crate::config::Address;
 
 /// A listener that serves.
@@ -163,23 +163,8 @@ where
         .max_concurrent_streams(u32::try_from(limit).unwrap_or(u32::MAX))
         .keep_alive_interval(HEAD_TIMEOUT)
         .keep_alive_timeout(HEAD_TIMEOUT);
-    loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, socket.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            next = next => next,
-            _ = &mut stopped => return Open { connections, handshakes },
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let serve = move |accepted: Accepted, place: OwnedSemaphorePermit, watcher: Watcher| {
+        let Accepted { stream, peer } = accepted;
         let (security, service) = (Arc::clone(&security), service.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(peer) = peer {
@@ -187,7 +172,7 @@ where
             }
             service.call(request)
         });
-        let (one, two, watcher) = (one.clone(), two.clone(), connections.watcher());
+        let (one, two) = (one.clone(), two.clone());
         let mut ending = ending.clone();
         tokio::spawn(async move {
             let begun = tokio::select! {
@@ -210,5 +195,30 @@ where
             }
             drop(place);
         });
+    };
+    loop {
+        let next = async {
+            // The semaphore is never closed.
+            let place = Arc::clone(&places).acquire_owned().await.ok()?;
+            Some((place, socket.accept().await))
+        };
+        let next = tokio::select! {
+            next = next => next,
+            _ = &mut stopped => break,
+        };
+        match next {
+            Some((place, Ok(accepted))) => serve(accepted, place, connections.watcher()),
+            Some((_, Err(error))) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            None => break,
+        }
     }
+    while let Ok(place) = Arc::clone(&places).try_acquire_owned()
+        && let Ok(accepted) = socket.accept_waiting()
+    {
+        serve(accepted, place, connections.watcher());
+    }
+    Open { connections, handshakes }
 }

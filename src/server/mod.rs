@@ -271,7 +271,7 @@ impl Server {
 
 /// Long enough for every client that is sending to get an answer that closes its connection, short
 /// against the grace period of any supervisor.
-const LINGER: Duration = Duration::from_millis(200);
+const LINGER: Duration = Duration::from_millis(500);
 
 /// A scrape takes milliseconds.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
