@@ -16,6 +16,7 @@ mod location;
 mod operations;
 mod pictures;
 mod raw;
+mod telemetry;
 mod value;
 
 pub use address::{Address, Origin};
@@ -26,6 +27,7 @@ pub use pictures::{
     ChannelOrder, ExifOrientation, ImageProtocol, Images, Interpolation, Pictures, Preprocess,
     Resize,
 };
+pub use telemetry::{LogFormat, Otlp, Telemetry};
 
 /// Everything `doorward.toml` says.
 #[derive(Clone, Debug)]
@@ -284,25 +286,6 @@ pub struct Limits {
     pub detection_timeout: Duration,
     /// How long requests in flight may take after SIGTERM.
     pub drain_timeout: Duration,
-}
-
-/// `[telemetry]`
-#[derive(Clone, Debug)]
-pub struct Telemetry {
-    /// A tracing filter such as `info` or `doorward=debug`.
-    pub log: String,
-    /// How log lines look.
-    pub format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
 }
 
 /// Why there is no configuration.

@@ -10,14 +10,14 @@ use serde::Deserialize;
 
 use super::operations::{RawAudit, RawTls, RawUpstreamTls};
 use super::pictures::{RawImages, RawPreprocess};
+use super::telemetry::RawTelemetry;
 use super::value::{
     OneOrMany, address, count, duration, file, invalid, location, model_name, positive,
     probability, required, sha256, share,
 };
 use super::{
     Action, Address, Admin, Algorithm, Breaker, Calibration, Config, Inspection, Limits, Listen,
-    LogFormat, Mode, Model, Origin, Perturbation, Policy, Predictions, Result, Rule, Telemetry,
-    Unverified, Upstream,
+    Mode, Model, Origin, Perturbation, Policy, Predictions, Result, Rule, Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -161,13 +161,6 @@ struct RawLimits {
     drain_timeout_seconds: Option<f64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawTelemetry {
-    log: Option<String>,
-    format: Option<LogFormat>,
-}
-
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum RawMode {
@@ -232,10 +225,7 @@ impl RawConfig {
             policy,
             limits,
             audit: self.audit.convert()?,
-            telemetry: Telemetry {
-                log: required("telemetry.log", self.telemetry.log)?,
-                format: required("telemetry.format", self.telemetry.format)?,
-            },
+            telemetry: self.telemetry.convert()?,
         })
     }
 }

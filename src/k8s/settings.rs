@@ -204,6 +204,7 @@ impl Settings {
         let telemetry = Telemetry {
             log: text_of("telemetry.log", upper.log.or(lower.log))?,
             format: upper.format.or(lower.format).unwrap_or(LogFormat::Text),
+            otlp: None,
         };
         Ok(Self { sidecar, webhook, telemetry })
     }

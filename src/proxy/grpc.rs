@@ -27,6 +27,7 @@ use super::screen::{Format, Pending, Unverified, unframed};
 use super::{Choice, Proxy, unanswered};
 use crate::protocol::oip_grpc::{self, Call};
 use crate::protocol::{DecodeError, Encoded, grpc_frame};
+use crate::telemetry::spans::Interval;
 use crate::telemetry::{Protocol, UpstreamError, Verdict};
 use body::CallBody;
 
@@ -66,6 +67,7 @@ impl Choice {
             Streaming::new(self, parts.headers, id.clone()).answer(body, draining).await
         } else {
             let mut record = proxy.record(&id, &parts.headers);
+            record.continue_trace(&mut parts.headers);
             record.protocol = Protocol::OipGrpc;
             let answer = match call {
                 Ok(Call::Read { path, model }) => {
@@ -131,7 +133,7 @@ impl Proxy {
         frame: &Bytes,
         record: &mut Record,
     ) -> Result<Option<Pending>, Failure> {
-        if record.audit.is_some() && record.model.is_none() {
+        if record.names_model() && record.model.is_none() {
             let message = frame.get(grpc_frame::PREFIX..).unwrap_or_default();
             record.model = oip_grpc::model_in(message).map(|name| name.chars().take(128).collect());
         }
@@ -205,7 +207,7 @@ impl Proxy {
     ) -> Result<GrpcAnswer, Failure> {
         let since = std::time::Instant::now();
         let reply = self.grpc()?.send(path, headers, body).await;
-        record.upstream = Some(since.elapsed());
+        record.upstream = Some(Interval::since(since));
         reply.map_err(|failed| unanswered(failed, record))
     }
 

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::detect::Judge;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::Spans;
 
 /// Always one whole proxy. A request stays with the one that it began with, so that it sees either
 /// the old settings or the new ones and never some of both.
@@ -31,8 +32,13 @@ pub struct Change<'a> {
 
 impl Live {
     /// Without a detector: until [`Live::open`], inference requests are unverified.
-    pub fn new(config: &Config, metrics: Arc<Metrics>, audit: Arc<Audit>) -> Result<Self, Error> {
-        let proxy = Proxy::new(config, metrics, audit)?;
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        audit: Arc<Audit>,
+        spans: Option<Arc<Spans>>,
+    ) -> Result<Self, Error> {
+        let proxy = Proxy::new(config, metrics, audit, spans)?;
         Ok(Self { current: ArcSwap::from_pointee(proxy), changing: Mutex::new(()) })
     }
 

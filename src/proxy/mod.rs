@@ -27,6 +27,7 @@ use crate::protocol::{Encoded, Route, binary};
 use crate::telemetry::Verdict;
 use crate::telemetry::audit::{Audit, Tap};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::{Interval, Spans};
 
 mod batch;
 mod breaker;
@@ -71,6 +72,8 @@ pub struct Proxy {
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
     tap: Option<Arc<Tap>>,
+    /// `None`: none are made.
+    spans: Option<Arc<Spans>>,
 }
 
 /// What the proxy answers with.
@@ -121,7 +124,12 @@ const DISCARD_PAUSE: Duration = Duration::from_millis(500);
 
 impl Proxy {
     /// Without a detector: until [`Proxy::open`], inference requests are unverified.
-    pub fn new(config: &Config, metrics: Arc<Metrics>, audit: Arc<Audit>) -> Result<Self, Error> {
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        audit: Arc<Audit>,
+        spans: Option<Arc<Spans>>,
+    ) -> Result<Self, Error> {
         let upstream = Upstream::new(&config.upstream)?;
         Ok(Self {
             screen: Screen::new(config),
@@ -136,6 +144,7 @@ impl Proxy {
             metrics,
             tap: audit.tap(config).map(Arc::new),
             audit,
+            spans,
         })
     }
 
@@ -165,6 +174,7 @@ impl Proxy {
             metrics: Arc::clone(&self.metrics),
             tap: self.audit.tap(config).map(Arc::new),
             audit: Arc::clone(&self.audit),
+            spans: self.spans.clone(),
         };
         if let Some(judge) = judge.or_else(|| self.screen.judge()) {
             next.open(judge)?;
@@ -185,7 +195,8 @@ impl Proxy {
         let mut sending = !parts.headers.contains_key(EXPECT);
         let id = self.begin(&mut parts.headers);
         let mut record = self.record(&id, &parts.headers);
-        if record.audit.is_some() && record.model.is_none() {
+        record.continue_trace(&mut parts.headers);
+        if record.names_model() && record.model.is_none() {
             record.model = record::model_in(parts.uri.path());
         }
         let format = self.screen.format(parts.uri.path());
@@ -217,7 +228,7 @@ impl Proxy {
     fn adopt(&self, record: &mut Record) {
         record.metrics = Arc::clone(&self.metrics);
         record.audit.clone_from(&self.tap);
-        record.model = self.tap.as_ref().and(self.model.clone());
+        record.model = self.model.clone().filter(|_| record.names_model());
     }
 
     /// Gives a request its id, first of all, so that every answer, log line and upstream request carries
@@ -235,7 +246,12 @@ impl Proxy {
     fn record(&self, id: &HeaderValue, headers: &HeaderMap) -> Record {
         let text = String::from_utf8_lossy(id.as_bytes()).into_owned();
         let mut record = Record::new(Arc::clone(&self.metrics), text);
-        record.trace_id = trace::id(headers);
+        let parent = trace::parent(headers);
+        record.span = self.spans.as_ref().map(|spans| spans.begin(parent));
+        record.trace_id = match &record.span {
+            Some(span) => Some(span.trace_id()),
+            None => parent.map(|parent| parent.trace_id()),
+        };
         self.adopt(&mut record);
         record
     }
@@ -337,18 +353,18 @@ impl Proxy {
                 biased;
                 judged = &mut detection => break judged,
                 answered = &mut exchange, if reply.is_none() => {
-                    record.upstream = Some(since.elapsed());
+                    record.upstream = Some(Interval::since(since));
                     reply = Some(answered);
                 }
             }
         };
-        record.detection = Some(since.elapsed());
+        record.detection = Some(Interval::since(since));
         self.settle(judged, record)?;
         let reply = match reply {
             Some(reply) => reply,
             None => {
                 let reply = exchange.await;
-                record.upstream = Some(since.elapsed());
+                record.upstream = Some(Interval::since(since));
                 reply
             }
         };
@@ -441,7 +457,7 @@ impl Proxy {
         let call = call(parts, body);
         let since = Instant::now();
         let reply = self.upstream.send(call).await;
-        record.upstream = Some(since.elapsed());
+        record.upstream = Some(Interval::since(since));
         reply.map_err(|failed| unanswered(failed, record))
     }
 }

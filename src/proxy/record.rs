@@ -4,11 +4,14 @@
 //! no request can end uncounted, and none can be counted twice.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use hyper::HeaderMap;
+
+use super::trace;
 use crate::detect::Judgement;
 use crate::telemetry::audit::{Inputs, Tap};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::{Interval, Span};
 use crate::telemetry::{Outcome, Protocol, UpstreamError, Verdict};
 
 /// One request's outcome in the making.
@@ -18,6 +21,8 @@ pub(super) struct Record {
     request_id: String,
     answered: bool,
     pub(super) trace_id: Option<String>,
+    /// `None`: no spans are made.
+    pub(super) span: Option<Span>,
     /// Where the request is noted besides; `None`: nowhere.
     pub(super) audit: Option<Arc<Tap>>,
     pub(super) model: Option<String>,
@@ -26,8 +31,8 @@ pub(super) struct Record {
     pub(super) verdict: Verdict,
     pub(super) rows: usize,
     pub(super) judgements: Vec<Judgement>,
-    pub(super) detection: Option<Duration>,
-    pub(super) upstream: Option<Duration>,
+    pub(super) detection: Option<Interval>,
+    pub(super) upstream: Option<Interval>,
     pub(super) upstream_error: Option<UpstreamError>,
     pub(super) detail: Option<String>,
 }
@@ -50,6 +55,7 @@ impl Record {
             request_id,
             answered: false,
             trace_id: None,
+            span: None,
             audit: None,
             model: None,
             inputs: None,
@@ -67,6 +73,18 @@ impl Record {
     /// The id that the client and the upstream see.
     pub(super) fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// Whether anybody wants to know which model the request is for.
+    pub(super) fn names_model(&self) -> bool {
+        self.audit.is_some() || self.span.is_some()
+    }
+
+    /// Makes what the upstream does a part of the request's span.
+    pub(super) fn continue_trace(&self, headers: &mut HeaderMap) {
+        if let Some(traceparent) = self.span.as_ref().and_then(Span::traceparent) {
+            trace::replace(headers, &traceparent);
+        }
     }
 
     /// The request is this one, from 0, of a stream's.
@@ -99,14 +117,17 @@ impl Drop for Record {
             verdict: self.verdict,
             rows: self.rows,
             judgements: &self.judgements,
-            detection: self.detection,
-            upstream: self.upstream,
+            detection: self.detection.map(|interval| interval.took),
+            upstream: self.upstream.map(|interval| interval.took),
             upstream_error: self.upstream_error,
             detail: self.detail.as_deref(),
         };
         self.metrics.record(&outcome);
         if let Some(audit) = &self.audit {
             audit.record(&outcome, self.model.as_deref(), self.inputs.as_ref());
+        }
+        if let Some(span) = self.span.take() {
+            span.end(&outcome, self.model.as_deref(), self.detection, self.upstream);
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::protocol::append::{Appended, append};
 use crate::protocol::cut::{Asked, Cut, CutError, cut};
 use crate::protocol::rest::Rest;
 use crate::protocol::{DecodeError, Encoded, binary};
+use crate::telemetry::spans::Interval;
 use crate::telemetry::{Reason, RemoteRows};
 
 /// Says how many rows were appended: to the upstream, and to a client whose request it refuses.
@@ -81,7 +82,7 @@ impl Proxy {
         drop(body);
         let mut answered = self.exchange(format, parts, &request, &enlarged, record).await;
         let judged = self.conclude(&request, enlarged, answered.predictions.take()).await;
-        record.detection = Some(request.since.elapsed());
+        record.detection = Some(Interval::since(request.since));
         self.settle(judged, record)?;
         answered.answer
     }
@@ -136,7 +137,7 @@ impl Proxy {
         call.headers.insert(APPENDED_ROWS, HeaderValue::from(appended));
         let since = Instant::now();
         let reply = self.upstream.send(call).await;
-        record.upstream = Some(since.elapsed());
+        record.upstream = Some(Interval::since(since));
         let reply = match reply {
             Ok(reply) => reply,
             Err(failed) => {

@@ -23,6 +23,7 @@ use crate::config::{self, Address, Config};
 use crate::detect::Judge;
 use crate::proxy::{self, Live, Models};
 use crate::telemetry::audit::{self, Audit};
+use crate::telemetry::spans::Spans;
 use crate::telemetry::{self, metrics::Metrics};
 use crate::tls;
 
@@ -47,6 +48,7 @@ pub struct Server {
     /// One a model.
     handles: Vec<Handle>,
     models: Arc<Models>,
+    spans: Option<Arc<Spans>>,
     proxy: Listener,
     grpc: Option<Listener>,
     admin: Listener,
@@ -146,6 +148,9 @@ impl Server {
             .map(|_| Ok(Arc::new(Metrics::new(prometheus::Registry::new())?)))
             .collect::<Result<Vec<_>, Error>>()?;
         let audit = Arc::new(Audit::start(&config.audit, metrics[0].audit_dropped().clone())?);
+        let otlp = config.telemetry.otlp.as_ref();
+        let spans = otlp.map(|otlp| Spans::start(otlp, metrics[0].spans()).map(Arc::new));
+        let spans = spans.transpose()?;
         let security = Arc::new(Security::new(config.tls.as_ref(), &PROTOCOLS)?);
         let grpc_security = Arc::new(Security::new(config.tls.as_ref(), &GRPC_PROTOCOLS)?);
         let plain = Arc::new(Security::new(None, &PROTOCOLS)?);
@@ -162,12 +167,13 @@ impl Server {
         let (listening, calls) = (Arc::clone(&security), Arc::clone(&grpc_security));
         for (config, metrics) in configs.iter().zip(metrics) {
             metrics.protects(config.model.name.as_deref());
-            let live = Live::new(config, Arc::clone(&metrics), Arc::clone(&audit))?;
+            let (audit, spans) = (Arc::clone(&audit), spans.clone());
+            let live = Live::new(config, Arc::clone(&metrics), Arc::clone(&audit), spans)?;
             handles.push(Handle {
                 name: config.model.name.clone(),
                 proxy: Arc::new(live),
                 in_effect: Arc::new(InEffect::new(config)),
-                audit: Arc::clone(&audit),
+                audit,
                 security: [Arc::clone(&security), Arc::clone(&grpc_security)],
                 metrics,
                 readiness: Arc::new(Readiness::new()),
@@ -201,6 +207,7 @@ impl Server {
             )?,
             handles,
             models,
+            spans,
         })
     }
 
@@ -263,6 +270,10 @@ impl Server {
         let (requests, calls) = tokio::join!(stop(self.proxy), grpc);
         let drained = requests && calls;
         self.handles[0].audit.flush().await;
+        if let Some(spans) = self.spans {
+            // It blocks; if it panics, the spans are lost and nothing else is.
+            let _ = tokio::task::spawn_blocking(move || spans.end(SPANS_DRAIN)).await;
+        }
         // Last, so that probes and a last scrape see the drain.
         self.admin.stop(Duration::ZERO, ADMIN_DRAIN).await;
         if drained { Ok(()) } else { Err(Error::Drain { timeout }) }
@@ -275,6 +286,9 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// A scrape takes milliseconds.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+
+/// A collector that answers takes milliseconds.
+const SPANS_DRAIN: Duration = Duration::from_secs(2);
 
 // === impl Handle ===
 

@@ -50,6 +50,7 @@ pub struct Metrics {
     config_reloads: IntCounterVec,
     config_last_reload: IntGauge,
     audit_dropped: IntCounter,
+    spans: IntCounterVec,
     score_drift: GaugeVec,
     drift: Mutex<Drift>,
     recent: Mutex<Recent>,
@@ -197,6 +198,12 @@ impl Metrics {
                 "audit_dropped_total",
                 "Audit lines that were lost: the queue was full, or they could not be written.",
             )?,
+            spans: families.counters(
+                "spans_total",
+                "Spans of requests by what became of them: exported to the collector, failed to be, \
+                 or dropped for want of room.",
+                &["result"],
+            )?,
             score_drift: families.gauges(
                 "score_drift",
                 "Kolmogorov-Smirnov distance, 0 to 1, between the scores of the last 1,000 judged \
@@ -311,6 +318,11 @@ impl Metrics {
         &self.audit_dropped
     }
 
+    /// Counts spans by what became of them.
+    pub fn spans(&self) -> &IntCounterVec {
+        &self.spans
+    }
+
     /// Counts that the settings were read again; if not `applied`, the old ones stay in effect.
     pub fn reloaded(&self, applied: bool) {
         self.config_reloads.with_label_values(&[RELOADS[usize::from(applied)]]).inc();
@@ -415,6 +427,9 @@ impl Metrics {
         self.rejected_rows.with_label_values(&[OTHER]);
         for result in RELOADS {
             self.config_reloads.with_label_values(&[result]);
+        }
+        for result in super::spans::RESULTS {
+            self.spans.with_label_values(&[result]);
         }
     }
 

@@ -17,6 +17,7 @@ mod drift;
 pub mod metrics;
 mod page;
 mod recent;
+pub mod spans;
 
 pub use page::page;
 pub use recent::Rejection;
@@ -149,6 +150,12 @@ pub enum Error {
         /// What is wrong with it.
         source: tracing_subscriber::filter::ParseError,
     },
+    /// No spans can be sent.
+    #[error("telemetry.otlp cannot be used")]
+    Otlp(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// `telemetry.otlp.ca` cannot be used.
+    #[error("telemetry.otlp.ca cannot be used")]
+    Tls(#[from] crate::tls::Error),
     /// A metric cannot be registered.
     #[error("a metric cannot be registered")]
     Metric(#[from] prometheus::Error),
@@ -300,9 +307,12 @@ mod tests {
 
     #[test]
     fn filter_that_is_none_is_quoted() {
-        let error =
-            init(&config::Telemetry { log: "doorward=loud".to_owned(), format: LogFormat::Text })
-                .expect_err("no such level");
+        let error = init(&config::Telemetry {
+            log: "doorward=loud".to_owned(),
+            format: LogFormat::Text,
+            otlp: None,
+        })
+        .expect_err("no such level");
         assert!(error.to_string().contains("doorward=loud"), "{error}");
     }
 }

@@ -9,11 +9,12 @@ use super::Error;
 use super::metrics::Metrics;
 
 /// What is of the process and not of a model.
-const OF_PROCESS: [&str; 5] = [
+const OF_PROCESS: [&str; 6] = [
     "doorward_audit_dropped_total",
     "doorward_build_info",
     "doorward_config_last_reload_successful",
     "doorward_config_reloads_total",
+    "doorward_spans_total",
     "process_",
 ];
 

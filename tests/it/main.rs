@@ -36,6 +36,7 @@ mod remote;
 mod report;
 mod rules;
 mod scan;
+mod spans;
 mod status;
 mod storage;
 mod streams_grpc;

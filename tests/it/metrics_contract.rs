@@ -261,6 +261,10 @@ async fn closed_label_sets_appear_from_the_start() {
         let line = format!("doorward_config_reloads_total{{result=\"{result}\"}} 0\n");
         assert!(page.contains(&line), "{line}");
     }
+    for result in ["dropped", "exported", "failed"] {
+        let line = format!("doorward_spans_total{{result=\"{result}\"}} 0\n");
+        assert!(page.contains(&line), "{line}");
+    }
     assert!(page.contains("doorward_audit_dropped_total 0\n"));
     assert!(!page.contains("doorward_score_drift{"), "not known yet");
     assert!(page.contains("doorward_rejected_rows_total{label=\"other\"} 0\n"));

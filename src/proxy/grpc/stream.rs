@@ -31,6 +31,7 @@ use crate::proxy::respond::{self, Failure, message};
 use crate::proxy::screen::{Unverified, unframed};
 use crate::proxy::upstream::{Failed, broken, late};
 use crate::proxy::{Choice, Proxy};
+use crate::telemetry::spans::Interval;
 use crate::telemetry::{Protocol, UpstreamError, Verdict};
 
 /// One stream.
@@ -224,7 +225,7 @@ impl Streaming {
         record.submitted(pending.rows, &pending.inputs);
         let (since, encoded) = (pending.since(), pending.encoded.clone());
         let judged = proxy.screen.judgements(pending).await;
-        record.detection = Some(since.elapsed());
+        record.detection = Some(Interval::since(since));
         proxy.settle(judged, record)?;
         Ok(encoded.body)
     }
