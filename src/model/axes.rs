@@ -4,7 +4,7 @@
 use super::Error;
 use super::graph::Node;
 
-/// Where a slice of an axis starts, its step and its length.
+/// Where a slice of an axis starts, its step, which stays within the axis, and its length.
 pub(crate) type Cut = (isize, isize, usize);
 
 impl Node {
@@ -86,8 +86,10 @@ impl Node {
             (if value < 0 { value + size } else { value }).clamp(lowest, highest)
         };
         let (start, end) = (bound(start), bound(end));
-        let count = (end - start + step - step.signum()) / step;
-        Ok((start as isize, step as isize, usize::try_from(count).unwrap_or(0)))
+        let count = usize::try_from((end - start + step - step.signum()) / step).unwrap_or(0);
+        // The step to a second value that is not there may be any number.
+        let step = if count > 1 { step as isize } else { 1 };
+        Ok((start as isize, step, count))
     }
 }
 

@@ -146,6 +146,35 @@ fn a_stride_without_a_second_position_costs_nothing() {
 }
 
 #[test]
+fn steps_beyond_an_axis_take_its_first_value() {
+    let x = Tensor::arange(0f32, 12.0, &Device::Cpu).and_then(|x| x.reshape((1, 3, 4)));
+    let x = x.expect("a tensor");
+    for (start, step, expected) in
+        [(1, i64::MAX, [4.0, 5.0, 6.0, 7.0]), (-1, i64::MIN, [8.0, 9.0, 10.0, 11.0])]
+    {
+        let graph = Graph::new(&[3, 4])
+            .integers("start", &[1], &[start])
+            .integers("end", &[1], &[step])
+            .integers("axis", &[1], &[1])
+            .integers("step", &[1], &[step])
+            .node("Slice", &["x", "start", "end", "axis", "step"], "y", vec![]);
+        let program = Program::compile(&graph.encode(), &Device::Cpu).expect("a model");
+        let y = program.forward(&x).expect("values").flatten_all().expect("a list");
+        assert_eq!(y.to_vec1::<f32>().expect("floats"), expected);
+    }
+    let sizes = [i64::MAX, i64::MAX, 6];
+    let graph = Graph::new(&[4]).integers("sizes", &[3], &sizes);
+    refused(split(graph), "do not make up 4");
+}
+
+/// Into three parts of `sizes`, the first of which goes on.
+fn split(graph: Graph) -> Graph {
+    let mut model = graph.node("Split", &["x", "sizes"], "y", vec![int("axis", 1)]);
+    model.nodes[0].output.extend(["z".into(), "w".into()]);
+    model
+}
+
+#[test]
 fn shapes_that_do_not_keep_the_batch_are_refused() {
     for wanted in [[].as_slice(), &[0], &[5, -1], &[0, -1, -1], &[0, -2], &[0, 7]] {
         let graph = Graph::new(&[1, 4]).integers("s", &[wanted.len() as i64], wanted);

@@ -65,7 +65,8 @@ pub(super) fn split(context: &Context<'_>) -> Result<Lowered, Error> {
             (0..count).map(|i| each.min(size.saturating_sub(i * each))).collect()
         }
     };
-    if sizes.len() != count || sizes.iter().sum::<usize>() != size {
+    let total = sizes.iter().try_fold(0usize, |sum, &size| sum.checked_add(size));
+    if sizes.len() != count || total != Some(size) {
         return Err(context.error(format!(
             "{count} outputs of sizes {sizes:?} do not make up {size} along axis {axis}"
         )));
