@@ -12,7 +12,7 @@ const RULES: &str = include_str!("../../config/prometheus/rules.yaml");
 const RUNBOOKS: &str = include_str!("../../docs/runbooks.md");
 
 /// Every family that the program exports, with its type and labels.
-const EXPORTED: [(&str, &str, &[&str]); 27] = [
+const EXPORTED: [(&str, &str, &[&str]); 28] = [
     ("added_seconds", "histogram", &[]),
     ("artifact_created_timestamp_seconds", "gauge", &[]),
     (
@@ -39,6 +39,7 @@ const EXPORTED: [(&str, &str, &[&str]); 27] = [
     ("rows_total", "counter", &["verdict"]),
     ("score", "histogram", &["signal"]),
     ("score_drift", "gauge", &["signal"]),
+    ("spans_total", "counter", &["result"]),
     ("uap_fooling_rate", "gauge", &[]),
     ("uap_norm", "gauge", &["norm"]),
     ("unverified_total", "counter", &["reason"]),
