@@ -77,15 +77,17 @@ confined '
     admin.listen = \"0.0.0.0:21481\"
     upstream.url = \"http://127.0.0.1:1\"
     model.path = \"/tmp/model.onnx\"
-    calibration.clean_images = \"/tmp/fifo\""
+    calibration.clean_images = \"/tmp/fifo\"
+    calibration.artifact = \"/tmp/doorward.safetensors\""
   cp assets/fashion-mnist/model.onnx "$root/tmp/" && mkfifo -m 644 "$root/tmp/fifo"
   if doorward health -c /tmp/doorward.toml 2> /dev/null; then exit 1; fi
   # It waits for its images, and lives.
-  doorward serve -c /tmp/doorward.toml 2> /dev/null &
+  doorward serve -c /tmp/doorward.toml 2> "$root/tmp/serve.err" &
   for _ in $(seq 300); do
     if doorward health -c /tmp/doorward.toml 2> /dev/null; then exit 0; fi
     sleep 0.2
   done
+  cat "$root/tmp/serve.err"
   exit 1' | sed 's/^/health: /'
 confined 'doorward demo --json' > "$work/demo.json" 2> "$work/demo.err" || { cat "$work/demo.err"; exit 1; }
 # The section that cargo-auditable writes.

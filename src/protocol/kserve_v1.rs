@@ -16,6 +16,7 @@ use super::datatype::Datatype;
 use super::json::EncodedNumbers;
 use super::kserve_v1_document::{Document, DocumentSeed, Form};
 use super::oip_http::{Outside, check_rows, infer, is_plain, outside, read};
+use super::spelling;
 use super::{
     Bounds, Checked, DecodeError, Encoded, Refusal, Route, binary, kserve_v1_images, media,
 };
@@ -130,15 +131,15 @@ impl Document {
         if let Some(Outside { index, value, lower, upper }) = outside(&values, bounds.domain) {
             return Err(DecodeError::FieldRange { field, index, value, lower, upper });
         }
-        let body = serde_json::to_vec(&Predict {
+        let predict = Predict {
             signature_name: self.signature_name.as_deref(),
             form: self.form,
             name: self.name.as_deref(),
             shape,
             // A model of integers takes no `1.0`.
             numbers: EncodedNumbers { values: &values, integers: self.numbers.integers },
-        })
-        .expect("keys are strings and writing to memory cannot fail");
+        };
+        let body = spelling::to_vec(&predict, values.len());
         let media_type = media_type.map(Into::into);
         let encoded = Encoded { body: body.into(), json_length: None, media_type };
         let values = bounds.domain.rows_of_sent(values);

@@ -28,6 +28,7 @@ pub mod oip_grpc;
 pub mod oip_http;
 pub mod raw_image;
 pub mod rest;
+mod spelling;
 #[cfg(test)]
 mod tests;
 mod text;

@@ -20,6 +20,7 @@ use super::datatype::Datatype;
 use super::document::{Document, DocumentSeed};
 use super::json::{EncodedNumbers, Numbers};
 use super::media::{self, JSON};
+use super::spelling;
 use crate::model::InputDomain;
 
 use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route};
@@ -164,7 +165,11 @@ impl InferRequest {
     /// The JSON part in the firewall's own spelling. Each number has the fewest digits that give the
     /// same `f32` again.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(&EncodedRequest {
+        let data = self.binary.is_none().then_some(EncodedNumbers {
+            values: &self.values,
+            integers: self.datatype.is_integer(),
+        });
+        let request = EncodedRequest {
             id: &self.id,
             parameters: &self.parameters,
             inputs: [EncodedInput {
@@ -172,14 +177,11 @@ impl InferRequest {
                 shape: &self.shape,
                 datatype: self.datatype.name(),
                 parameters: &self.input_parameters,
-                data: self.binary.is_none().then_some(EncodedNumbers {
-                    values: &self.values,
-                    integers: self.datatype.is_integer(),
-                }),
+                data,
             }],
             outputs: &self.outputs,
-        })
-        .expect("keys are strings and writing to memory cannot fail")
+        };
+        spelling::to_vec(&request, data.map_or(0, |data| data.values.len()))
     }
 
     fn into_checked(self, headers: &HeaderMap, bounds: Bounds<'_>) -> Checked {
