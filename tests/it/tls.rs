@@ -1,6 +1,7 @@
 //! TLS on either side of the firewall, by real handshakes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use doorward::config::{Identity, UpstreamTls};
@@ -12,6 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::support::grpc::{GrpcSetup, INFER as CALL, RawClient, bytes, framed, raw_request};
 use crate::support::{CLEAN, INFER, Setup, TRIGGERED, config, eventually, manifest, request};
@@ -88,6 +90,20 @@ async fn infer(
     Ok(status)
 }
 
+/// What ends a connection that has no certificate and asks for nothing. Its own half of the handshake is over before the
+/// server has judged it, so a request may fail by this alert or because the connection is gone by then.
+async fn alert(setup: &Setup, ca: &Path) -> String {
+    let settings = UpstreamTls { ca: ca.to_owned(), identity: None };
+    let tls = doorward::tls::client(Some(&settings)).expect("settings");
+    let stream = TcpStream::connect(setup.proxy_tcp()).await.expect("a connection");
+    let name = "localhost".try_into().expect("a name");
+    let mut stream = match TlsConnector::from(Arc::new(tls)).connect(name, stream).await {
+        Ok(stream) => stream,
+        Err(error) => return error.to_string(),
+    };
+    stream.read(&mut [0; 16]).await.expect_err("an alert").to_string()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_connect_by_tls_and_only_to_whom_they_trust() {
     let (authority, other) = (Authority::new(), Authority::new());
@@ -116,8 +132,9 @@ async fn mutual_tls_refuses_clients_without_a_certificate_of_the_authority() {
     let ca = authority.ca();
     let known = infer(&setup, &ca, Some(clients.issue("client")), CLEAN).await;
     assert_eq!(known, Ok(StatusCode::OK));
-    let none = infer(&setup, &ca, None, CLEAN).await.expect_err("no certificate");
-    assert!(none.contains("CertificateRequired"), "{none}");
+    infer(&setup, &ca, None, CLEAN).await.expect_err("no certificate");
+    let alert = alert(&setup, &ca).await;
+    assert!(alert.contains("CertificateRequired"), "{alert}");
     let unknown = infer(&setup, &ca, Some(authority.issue("client")), CLEAN).await;
     unknown.expect_err("a certificate of another authority");
     assert_eq!(setup.verdicts("passed"), 1.0);
