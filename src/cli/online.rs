@@ -62,7 +62,7 @@ pub(super) fn demo(keep_serving: bool, as_json: bool) -> Result<ExitCode> {
     let runtime = Runtime::new()?;
     let outcome = runtime.block_on(async {
         let progress = Progress::new();
-        eprintln!("calibrating on the embedded model and images, about a minute on two cores");
+        eprintln!("calibrating on the embedded model and images, which takes one to four minutes on two cores");
         let demo = demo::run(move |stage, share| progress.update(stage, share)).await?;
         if as_json {
             println!("{}", serde_json::to_string(&demo.report)?);

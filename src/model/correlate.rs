@@ -100,6 +100,8 @@ impl Correlation {
         let stride = geometry.in_stride;
         for phase in &mut phases {
             phase.drop_taps_outside(&geometry);
+            // In the order of the planes: taps side by side are taken in one run.
+            phase.taps.sort_by_key(|tap| tap.at);
         }
         let reach = |axis: usize| {
             let furthest = phases

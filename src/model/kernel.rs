@@ -46,6 +46,21 @@ pub(crate) fn zip<F>(
 where
     F: Fn(&[f32], &[f32], &mut [f32]),
 {
+    apply_two(name, x, y, shape, |x, y, out| Arch::new().dispatch(|| run(x, y, out)))
+}
+
+/// Like [`zip`] for a `run` that chooses its vector width itself, as a loop must that is too long for the compiler to
+/// make one function of it and what calls it: there it would have the narrowest.
+pub(crate) fn apply_two<F>(
+    name: &'static str,
+    x: &Tensor,
+    y: &Tensor,
+    shape: impl Into<Shape>,
+    run: F,
+) -> Result<Tensor>
+where
+    F: Fn(&[f32], &[f32], &mut [f32]),
+{
     let op = Loop { name, shape: shape.into(), run };
     x.contiguous()?.apply_op2_no_bwd(&y.contiguous()?, &op)
 }
@@ -100,7 +115,7 @@ impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Loop<F> {
     ) -> Result<(CpuStorage, Shape)> {
         let mut out = vec![0.0; self.shape.elem_count()];
         let (x, y) = (values(self.name, s1, l1)?, values(self.name, s2, l2)?);
-        Arch::new().dispatch(|| (self.run)(x, y, &mut out));
+        (self.run)(x, y, &mut out);
         Ok((CpuStorage::F32(out), self.shape.clone()))
     }
 }

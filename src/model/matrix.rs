@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::activation::Activation;
+use super::registers::{beside_eight, fit, rows};
 
 /// A constant matrix, packed for products with few or many rows.
 #[derive(Debug)]
@@ -106,13 +107,10 @@ impl WithSimd for Apply<'_> {
             while row < count {
                 let height = heights(row);
                 let x = &turned[row * inner..][..height * inner];
-                for at in (0..BLOCK).step_by(3 * S::F32_LANES) {
+                let mut at = 0;
+                while at < BLOCK {
                     let (weights, tile) = (&weights[at.min(weights.len())..], &mut tile[at..]);
-                    match height {
-                        HEIGHT => product::<S, HEIGHT, 3>(simd, weights, x, BLOCK, tile),
-                        4 => product::<S, 4, 3>(simd, weights, x, BLOCK, tile),
-                        _ => product::<S, 1, 3>(simd, weights, x, BLOCK, tile),
-                    };
+                    at += product_of::<S>(simd, height, weights, x, tile);
                 }
                 for (i, sums) in tile.chunks_exact(BLOCK).take(height).enumerate() {
                     let out = &mut out[(row + i) * columns + first..][..width];
@@ -138,38 +136,78 @@ impl WithSimd for Apply<'_> {
     }
 }
 
-#[expect(clippy::manual_memcpy, reason = "index loops unroll into registers")]
-/// `VECTORS` vectors of columns for `BLOCK` rows of `weights`, `[term][row]`; returns the columns.
+/// As many of a block's columns as registers hold for `height` rows, 8, 4, 2 or 1; returns how many.
+#[inline(always)]
+pub(super) fn product_of<S: Simd>(
+    simd: S,
+    height: usize,
+    values: &[f32],
+    weights: &[f32],
+    out: &mut [f32],
+) -> usize {
+    match (height, beside_eight::<S>()) {
+        (8, 3) => product::<S, 8, 4, 3>(simd, values, weights, BLOCK, out),
+        (8, _) => product::<S, 8, 4, 2>(simd, values, weights, BLOCK, out),
+        (4, 3) => product::<S, 4, 2, 3>(simd, values, weights, BLOCK, out),
+        (4, _) => product::<S, 4, 2, 2>(simd, values, weights, BLOCK, out),
+        (2, _) => product::<S, 2, 1, 3>(simd, values, weights, BLOCK, out),
+        (_, _) => product::<S, 1, 1, 3>(simd, values, weights, BLOCK, out),
+    }
+}
+
+/// `VECTORS` vectors of columns for `BLOCK` rows of `weights`, `[term][row]`, at once or in two halves; returns the
+/// columns.
 ///
 /// The rows of `values`, one a term, and of `out` are `pitch` apart.
 #[inline(always)]
-pub(super) fn product<S: Simd, const BLOCK: usize, const VECTORS: usize>(
+pub(super) fn product<S: Simd, const BLOCK: usize, const HALF: usize, const VECTORS: usize>(
     simd: S,
     values: &[f32],
     weights: &[f32],
     pitch: usize,
     out: &mut [f32],
 ) -> usize {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; BLOCK];
+    if fit::<S>(BLOCK, VECTORS) {
+        part::<S, BLOCK, BLOCK, VECTORS>(simd, values, weights, 0, pitch, out);
+    } else {
+        part::<S, BLOCK, HALF, VECTORS>(simd, values, weights, 0, pitch, out);
+        part::<S, BLOCK, HALF, VECTORS>(simd, values, weights, HALF, pitch, out);
+    }
+    VECTORS * S::F32_LANES
+}
+
+#[expect(clippy::manual_memcpy, reason = "index loops unroll into registers")]
+/// The product of `ROWS` rows of weights from `first` on.
+#[inline(always)]
+fn part<S: Simd, const BLOCK: usize, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    values: &[f32],
+    weights: &[f32],
+    first: usize,
+    pitch: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     let (weights, _) = weights.as_chunks::<BLOCK>();
     for (values, weights) in values.chunks(pitch).zip(weights) {
         // No panic in this loop: with one, the sums would live in memory instead of registers.
         let (values, _) = S::as_simd_f32s(values);
         let Some(values) = values.first_chunk::<VECTORS>() else { break };
-        for o in 0..BLOCK {
+        let Some(weights) = rows::<BLOCK, ROWS>(weights, first) else { break };
+        for o in 0..ROWS {
             let weight = simd.splat_f32s(weights[o]);
             for i in 0..VECTORS {
                 sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
             }
         }
     }
-    for o in 0..BLOCK {
-        let (out, _) = S::as_mut_simd_f32s(&mut out[o * pitch..][..VECTORS * S::F32_LANES]);
+    for o in 0..ROWS {
+        let out = &mut out[(first + o) * pitch..][..VECTORS * S::F32_LANES];
+        let (out, _) = S::as_mut_simd_f32s(out);
         for i in 0..VECTORS {
             out[i] = sums[o][i];
         }
     }
-    VECTORS * S::F32_LANES
 }
 
 /// Most rows whose sums stay in registers together.

@@ -37,6 +37,7 @@ mod pool;
 mod prelu;
 mod program;
 mod reduce;
+mod registers;
 mod resample;
 mod select;
 mod shape;

@@ -1,6 +1,7 @@
 //! What a step of a program can do, and the per-channel affine that other operators absorb.
 
 use candle_core::{Device, Result, Tensor};
+use pulp::{Arch, Simd, WithSimd};
 
 use super::activation::Activation;
 use super::composed::Kept;
@@ -144,18 +145,8 @@ impl ChannelAffine {
     /// `cotangent` times the derivative at `x`; at a bound of the activation it is zero, as PyTorch's.
     pub(crate) fn gradient(&self, x: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
         let plane = self.plane(x);
-        kernel::zip("affine gradient", x, cotangent, x.shape(), |x, dy, out| {
-            let rows =
-                x.chunks_exact(plane).zip(dy.chunks_exact(plane)).zip(out.chunks_exact_mut(plane));
-            for (i, ((x, dy), out)) in rows.enumerate() {
-                let (scale, shift) = self.of_row(i);
-                // Between infinities everything passes: no branch in the loop.
-                let [low, high] = self.activation.bounds();
-                for ((out, dy), x) in out.iter_mut().zip(dy).zip(x) {
-                    let y = x * scale + shift;
-                    *out = if (y > low) & (y < high) { dy * scale } else { 0.0 };
-                }
-            }
+        kernel::apply_two("affine gradient", x, cotangent, x.shape(), |x, dy, out| {
+            Arch::new().dispatch(Gradient { affine: self, plane, x, dy, out });
         })
     }
 
@@ -201,6 +192,46 @@ impl ChannelAffine {
 
     fn plane(&self, x: &Tensor) -> usize {
         x.dims()[2..].iter().product()
+    }
+}
+
+/// [`ChannelAffine::gradient`] of all planes.
+struct Gradient<'a> {
+    affine: &'a ChannelAffine,
+    plane: usize,
+    x: &'a [f32],
+    dy: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Gradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { affine, plane, x, dy, out } = self;
+        // Between infinities everything passes: no branch in the loop.
+        let [low, high] = affine.activation.bounds();
+        let rows =
+            x.chunks_exact(plane).zip(dy.chunks_exact(plane)).zip(out.chunks_exact_mut(plane));
+        for (i, ((x, dy), out)) in rows.enumerate() {
+            let (scale, shift) = affine.of_row(i);
+            let ((x, x_rest), (dy, dy_rest)) = (S::as_simd_f32s(x), S::as_simd_f32s(dy));
+            let (out, out_rest) = S::as_mut_simd_f32s(out);
+            let [scales, shifts, lows, highs] =
+                [scale, shift, low, high].map(|value| simd.splat_f32s(value));
+            for ((out, dy), x) in out.iter_mut().zip(dy).zip(x) {
+                let y = simd.add_f32s(simd.mul_f32s(*x, scales), shifts);
+                let inside =
+                    simd.and_m32s(simd.greater_than_f32s(y, lows), simd.less_than_f32s(y, highs));
+                let passed = simd.mul_f32s(*dy, scales);
+                *out = simd.select_f32s(inside, passed, simd.splat_f32s(0.0));
+            }
+            for ((out, dy), x) in out_rest.iter_mut().zip(dy_rest).zip(x_rest) {
+                let y = x * scale + shift;
+                *out = if (y > low) & (y < high) { dy * scale } else { 0.0 };
+            }
+        }
     }
 }
 

@@ -14,7 +14,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::activation::Activation;
 use super::load::{Load, every};
-use super::matrix::{BLOCK, Matrix, product};
+use super::matrix::{BLOCK, Matrix, product_of};
+use super::registers::{beside_eight, fit, rows};
 
 /// A fixed 1x1 correlation of images of one size.
 #[derive(Debug)]
@@ -152,7 +153,7 @@ impl<L: Load> WithSimd for Run<'_, L> {
         let inner = plan.matrix.rows();
         let images = self.input.len() / (inner * plan.from.plane);
         let positions = images * plan.from.run * plan.from.runs;
-        let tiles = tiles(positions, S::F32_LANES);
+        let tiles = tiles(positions, S::F32_LANES, beside_eight::<S>());
         let per_panel = (PANEL / (inner * 3 * S::F32_LANES)).max(1);
         for tiles in tiles.chunks(per_panel) {
             let mut length = 0;
@@ -253,14 +254,10 @@ impl<L: Load> Run<'_, L> {
             }
             for tile in tiles.iter().filter(|tile| tile.width < S::F32_LANES) {
                 let values = &self.panel[tile.values..][..inner * tile.width];
-                for at in (0..BLOCK).step_by(3 * S::F32_LANES) {
+                let mut at = 0;
+                while at < BLOCK {
                     let (weights, sums) = (&weights[at.min(weights.len())..], &mut sums[at..]);
-                    match tile.width {
-                        8 => product::<S, 8, 3>(simd, weights, values, BLOCK, sums),
-                        4 => product::<S, 4, 3>(simd, weights, values, BLOCK, sums),
-                        2 => product::<S, 2, 3>(simd, weights, values, BLOCK, sums),
-                        _ => product::<S, 1, 3>(simd, weights, values, BLOCK, sums),
-                    };
+                    at += product_of::<S>(simd, tile.width, weights, values, sums);
                 }
                 for piece in self.plan.to.pieces(tile) {
                     let sums = sums.chunks_exact(BLOCK).skip(piece.offset).take(piece.len);
@@ -280,8 +277,8 @@ impl<L: Load> Run<'_, L> {
     }
 }
 
-/// First position, positions and width of the tiles of a row: whole ones, then what is left.
-fn tiles(positions: usize, lanes: usize) -> Vec<(usize, usize, usize)> {
+/// First position, positions and width of the tiles of a row: whole ones, of so many vectors at most, then what is left.
+fn tiles(positions: usize, lanes: usize, most: usize) -> Vec<(usize, usize, usize)> {
     let mut tiles = Vec::with_capacity(positions / (3 * lanes) + 2);
     let mut first = 0;
     while first < positions {
@@ -289,7 +286,7 @@ fn tiles(positions: usize, lanes: usize) -> Vec<(usize, usize, usize)> {
         let vectors = match (left + lanes / 2 - 1) / lanes {
             // Two and two keep more sums in flight than three and one.
             4 => 2,
-            vectors => vectors.min(3),
+            vectors => vectors.min(most),
         };
         let width = match vectors {
             0 => left.next_power_of_two(),
@@ -314,10 +311,27 @@ impl Terms<'_> {
     #[inline(always)]
     fn sum<S: Simd>(&self, simd: S, values: &[f32], width: usize, out: &mut [f32], pitch: usize) {
         match width / S::F32_LANES {
-            1 => self.sum_vectors::<S, 1>(simd, values, out, pitch),
-            2 => self.sum_vectors::<S, 2>(simd, values, out, pitch),
-            _ => self.sum_vectors::<S, 3>(simd, values, out, pitch),
+            1 => self.sum_all::<S, 1>(simd, values, out, pitch),
+            2 => self.sum_all::<S, 2>(simd, values, out, pitch),
+            _ => self.sum_all::<S, 3>(simd, values, out, pitch),
         }
+    }
+
+    /// All `ROWS` channels, at once or in two halves.
+    #[inline(always)]
+    fn sum_all<S: Simd, const VECTORS: usize>(
+        &self,
+        simd: S,
+        values: &[f32],
+        out: &mut [f32],
+        pitch: usize,
+    ) {
+        const HALF: usize = ROWS / 2;
+        if fit::<S>(ROWS, VECTORS) {
+            return self.sum_vectors::<S, ROWS, VECTORS>(simd, values, 0, out, pitch);
+        }
+        self.sum_vectors::<S, HALF, VECTORS>(simd, values, 0, out, pitch);
+        self.sum_vectors::<S, HALF, VECTORS>(simd, values, HALF, &mut out[HALF * pitch..], pitch);
     }
 
     #[expect(
@@ -326,30 +340,32 @@ impl Terms<'_> {
         reason = "index loops unroll into registers"
     )]
     #[inline(always)]
-    fn sum_vectors<S: Simd, const VECTORS: usize>(
+    fn sum_vectors<S: Simd, const COUNT: usize, const VECTORS: usize>(
         &self,
         simd: S,
         values: &[f32],
+        first: usize,
         out: &mut [f32],
         pitch: usize,
     ) {
-        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-        for o in 0..ROWS {
-            sums[o] = [simd.splat_f32s(self.start[o]); VECTORS];
+        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; COUNT];
+        for o in 0..COUNT {
+            sums[o] = [simd.splat_f32s(self.start[first + o]); VECTORS];
         }
         let (values, _) = S::as_simd_f32s(values);
         let (values, _) = values.as_chunks::<VECTORS>();
         for (values, weights) in values.iter().zip(self.weights.chunks(BLOCK)) {
             // No panic in this loop: with one, the sums would live in memory instead of registers.
             let Some(weights) = weights.first_chunk::<ROWS>() else { break };
-            for o in 0..ROWS {
+            let Some(weights) = rows::<ROWS, COUNT>(weights, first) else { break };
+            for o in 0..COUNT {
                 let weight = simd.splat_f32s(weights[o]);
                 for i in 0..VECTORS {
                     sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
                 }
             }
         }
-        for o in 0..ROWS {
+        for o in 0..COUNT {
             let (out, _) = S::as_mut_simd_f32s(&mut out[o * pitch..][..VECTORS * S::F32_LANES]);
             for i in 0..VECTORS {
                 out[i] = sums[o][i];
@@ -357,7 +373,7 @@ impl Terms<'_> {
         }
         // In a loop of its own: the one above, with more to do, would not unroll into registers.
         let [least, most] = self.bounds.map(|bound| simd.splat_f32s(bound));
-        for out in out.chunks_mut(pitch).take(ROWS) {
+        for out in out.chunks_mut(pitch).take(COUNT) {
             let (out, _) = S::as_mut_simd_f32s(&mut out[..VECTORS * S::F32_LANES]);
             for value in out {
                 *value = simd.min_f32s(most, simd.max_f32s(least, *value));

@@ -5,6 +5,7 @@ use pulp::{Simd, WithSimd};
 use super::activation::Activation;
 use super::correlate::{Block, Correlation, Pass};
 use super::load::Load;
+use super::registers::{beside_eight, beside_four, fit, rows};
 
 /// One run of a plan over a batch.
 pub(crate) struct Sweep<'a, L> {
@@ -22,8 +23,9 @@ pub(crate) struct Sweep<'a, L> {
 
 /// What of a pass depends on the number of images.
 struct Prepared {
-    /// Where each term of a sum starts in the planes.
+    /// Where the terms of a sum start in the planes; of each run of `run` terms that lie side by side, the first.
     offsets: Vec<usize>,
+    run: usize,
     segments: Vec<Segment>,
     positions: usize,
 }
@@ -89,7 +91,7 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
                     if pass.is_empty() {
                         continue;
                     }
-                    let per_block = prepared.offsets.len();
+                    let per_block = prepared.offsets.len() * prepared.run;
                     let widths: usize = pass.blocks.iter().map(|block| block.width).sum();
                     let weights = &pass.weights[group * per_block * widths..];
                     // Panels of positions stay in the L2 cache while all blocks read them.
@@ -114,15 +116,16 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
                             };
                             let terms =
                                 Terms { planes, offsets: &prepared.offsets, weights: own, bias };
-                            sweep_block(
-                                simd,
-                                block,
-                                terms,
-                                prepared,
-                                panel.clone(),
-                                in_place,
-                                &mut target,
-                            );
+                            let panel = panel.clone();
+                            let target = &mut target;
+                            match prepared.run {
+                                3 => sweep_block::<S, 3>(
+                                    simd, block, terms, prepared, panel, in_place, target,
+                                ),
+                                _ => sweep_block::<S, 1>(
+                                    simd, block, terms, prepared, panel, in_place, target,
+                                ),
+                            }
                         }
                     }
                 }
@@ -140,9 +143,20 @@ impl Correlation {
         let channels = geometry.in_channels / geometry.groups;
         let phases = geometry.in_stride[0] * geometry.in_stride[1];
         let plane_of_images = images * self.plane();
+        // The three taps of a row of a 3x3 kernel are checked against the planes once.
+        let side_by_side = |taps: &[(usize, usize, usize)]| {
+            taps.iter().enumerate().all(|(i, &(phase, row, column))| {
+                (phase, row, column) == (taps[0].0, taps[0].1, taps[0].2 + i)
+            })
+        };
+        let (threes, rest) = pass.starts.as_chunks::<3>();
+        let run = match rest.is_empty() && threes.iter().all(|taps| side_by_side(taps)) {
+            true => 3,
+            false => 1,
+        };
         let offsets = (0..channels)
             .flat_map(|channel| {
-                pass.starts.iter().map(move |&(phase, row, column)| {
+                pass.starts.iter().step_by(run).map(move |&(phase, row, column)| {
                     (channel * phases + phase) * plane_of_images + row * self.pitch + column
                 })
             })
@@ -166,7 +180,7 @@ impl Correlation {
             }));
         }
         let positions = segments.last().map_or(0, |last| last.start + last.len);
-        Prepared { offsets, segments, positions }
+        Prepared { offsets, run, segments, positions }
     }
 }
 
@@ -181,7 +195,7 @@ struct Terms<'a> {
 
 /// One block of channels at the positions of one panel.
 #[inline(always)]
-fn sweep_block<S: Simd>(
+fn sweep_block<S: Simd, const RUN: usize>(
     simd: S,
     block: &Block,
     terms: Terms<'_>,
@@ -198,20 +212,13 @@ fn sweep_block<S: Simd>(
     while position < panel.end {
         let vectors = match (block.width, (panel.end - position).div_ceil(S::F32_LANES)) {
             (12, left) => left.min(2),
-            (8, left) => {
-                if left == 4 {
-                    2
-                } else {
-                    left.min(3)
-                }
-            }
-            (4, left) => {
-                if left == 4 {
-                    3
-                } else {
-                    left.min(5)
-                }
-            }
+            // Two and two keep more sums in flight than three and one.
+            (8, 4) => 2,
+            (8, left) => left.min(beside_eight::<S>()),
+            (4, left) => match (beside_four::<S>(), left) {
+                (5, 4) => 3,
+                (most, left) => left.min(most),
+            },
             (_, left) => match left {
                 1 => 1,
                 2 | 3 => 2,
@@ -223,18 +230,18 @@ fn sweep_block<S: Simd>(
         let start = if in_place { position.min(prepared.positions - done) } else { position };
         let terms = Terms { planes: &terms.planes[start..], ..terms };
         match (block.width, vectors) {
-            (12, 1) => tile_sum::<S, 12, 1>(simd, terms, &mut tile),
-            (12, _) => tile_sum::<S, 12, 2>(simd, terms, &mut tile),
-            (8, 1) => tile_sum::<S, 8, 1>(simd, terms, &mut tile),
-            (8, 2) => tile_sum::<S, 8, 2>(simd, terms, &mut tile),
-            (8, _) => tile_sum::<S, 8, 3>(simd, terms, &mut tile),
-            (4, 1) => tile_sum::<S, 4, 1>(simd, terms, &mut tile),
-            (4, 2) => tile_sum::<S, 4, 2>(simd, terms, &mut tile),
-            (4, 3) => tile_sum::<S, 4, 3>(simd, terms, &mut tile),
-            (4, _) => tile_sum::<S, 4, 5>(simd, terms, &mut tile),
-            (_, 1) => tile_sum::<S, 1, 1>(simd, terms, &mut tile),
-            (_, 2) => tile_sum::<S, 1, 2>(simd, terms, &mut tile),
-            (_, _) => tile_sum::<S, 1, 4>(simd, terms, &mut tile),
+            (12, 1) => tile_sums::<S, RUN, 12, 6, 1>(simd, terms, &mut tile),
+            (12, _) => tile_sums::<S, RUN, 12, 6, 2>(simd, terms, &mut tile),
+            (8, 1) => tile_sums::<S, RUN, 8, 4, 1>(simd, terms, &mut tile),
+            (8, 2) => tile_sums::<S, RUN, 8, 4, 2>(simd, terms, &mut tile),
+            (8, _) => tile_sums::<S, RUN, 8, 4, 3>(simd, terms, &mut tile),
+            (4, 1) => tile_sums::<S, RUN, 4, 2, 1>(simd, terms, &mut tile),
+            (4, 2) => tile_sums::<S, RUN, 4, 2, 2>(simd, terms, &mut tile),
+            (4, 3) => tile_sums::<S, RUN, 4, 2, 3>(simd, terms, &mut tile),
+            (4, _) => tile_sums::<S, RUN, 4, 2, 5>(simd, terms, &mut tile),
+            (_, 1) => tile_sums::<S, RUN, 1, 1, 1>(simd, terms, &mut tile),
+            (_, 2) => tile_sums::<S, RUN, 1, 1, 2>(simd, terms, &mut tile),
+            (_, _) => tile_sums::<S, RUN, 1, 1, 4>(simd, terms, &mut tile),
         }
         let end = (start + done).min(panel.end);
         while let Some(segment) = segments.first() {
@@ -286,39 +293,71 @@ impl Target<'_> {
     }
 }
 
-#[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
-/// `VECTORS` vectors of positions for `BLOCK` output channels.
+/// `VECTORS` vectors of positions for `BLOCK` output channels, at once or in two halves.
 #[inline(always)]
-fn tile_sum<S: Simd, const BLOCK: usize, const VECTORS: usize>(
+fn tile_sums<
+    S: Simd,
+    const RUN: usize,
+    const BLOCK: usize,
+    const HALF: usize,
+    const VECTORS: usize,
+>(
     simd: S,
     terms: Terms<'_>,
     tile: &mut [f32; TILE + LINE],
 ) {
+    if fit::<S>(BLOCK, VECTORS) {
+        return tile_sum::<S, RUN, BLOCK, BLOCK, VECTORS>(simd, terms, 0, tile);
+    }
+    tile_sum::<S, RUN, BLOCK, HALF, VECTORS>(simd, terms, 0, tile);
+    tile_sum::<S, RUN, BLOCK, HALF, VECTORS>(simd, terms, HALF, tile);
+}
+
+#[expect(clippy::needless_range_loop, reason = "index loops unroll into registers")]
+/// `VECTORS` vectors of positions for `ROWS` output channels, from `first` on, of a block.
+#[inline(always)]
+fn tile_sum<
+    S: Simd,
+    const RUN: usize,
+    const BLOCK: usize,
+    const ROWS: usize,
+    const VECTORS: usize,
+>(
+    simd: S,
+    terms: Terms<'_>,
+    first: usize,
+    tile: &mut [f32; TILE + LINE],
+) {
     let Terms { planes, offsets, weights, bias } = terms;
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; BLOCK];
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     if let Some(bias) = bias {
-        for o in 0..BLOCK {
+        for o in 0..ROWS {
             // Rows that fill a block up have no bias.
-            sums[o] = [simd.splat_f32s(bias.get(o).copied().unwrap_or(0.0)); VECTORS];
+            sums[o] = [simd.splat_f32s(bias.get(first + o).copied().unwrap_or(0.0)); VECTORS];
         }
     }
     let (weights, _) = weights.as_chunks::<BLOCK>();
-    for (offset, weights) in offsets.iter().zip(weights) {
+    let (runs, _) = weights.as_chunks::<RUN>();
+    for (offset, weights) in offsets.iter().zip(runs) {
         // No panic in this loop: with one, the sums would live in memory instead of registers.
-        let Some(values) = planes.get(*offset..*offset + VECTORS * S::F32_LANES) else { break };
-        let (values, _) = S::as_simd_f32s(values);
-        let Some(values) = values.first_chunk::<VECTORS>() else { break };
-        for o in 0..BLOCK {
-            let weight = simd.splat_f32s(weights[o]);
-            for i in 0..VECTORS {
-                sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
+        let reach = RUN - 1 + VECTORS * S::F32_LANES;
+        let Some(values) = planes.get(*offset..*offset + reach) else { break };
+        for k in 0..RUN {
+            let (values, _) = S::as_simd_f32s(&values[k..k + VECTORS * S::F32_LANES]);
+            let Some(values) = values.first_chunk::<VECTORS>() else { break };
+            let Some(weights) = rows::<BLOCK, ROWS>(&weights[k], first) else { break };
+            for o in 0..ROWS {
+                let weight = simd.splat_f32s(weights[o]);
+                for i in 0..VECTORS {
+                    sums[o][i] = simd.mul_add_e_f32s(weight, values[i], sums[o][i]);
+                }
             }
         }
     }
     let (vectors, _) = S::as_mut_simd_f32s(tile);
-    for o in 0..BLOCK {
+    for o in 0..ROWS {
         for i in 0..VECTORS {
-            vectors[o * VECTORS + i] = sums[o][i];
+            vectors[(first + o) * VECTORS + i] = sums[o][i];
         }
     }
 }

@@ -19,6 +19,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::activation::Activation;
 use super::load::{Load, copy};
 use super::matrix::product;
+use super::registers::beside_eight;
 
 /// A fixed 3x3 correlation of images of one size, weights transformed and packed.
 #[derive(Debug)]
@@ -280,11 +281,13 @@ impl<L: Load> Pass<'_, L> {
                     let values = &values[at..];
                     let sums = &mut sums[at..];
                     at += match (block, vectors) {
-                        (12, 1) => product::<S, 12, 1>(simd, values, weights, pitch, sums),
-                        (12, _) => product::<S, 12, 2>(simd, values, weights, pitch, sums),
-                        (_, 1) => product::<S, 8, 1>(simd, values, weights, pitch, sums),
-                        (_, 2 | 4) => product::<S, 8, 2>(simd, values, weights, pitch, sums),
-                        (_, _) => product::<S, 8, 3>(simd, values, weights, pitch, sums),
+                        (12, 1) => product::<S, 12, 6, 1>(simd, values, weights, pitch, sums),
+                        (12, _) => product::<S, 12, 6, 2>(simd, values, weights, pitch, sums),
+                        (_, 1) => product::<S, 8, 4, 1>(simd, values, weights, pitch, sums),
+                        (_, left) if left == 2 || left == 4 || beside_eight::<S>() == 2 => {
+                            product::<S, 8, 4, 2>(simd, values, weights, pitch, sums)
+                        }
+                        (_, _) => product::<S, 8, 4, 3>(simd, values, weights, pitch, sums),
                     };
                 }
             }
