@@ -107,10 +107,10 @@ impl WithSimd for Apply<'_> {
             while row < count {
                 let height = heights(row);
                 let x = &turned[row * inner..][..height * inner];
-                let mut at = 0;
-                while at < BLOCK {
+                let vectors = vectors::<S>(height);
+                for at in (0..BLOCK).step_by(vectors * S::F32_LANES) {
                     let (weights, tile) = (&weights[at.min(weights.len())..], &mut tile[at..]);
-                    at += product_of::<S>(simd, height, weights, x, tile);
+                    product_of::<S>(simd, height, vectors, weights, x, tile);
                 }
                 for (i, sums) in tile.chunks_exact(BLOCK).take(height).enumerate() {
                     let out = &mut out[(row + i) * columns + first..][..width];
@@ -136,23 +136,36 @@ impl WithSimd for Apply<'_> {
     }
 }
 
-/// As many of a block's columns as registers hold for `height` rows, 8, 4, 2 or 1; returns how many.
+/// Vectors of a block's columns that are summed together for `height` rows, 8, 4, 2 or 1; divides the block.
+#[inline(always)]
+pub(super) fn vectors<S: Simd>(height: usize) -> usize {
+    match (height, beside_eight::<S>()) {
+        (_, 3) => 3,
+        (4.., _) => 2,
+        (2, _) => 3,
+        (_, _) => 6,
+    }
+}
+
+/// `vectors` vectors of a block's columns for `height` rows; see [`vectors`].
 #[inline(always)]
 pub(super) fn product_of<S: Simd>(
     simd: S,
     height: usize,
+    vectors: usize,
     values: &[f32],
     weights: &[f32],
     out: &mut [f32],
-) -> usize {
-    match (height, beside_eight::<S>()) {
+) {
+    match (height, vectors) {
         (8, 3) => product::<S, 8, 4, 3>(simd, values, weights, BLOCK, out),
         (8, _) => product::<S, 8, 4, 2>(simd, values, weights, BLOCK, out),
         (4, 3) => product::<S, 4, 2, 3>(simd, values, weights, BLOCK, out),
         (4, _) => product::<S, 4, 2, 2>(simd, values, weights, BLOCK, out),
         (2, _) => product::<S, 2, 1, 3>(simd, values, weights, BLOCK, out),
+        (_, 6) => product::<S, 1, 1, 6>(simd, values, weights, BLOCK, out),
         (_, _) => product::<S, 1, 1, 3>(simd, values, weights, BLOCK, out),
-    }
+    };
 }
 
 /// `VECTORS` vectors of columns for `BLOCK` rows of `weights`, `[term][row]`, at once or in two halves; returns the

@@ -14,7 +14,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::activation::Activation;
 use super::load::{Load, every};
-use super::matrix::{BLOCK, Matrix, product_of};
+use super::matrix::{BLOCK, Matrix, product_of, vectors};
 use super::registers::{beside_eight, fit, rows};
 
 /// A fixed 1x1 correlation of images of one size.
@@ -254,10 +254,10 @@ impl<L: Load> Run<'_, L> {
             }
             for tile in tiles.iter().filter(|tile| tile.width < S::F32_LANES) {
                 let values = &self.panel[tile.values..][..inner * tile.width];
-                let mut at = 0;
-                while at < BLOCK {
+                let vectors = vectors::<S>(tile.width);
+                for at in (0..BLOCK).step_by(vectors * S::F32_LANES) {
                     let (weights, sums) = (&weights[at.min(weights.len())..], &mut sums[at..]);
-                    at += product_of::<S>(simd, tile.width, weights, values, sums);
+                    product_of::<S>(simd, tile.width, vectors, weights, values, sums);
                 }
                 for piece in self.plan.to.pieces(tile) {
                     let sums = sums.chunks_exact(BLOCK).skip(piece.offset).take(piece.len);
