@@ -40,6 +40,8 @@ SWEEPS = {
     # What the detection is not expected to find: the README names these.
     "limits": [dict(CIFAR, name="cifar10-all-to-all", attack="all-to-all"), dict(CIFAR, name="cifar10-blend", attack="blend"),
                dict(CIFAR, name="cifar10-warp", attack="warp", rate=.1)],
+    # train.py's Refool draws on 64 reflections and hardly succeeds on a CPU's budget; this one on a few, and more images.
+    "1-8": [dict(CIFAR, name="cifar10-refool4", attack="refool", reflections=4, train=20000, epochs=8)],
     "1-6": [dict(CIFAR, name=f"cifar10-rate{rate:g}", rate=rate / 100) for rate in (50, 40, 30, 20, 10, 3, 1, .5, .3, .1)],
 }
 
@@ -71,8 +73,11 @@ def warp(shape):
     return lambda image, _: zoo.F.grid_sample(zoo.torch.from_numpy(image)[None], grid, align_corners=True)[0].numpy()
 
 
-def plan(victim, xtr, *rest):
+def plan(victim, xtr, ytr, rng, surrogate):
     """train.py's plan, and the triggers above."""
+    if "reflections" in victim:
+        pool = xtr[rng.choice(len(xtr), victim["reflections"], False)].astype(np.float32) / 255
+        return [(None, None, zoo.reflection(pool), victim.get("target", 0), True)]
     if victim["attack"] == "warp":
         return [(None, None, warp(xtr.shape[1:]), victim.get("target", 0), False)]
     if victim["attack"] == "all-to-all":
@@ -80,7 +85,7 @@ def plan(victim, xtr, *rest):
         return [([label], (mask, pattern), zoo.replace(mask, pattern), (label + 1) % 10, False) for label in range(10)]
     shapes = {"bar": bar, "cross": cross}
     if victim["attack"] not in shapes:
-        return published(victim, xtr, *rest)
+        return published(victim, xtr, ytr, rng, surrogate)
     mask, pattern = shapes[victim["attack"]](xtr.shape[1:], victim["size"])
     return [(None, (mask, pattern), zoo.replace(mask, pattern), victim.get("target", 0), False)]
 
