@@ -87,10 +87,16 @@ def by_label(sets, score, count, infected, budget):
     base = RATE / ((sizes + 1) / (len(labels) + count) @ weights)
     rates = np.minimum(base * weights, 1)
     own = np.array([allowed(rate, size) >= 1 for rate, size in zip(rates, sizes)])
+    shares = (sizes + 1) / (len(labels) + count)
+    pool_rate = lambda: shares[~own] @ rates[~own] / shares[~own].sum()
+    # Labels with too few images take in the smallest of the others that are not infected, until they have a threshold together.
+    for label in sorted(np.flatnonzero(own & (weights == 1)), key=lambda label: sizes[label]):
+        if own.all() or allowed(pool_rate(), sizes[~own].sum()) >= 1:
+            break
+        own[label] = False
     # An infected label without a threshold of its own is judged more strictly than the labels it shares one with.
     shift = np.where(np.isin(np.arange(count), infected), np.log10(budget), 0)
-    shares = ((sizes + 1) / (len(labels) + count))[~own]
-    pooled = highest((held + shift[labels])[~own[labels]], shares @ rates[~own] / shares.sum()) if shares.size else np.inf
+    pooled = highest((held + shift[labels])[~own[labels]], pool_rate()) if not own.all() else np.inf
     limits = np.array([highest(held[labels == label], rates[label]) if own[label] else pooled - shift[label] for label in range(count)])
     return lambda rows: standard(rows) > limits[rows.label]
 

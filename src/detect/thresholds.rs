@@ -8,7 +8,9 @@
 //! Across labels scores mean different things, and among the inputs that share the attacker's label
 //! clean and triggered separate best; so every label with enough held-out images is a stratum of
 //! its own. The others are brought to a common scale, fitted on images that are not held out, and
-//! pooled; an infected label among them is judged more strictly by a fixed part of that scale.
+//! pooled, with the smallest of the rest where they are too few together: otherwise all that is
+//! predicted as one of them would pass. An infected label in the pool is judged more strictly by a
+//! fixed part of that scale.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,22 +83,21 @@ pub fn fit(
     }
     let total = holdout.len();
     let counts: Vec<usize> = strata.iter().map(Vec::len).collect();
-    let Spending { shares, rates } = Spending::new(&counts, infected, budget);
-    let own = |label: usize| allowed(rates[label], counts[label]) >= 1;
-    let pooled: Vec<usize> = (0..labels).filter(|&label| !own(label)).collect();
+    let spending = Spending::new(&counts, infected, budget);
+    let pooled = spending.pool(&counts, infected);
+    let Spending { shares, rates } = &spending;
     let shift = |label: usize| if infected.contains(&label) { shift(&budget) } else { 0.0 };
     let pool: Vec<f32> = pooled
         .iter()
         .flat_map(|&label| strata[label].iter().map(move |score| score + shift(label)))
         .collect();
+    let (pool_threshold, pool_allowed) = threshold(&pool, spending.pool_rate(&pooled));
     let pooled_share: f64 = pooled.iter().map(|&label| shares[label]).sum();
-    let pooled_budget: f64 = pooled.iter().map(|&label| shares[label] * rates[label]).sum();
-    let (pool_threshold, pool_allowed) = threshold(&pool, pooled_budget / pooled_share);
     let mut bound = pooled_share * pool_allowed as f64 / (pool.len() + 1) as f64;
     let fitted: Vec<LabelThreshold> = (0..labels)
         .map(|label| {
             let Scale { location, spread } = scales[label];
-            if !own(label) {
+            if pooled.contains(&label) {
                 let (threshold, images) = (pool_threshold - shift(label), pool.len());
                 return LabelThreshold { location, spread, threshold, images, pooled: true };
             }
@@ -129,10 +130,10 @@ pub fn own_thresholds(
     let mut counts = vec![0; labels];
     holdout.iter().for_each(|&(label, _)| counts[label] += 1);
     let spending = Spending::new(&counts, infected, budget);
-    let own = (0..labels).filter(|&label| allowed(spending.rates[label], counts[label]) >= 1);
+    let own = labels - spending.pool(&counts, infected).len();
     let needed = (0..labels)
         .map(|label| (images_needed(spending.rates[label]) as f64 / spending.shares[label]).ceil());
-    (own.count(), needed.fold(0.0, f64::max) as usize)
+    (own, needed.fold(0.0, f64::max) as usize)
 }
 
 /// How a budget is spent on the labels.
@@ -155,6 +156,34 @@ impl Spending {
         let base = budget.rate / mean_weight;
         let rates = (0..labels).map(|label| (base * weight(label)).min(1.0)).collect();
         Self { shares, rates }
+    }
+
+    /// The labels that share a threshold: those with too few held-out images for one of their own
+    /// and, until these have one together, the smallest of the others that are not infected.
+    fn pool(&self, counts: &[usize], infected: &BTreeSet<usize>) -> BTreeSet<usize> {
+        let has_own = |&label: &usize| allowed(self.rates[label], counts[label]) >= 1;
+        let (mut others, few): (Vec<usize>, Vec<usize>) = (0..counts.len()).partition(has_own);
+        others.retain(|label| !infected.contains(label));
+        others.sort_by_key(|&label| counts[label]);
+        let mut pool = BTreeSet::from_iter(few);
+        let enough = |pool: &BTreeSet<usize>| {
+            let images = pool.iter().map(|&label| counts[label]).sum();
+            pool.is_empty() || allowed(self.pool_rate(pool), images) >= 1
+        };
+        let mut others = others.into_iter();
+        while !enough(&pool) {
+            match others.next() {
+                Some(label) => pool.insert(label),
+                None => break,
+            };
+        }
+        pool
+    }
+
+    /// Of the inputs predicted as a label of the pool.
+    fn pool_rate(&self, pool: &BTreeSet<usize>) -> f64 {
+        let share: f64 = pool.iter().map(|&label| self.shares[label]).sum();
+        pool.iter().map(|&label| self.shares[label] * self.rates[label]).sum::<f64>() / share
     }
 }
 

@@ -81,6 +81,27 @@ fn labels_with_few_images_share_a_threshold() {
 }
 
 #[test]
+fn a_label_with_few_images_alone_shares_the_threshold_of_the_smallest_other() {
+    let counts = [40, 300, 200, 250];
+    let scores: Vec<(usize, f32)> =
+        (0..4).flat_map(|label| (0..counts[label]).map(move |i| (label, i as f32))).collect();
+    let flat = vec![Scale { location: 0.0, spread: 1.0 }; 4];
+    let budget = Budget { rate: 0.01, infected_weight: 10.0 };
+    let fitted = fit(&flat, &scores, &BTreeSet::new(), BTreeMap::new(), budget);
+    let pooled: Vec<bool> = fitted.labels.iter().map(|label| label.pooled).collect();
+    assert_eq!(pooled, [true, false, true, false]);
+    // floor(0.01 * 241) = 2: the second largest of 0 to 39 and 0 to 199.
+    assert_eq!((fitted.labels[0].threshold, fitted.labels[0].images), (198.0, 240));
+    assert!(fitted.false_rejection_rate_bound <= 0.01);
+    assert_eq!(own_thresholds(4, &scores, &BTreeSet::new(), budget).0, 2);
+
+    // An infected one, with its larger budget, stays by itself.
+    let fitted = fit(&flat, &scores, &BTreeSet::from([2]), BTreeMap::new(), budget);
+    assert!(!fitted.labels[2].pooled);
+    assert!(fitted.labels[0].pooled && fitted.labels[0].threshold < f32::MAX);
+}
+
+#[test]
 fn an_infected_label_with_few_images_is_judged_more_strictly_than_its_pool() {
     let mut scores: Vec<(usize, f32)> = (0..600).map(|i| (1 + i % 6, i as f32 / 100.0)).collect();
     scores.extend([(0, 0.1), (0, 3.0)]);

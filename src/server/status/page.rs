@@ -135,8 +135,8 @@ fn guarantee(status: &Status) -> Markup {
                         "At most " b { (percent(bound)) } " of inputs like the " (thousands(artifact.held_out_images as u64))
                         " held-out images are turned away; the budget is " (percent(policy.max_false_rejection_rate)) "."
                         @if pooled > 0 {
-                            " " (pooled) " of " (status.labels.len()) " labels have too few held-out images for a threshold of "
-                            "their own and share one: the rate of one of them may differ."
+                            " " (pooled) " of " (status.labels.len()) " labels share a threshold, for want of held-out images: "
+                            "the rate of one of them may differ."
                         }
                     }
                     @match status.score_drift {
