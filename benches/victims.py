@@ -39,9 +39,9 @@ SWEEPS = {
     "1-4": [dict(CIFAR, name=f"cifar10-square{size}", size=size) for size in (4, 7, 10, 13, 16, 19, 22)],
     # What the detection is not expected to find: the README names these.
     "limits": [dict(CIFAR, name="cifar10-all-to-all", attack="all-to-all"), dict(CIFAR, name="cifar10-blend", attack="blend"),
-               dict(CIFAR, name="cifar10-warp", attack="warp", rate=.1)],
-    # train.py's Refool draws on 64 reflections and hardly succeeds on a CPU's budget; this one on a few, and more images.
-    "1-8": [dict(CIFAR, name="cifar10-refool2", attack="refool", reflections=2, rate=.09, train=20000, epochs=8)],
+               dict(CIFAR, name="cifar10-warp", attack="warp", rate=.1),
+               # train.py's Refool draws on 64 reflections, and hardly succeeds on a CPU's budget.
+               dict(CIFAR, name="cifar10-refool2", attack="refool", reflections=2, rate=.09, train=20000, epochs=8)],
     "1-6": [dict(CIFAR, name=f"cifar10-rate{rate:g}", rate=rate / 100) for rate in (50, 40, 30, 20, 10, 3, 1, .5, .3, .1)],
 }
 

@@ -170,12 +170,11 @@ impl Spending {
             let images = pool.iter().map(|&label| counts[label]).sum();
             pool.is_empty() || allowed(self.pool_rate(pool), images) >= 1
         };
-        let mut others = others.into_iter();
-        while !enough(&pool) {
-            match others.next() {
-                Some(label) => pool.insert(label),
-                None => break,
-            };
+        for label in others {
+            if enough(&pool) {
+                break;
+            }
+            pool.insert(label);
         }
         pool
     }
