@@ -146,21 +146,22 @@ def detection(runs, rules):
 
 def inspection(runs):
     print("\n### Inspection\n\nAnomaly indices of the infected labels (the largest, of a clean model), and of the others' largest; seeds in order.\n")
-    row("victim", "infected", "named", "transfer ratio's index", "others", "survivors' index", "others", "paper 1's index")
-    row("---", "---", "---", *["---:"] * 5)
+    row("victim", "infected", "named", "transfer ratio's index", "others", "survivors' index", "others", "shift's index", "others", "paper 1's index")
+    row("---", "---", "---", *["---:"] * 7)
     for name, (meta, reports) in runs.items():
         targets = meta["targets"]
-        columns = {"named": [], "anomaly_index": ([], []), "survival_anomaly_index": ([], [])}
+        indices = ("anomaly_index", "survival_anomaly_index", "shift_anomaly_index")
+        columns = {"named": []} | {key: ([], []) for key in indices}
         for report in reports:
             labels = report["calibrate"]["inspection"]
             columns["named"].append(str(report["calibrate"]["infected_labels"]))
-            for key in ("anomaly_index", "survival_anomaly_index"):
+            for key in indices:
                 own = [label[key] for label in labels if label["label"] in targets]
                 others = [label[key] for label in labels if label["label"] not in targets]
                 columns[key][0].append("/".join(f"{index:.1f}" for index in own) or "-")
                 columns[key][1].append(f"{max(others):.1f}" if others else "-")
         paper = INDEX.get(meta["attack"]) if meta["dataset"] == "cifar10" else None
-        row(name, str(targets or "none"), ", ".join(columns["named"]), *[", ".join(cells) for key in ("anomaly_index", "survival_anomaly_index")
+        row(name, str(targets or "none"), ", ".join(columns["named"]), *[", ".join(cells) for key in indices
             for cells in columns[key]], str(paper or ""))
 
 

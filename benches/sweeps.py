@@ -143,15 +143,15 @@ def strip(bench):
 
 def inspections(bench, table):
     title = {"1-3": "table 3: unseen triggers", "1-4": "table 4: size of the trigger", "1-6": "table 6: poisoning rate"}[table]
-    head(f"Paper 1, {title}: anomaly indices", "victim", "attack success, %", "paper: Neural Cleanse (above 2)", "ours", "paper: DTInspector (above 3.5)", "ours", "survivors' index", "named")
+    head(f"Paper 1, {title}: anomaly indices", "victim", "attack success, %", "paper: Neural Cleanse (above 2)", "ours", "paper: DTInspector (above 3.5)", "ours", "survivors' index", "shift's index", "named")
     for victim in SWEEPS[table]:
         name = victim["name"]
-        cells = [NOT_RUN] * 5
+        cells = [NOT_RUN] * 6
         if name in bench.victims:
             report, targets = bench.inspection(name), bench.victims[name][1]["targets"]
-            survivors = max(label["survival_anomaly_index"] for label in report["labels"] if label["label"] in targets)
+            largest = lambda key: f"{max(label[key] for label in report['labels'] if label['label'] in targets):.2f}"
             cells = [percent(*bench.victims[name][1]["attack_success_rate"]), index_of(report["neural_cleanse"], targets),
-                     index_of(report["labels"], targets), f"{survivors:.2f}", str(report["infected_labels"])]
+                     index_of(report["labels"], targets), largest("survival_anomaly_index"), largest("shift_anomaly_index"), str(report["infected_labels"])]
         row(name, cells[0], published(CLEANSE.get(name)), cells[1], published(INDEX.get(name)), *cells[2:])
 
 

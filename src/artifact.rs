@@ -200,6 +200,10 @@ pub struct LabelInspection {
     pub survival_excess: f64,
     /// MAD anomaly index of the excess on the high side, 0 below the median.
     pub survival_anomaly_index: f64,
+    /// AUROC between its training images and its clean ones, along the way that the model represents them apart.
+    pub shift: f64,
+    /// Anomaly index of that on the high side, 0 below the median.
+    pub shift_anomaly_index: f64,
 }
 
 /// The calibrated rule, fitted.
@@ -284,7 +288,7 @@ impl Artifact {
             add(format!("{PATTERN}{label}"), &patch.pattern)?;
         }
         for (label, found) in &self.representations {
-            let places = [&found.clean[..], &found.triggered[..]].concat();
+            let places = [&found.clean[..], &found.way[..]].concat();
             let places = Tensor::from_vec(places, (2, found.clean.len()), &Device::Cpu)
                 .map_err(|error| error.to_string())?;
             add(format!("{REPRESENTATION}{label}"), &places)?;
@@ -363,9 +367,9 @@ impl Artifact {
             let Some(&[_, features]) = views.get(&name).map(TensorView::shape) else { continue };
             let places = flat(&tensor(&name, &[2, features])?)
                 .map_err(|error| corrupted(error.to_string()))?;
-            let (clean, triggered) = places.split_at(features);
-            let (clean, triggered) = (clean.to_vec(), triggered.to_vec());
-            representations.insert(label, Representation { clean, triggered });
+            let (clean, way) = places.split_at(features);
+            let (clean, way) = (clean.to_vec(), way.to_vec());
+            representations.insert(label, Representation { clean, way });
         }
         let rows = flat(&tensor(HOLDOUT, &[manifest.images.holdout, 2])?)
             .map_err(|error| corrupted(error.to_string()))?;
@@ -425,7 +429,7 @@ fn digest<'a>(manifest: &str, tensors: impl Iterator<Item = (&'a String, &'a [u8
 pub const SIGNALS: usize = 4;
 
 /// Layout of the file.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 const UNIVERSAL: &str = "universal";
 const CLASS_CONDITIONAL: &str = "class_conditional";

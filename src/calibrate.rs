@@ -298,6 +298,8 @@ pub fn inspection_summary(inspection: &Inspection) -> Result<InspectionSummary, 
                 survival: inspected.survival.share,
                 survival_excess: inspected.survival.excess,
                 survival_anomaly_index: inspected.survival.anomaly_index,
+                shift: inspected.shift.auroc,
+                shift_anomaly_index: inspected.shift.anomaly_index,
             })
         })
         .collect::<Result<_, Error>>()?;

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use super::settings::{inspection_settings, search};
 use super::{Error, Material, Seconds, Stage, tensor};
 use crate::config::{Algorithm, Config};
-use crate::inspect::{Inspection, Probe, Representation, Suspects, inspect};
+use crate::inspect::{Inspection, Probe, Representation, Space, Suspects, inspect};
 use crate::model::Classifier;
 use crate::perturb::{
     Batch, Search, Universal, class_conditional, gather, separating, several, universal,
@@ -75,22 +75,26 @@ pub fn learn(
         let probe = Batch::predict(model, tensor(model, &material.probe)?)?;
         let probe =
             Probe { universal: &found.eta, class_conditional: &own, clean: &probe, fitted: &clean };
+        let space = Space::new(model, &clean)?;
         let settings = inspection_settings(config);
-        let inspected = inspect(model, &training, &probe, &settings, rng, &|p| {
+        let inspected = inspect(model, space.as_ref(), &training, &probe, &settings, rng, &|p| {
             progress(Stage::Inspection, p);
         })?;
         let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;
         for inspected in inspected.infected() {
             let label = inspected.label;
             let clean = clean.of_label(label)?;
-            let found_here = Suspects::find(model, &clean.rows, &training, inspected)?;
+            let found_here =
+                Suspects::find(model, space.as_ref(), &clean.rows, &training, inspected)?;
             if let Some(eta) =
                 sharpened(model, &clean, &training, &found_here, found.epsilon, &search, rng)?
             {
                 all[label] = eta;
             }
             let taught = gather(&training, &found_here.taught())?;
-            if let Some(found) = Representation::learn(model, &clean.rows, &taught)? {
+            if let Some(space) = &space
+                && let Some(found) = Representation::learn(model, space, &clean.rows, &taught)?
+            {
                 representations.insert(label, found);
             }
             suspects.insert(label, found_here);

@@ -106,12 +106,12 @@ fn verdict(summary: &InspectionSummary) -> &'static str {
 
 fn print_labels(summary: &InspectionSummary) {
     println!(
-        "label  transfer ratio  anomaly index  top-K changed  mask |M|_1  survivors  excess  anomaly index  of top-K"
+        "label  transfer ratio  anomaly index  top-K changed  mask |M|_1  survivors  excess  anomaly index  of top-K  shift  anomaly index"
     );
     for label in &summary.labels {
         let mark = if summary.infected.contains(&label.label) { "  infected" } else { "" };
         println!(
-            "{:>5} {:>15.3} {:>14.2} {:>14.3} {:>11.1} {:>10.3} {:>7.3} {:>14.2} {:>9.3}{mark}",
+            "{:>5} {:>15.3} {:>14.2} {:>14.3} {:>11.1} {:>10.3} {:>7.3} {:>14.2} {:>9.3} {:>6.3} {:>14.2}{mark}",
             label.label,
             label.transfer_ratio,
             label.anomaly_index,
@@ -120,7 +120,9 @@ fn print_labels(summary: &InspectionSummary) {
             label.survival,
             label.survival_excess,
             label.survival_anomaly_index,
-            label.top_k_survival
+            label.top_k_survival,
+            label.shift,
+            label.shift_anomaly_index
         );
     }
 }

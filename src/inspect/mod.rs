@@ -10,6 +10,8 @@ mod data_inspection;
 mod neural_cleanse;
 mod patch;
 mod representation;
+mod shift;
+mod space;
 mod survival;
 mod suspects;
 mod transfer;
@@ -24,6 +26,8 @@ pub use data_inspection::{Diverging, data_inspection};
 pub use neural_cleanse::{Reversed, neural_cleanse};
 pub use patch::{Goal, Learning, Patch, Patches};
 pub use representation::Representation;
+pub use shift::Shift;
+pub use space::Space;
 pub use survival::{Probe, Survival};
 pub use suspects::Suspects;
 pub use transfer::{Judged, judge};
@@ -73,6 +77,8 @@ pub struct Inspected {
     pub top_k_survival: f64,
     /// How many of the training images survive the perturbations.
     pub survival: Survival,
+    /// How unlike clean ones the model represents its training images.
+    pub shift: Shift,
     /// Rows of all samples that are predicted as it, the most confident first.
     pub members: Vec<usize>,
     /// Rows of its most confident samples, the most confident first.
@@ -83,9 +89,10 @@ pub struct Inspected {
 
 /// Inspects a model with its training images.
 ///
-/// Labels that fewer than `2 * MIN_SAMPLES` images are predicted as are left out.
+/// Labels that fewer than `2 * MIN_SAMPLES` images are predicted as are left out. `space` is that of the probe's images.
 pub fn inspect(
     model: &dyn Classifier,
+    space: Option<&Space>,
     training: &Tensor,
     probe: &Probe<'_>,
     settings: &Settings,
@@ -111,9 +118,11 @@ pub fn inspect(
         splits.iter().map(|split| batch.select(&split.top)).collect::<Result<_, _>>()?;
     let patches = Patches::learn(model, &tops, &settings.learning(), rng, progress)?;
     let inspected: Vec<usize> = splits.iter().map(|split| split.label).collect();
-    let survival = probe.survival(model, &batch, &inspected, rng)?;
+    let survival = probe.survival(model, space, &batch, &inspected, rng)?;
+    let shifts = shift::shifts(model, space, probe, &batch, &inspected)?;
     let mut labels = Vec::with_capacity(splits.len());
-    for (((index, split), top), survival) in splits.iter().enumerate().zip(&tops).zip(survival) {
+    let learned = splits.iter().zip(&tops).zip(survival).zip(shifts);
+    for (index, (((split, top), survival), shift)) in learned.enumerate() {
         let patch = patches.patch(index)?;
         let bottom = batch.select(&split.bottom)?;
         let survivors = probe.survives(model, top)?.into_iter().filter(|kept| *kept).count();
@@ -124,6 +133,7 @@ pub fn inspect(
             anomaly_index: 0.0,
             top_k_survival: survivors as f64 / top.len() as f64,
             survival,
+            shift,
             patch,
             members: split.members.clone(),
             top: split.top.clone(),
@@ -141,6 +151,7 @@ pub fn inspect(
         .filter(|(index, inspected)| {
             let confirmed = inspected.top_k_survival >= CONFIRMED;
             inspected.survival.anomaly_index > settings.anomaly_threshold
+                || inspected.shift.anomaly_index > settings.anomaly_threshold
                 || (judged.infected.contains(index) && confirmed)
         })
         .map(|(_, inspected)| inspected.label)

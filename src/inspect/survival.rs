@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
+use super::space::Space;
 use super::suspects::{Centre, border};
 use crate::model::{Classifier, Error};
 use crate::perturb::{Batch, gather, kept};
@@ -55,6 +56,7 @@ impl Probe<'_> {
     pub fn survival(
         &self,
         model: &dyn Classifier,
+        space: Option<&Space>,
         training: &Batch,
         labels: &[usize],
         rng: &mut StdRng,
@@ -71,7 +73,7 @@ impl Probe<'_> {
             let clean = self.clean.members(label);
             let mut clean_kept: Vec<bool> = clean.iter().map(|&row| survives[row]).collect();
             let fitted = self.fitted.of_label(label)?;
-            if let Some(centre) = Centre::new(model, &fitted.rows)? {
+            if let Some(centre) = Centre::new(model, space, &fitted.rows)? {
                 let distances = centre.distances(model, &training.rows, &sampled)?;
                 let border = border(&distances);
                 let apart = |kept: &mut [bool], distances: Vec<f64>| {

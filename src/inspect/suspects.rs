@@ -9,8 +9,8 @@
 use candle_core::Tensor;
 
 use super::Inspected;
+use super::space::Space;
 use crate::model::{Classifier, Error};
-use crate::perturb::gather;
 
 /// Training images of an infected label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,11 @@ pub struct Suspects {
 }
 
 /// Where the model puts the clean images of a label.
-pub(super) struct Centre(Tensor);
+pub(super) struct Centre<'a> {
+    space: &'a Space,
+    /// `[1, features]`
+    mean: Tensor,
+}
 
 impl Suspects {
     /// Splits the training images of a label by what the model makes of its images in `clean`, `[n, C, H, W]`.
@@ -31,15 +35,15 @@ impl Suspects {
     /// are the images that survive the perturbations.
     pub fn find(
         model: &dyn Classifier,
+        space: Option<&Space>,
         clean: &Tensor,
         training: &Tensor,
         inspected: &Inspected,
     ) -> Result<Self, Error> {
-        let Some(centre) = Centre::new(model, clean)? else {
+        let Some(centre) = Centre::new(model, space, clean)? else {
             return Ok(Self { triggered: inspected.survival.survivors.clone(), clean: Vec::new() });
         };
-        let stride = inspected.members.len().div_ceil(MOST).max(1);
-        let mut looked_at: Vec<usize> = inspected.members.iter().copied().step_by(stride).collect();
+        let mut looked_at = some(&inspected.members);
         looked_at.sort_unstable();
         let distances = centre.distances(model, training, &looked_at)?;
         let border = border(&distances);
@@ -61,14 +65,17 @@ impl Suspects {
     }
 }
 
-impl Centre {
-    /// Of images of one label. `None` where the model does not end in a fully connected layer, or they are too few.
-    pub(super) fn new(model: &dyn Classifier, clean: &Tensor) -> Result<Option<Self>, Error> {
-        if clean.dim(0)? < MIN_CLEAN {
-            return Ok(None);
-        }
-        let Some(features) = model.features(clean)? else { return Ok(None) };
-        Ok(Some(Self(features.mean_keepdim(0)?)))
+impl<'a> Centre<'a> {
+    /// Of images of one label. `None` without a space, or where they are too few.
+    pub(super) fn new(
+        model: &dyn Classifier,
+        space: Option<&'a Space>,
+        clean: &Tensor,
+    ) -> Result<Option<Self>, Error> {
+        let Some(space) = space.filter(|_| clean.dims()[0] >= MIN_CLEAN) else { return Ok(None) };
+        let all: Vec<usize> = (0..clean.dim(0)?).collect();
+        let mean = space.places(model, clean, &all)?.mean_keepdim(0)?;
+        Ok(Some(Self { space, mean }))
     }
 
     /// How far the representations of some rows of `images` lie from it.
@@ -78,15 +85,15 @@ impl Centre {
         images: &Tensor,
         rows: &[usize],
     ) -> Result<Vec<f64>, Error> {
-        let mut distances = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(AT_ONCE) {
-            // There is a centre, so there are features.
-            let Some(features) = model.features(&gather(images, rows)?)? else { continue };
-            let squared = features.broadcast_sub(&self.0)?.sqr()?.sum(1)?.to_vec1::<f32>()?;
-            distances.extend(squared.into_iter().map(|squared| f64::from(squared).sqrt()));
-        }
-        Ok(distances)
+        let places = self.space.places(model, images, rows)?;
+        let squared = places.broadcast_sub(&self.mean)?.sqr()?.sum(1)?.to_vec1::<f32>()?;
+        Ok(squared.into_iter().map(|squared| f64::from(squared).sqrt()).collect())
     }
+}
+
+/// At most `MOST` of a label's images, evenly.
+pub(super) fn some(members: &[usize]) -> Vec<usize> {
+    members.iter().copied().step_by(members.len().div_ceil(MOST).max(1)).collect()
 }
 
 /// The value that splits others into two parts with the least squared deviations from their own means: values
@@ -114,9 +121,6 @@ pub(super) const MIN_CLEAN: usize = 5;
 
 /// Training images looked at per label.
 const MOST: usize = 1000;
-
-/// Training images whose representations are held at a time.
-pub(super) const AT_ONCE: usize = 128;
 
 #[cfg(test)]
 mod tests {

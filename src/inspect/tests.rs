@@ -8,14 +8,14 @@ use super::*;
 use crate::model::{Cotangent, InputDomain};
 
 /// `f_z(x) = weight_z * x_z`
-struct Weighed {
+pub(super) struct Weighed {
     domain: InputDomain,
     /// `[1, LABELS]`
     weights: Tensor,
 }
 
 impl Weighed {
-    fn new(weights: [f32; LABELS]) -> Self {
+    pub(super) fn new(weights: [f32; LABELS]) -> Self {
         let shape = [1, 1, LABELS];
         let domain = InputDomain {
             shape,
@@ -61,7 +61,7 @@ impl Classifier for Weighed {
 }
 
 /// Rows of labels with the brightness of their own pixel; the others are at 0.2.
-fn batch(rows: &[(usize, f32)]) -> Batch {
+pub(super) fn batch(rows: &[(usize, f32)]) -> Batch {
     let mut values = vec![0.2f32; rows.len() * LABELS];
     for (row, &(label, brightness)) in rows.iter().enumerate() {
         values[row * LABELS + label] = brightness;
@@ -86,15 +86,14 @@ fn a_label_whose_training_images_survive_where_clean_ones_do_not_stands_out() {
             clean.push((label, if label == 3 { 1.0 } else { 0.5 }));
         }
     }
-    // Without clean images to be apart from, survivors count as they are.
-    let fitted: Vec<_> = clean.iter().copied().filter(|(label, _)| *label != 3).collect();
-    let (clean, fitted) = (batch(&clean), batch(&fitted));
+    // Without a space to lie apart in, survivors count as they are.
+    let clean = batch(&clean);
     let probe =
-        Probe { universal: &universal, class_conditional: &own, clean: &clean, fitted: &fitted };
+        Probe { universal: &universal, class_conditional: &own, clean: &clean, fitted: &clean };
     let labels: Vec<usize> = (0..LABELS).collect();
     let mut rng = StdRng::seed_from_u64(7);
-    let found =
-        probe.survival(&Weighed::new([1.0; LABELS]), &batch(&training), &labels, &mut rng).unwrap();
+    let model = Weighed::new([1.0; LABELS]);
+    let found = probe.survival(&model, None, &batch(&training), &labels, &mut rng).unwrap();
     assert_eq!(found[2].survivors, (80..92).collect::<Vec<_>>());
     assert!(found[2].anomaly_index > 3.5, "{:?}", found[2]);
     assert!((found[3].share - 1.0).abs() < 1e-9);
@@ -122,7 +121,9 @@ fn survivors_that_look_like_clean_images_do_not_count() {
     let probe = Probe { universal: &still, class_conditional: &own, clean: &clean, fitted: &clean };
     let labels: Vec<usize> = (0..LABELS).collect();
     let model = Weighed::new([1.0; LABELS]);
-    let found = probe.survival(&model, &training, &labels, &mut StdRng::seed_from_u64(7)).unwrap();
+    let space = Space::new(&model, &varied()).unwrap();
+    let mut rng = StdRng::seed_from_u64(7);
+    let found = probe.survival(&model, space.as_ref(), &training, &labels, &mut rng).unwrap();
     assert_eq!(found[2].survivors, (80..90).collect::<Vec<_>>());
     assert!((found[2].share - 0.25).abs() < 1e-9);
     // Of 40 clean images none, and a quarter of the ten that stand for what is not known.
@@ -130,6 +131,45 @@ fn survivors_that_look_like_clean_images_do_not_count() {
     for label in [0, 1, 3, 4] {
         assert!(found[label].survivors.is_empty(), "{:?}", found[label]);
     }
+}
+
+/// Images of all labels whose own pixels vary alike.
+fn varied() -> Batch {
+    let rows = (0..LABELS).flat_map(|label| (0..10).map(move |i| (label, 0.4 + 0.02 * i as f32)));
+    batch(&rows.collect::<Vec<_>>())
+}
+
+#[test]
+fn a_label_whose_training_images_are_represented_unlike_clean_ones_stands_out() {
+    // Training images are a little brighter than clean ones, half of label 2's by a lot. Label 4 has few clean images.
+    let (mut training, mut clean) = (Vec::new(), Vec::new());
+    for label in 0..LABELS {
+        for image in 0..40 {
+            let brightness = 0.4 + 0.01 * ((7 * image + label) % 20) as f32;
+            let triggered = label == 2 && image % 4 < 2;
+            training.push((label, brightness + if triggered { 0.5 } else { 0.01 }));
+            if label != 4 || image < 4 {
+                clean.push((label, brightness));
+            }
+        }
+    }
+    let (training, clean) = (batch(&training), batch(&clean));
+    let still = Tensor::zeros((1, 1, 1, LABELS), DType::F32, &Device::Cpu).unwrap();
+    let own = still.broadcast_as((LABELS, 1, 1, LABELS)).unwrap().contiguous().unwrap();
+    let probe = Probe { universal: &still, class_conditional: &own, clean: &clean, fitted: &clean };
+    let labels: Vec<usize> = (0..LABELS).collect();
+    let model = Weighed::new([1.0; LABELS]);
+    let space = Space::new(&model, &varied()).unwrap();
+    let found = shift::shifts(&model, space.as_ref(), &probe, &training, &labels).unwrap();
+    assert!(found[2].auroc > 0.7 && found[2].anomaly_index > 3.5, "{:?}", found[2]);
+    for label in [0, 1, 3] {
+        assert!((0.45..0.65).contains(&found[label].auroc), "{:?}", found[label]);
+        assert!(found[label].anomaly_index < 1.0, "{:?}", found[label]);
+    }
+    let unknown = Shift { auroc: 0.5, anomaly_index: 0.0 };
+    // With eight clean images of label 4 nothing is said; nor of a model that does not tell.
+    assert_eq!(found[4], unknown);
+    assert_eq!(shift::shifts(&model, None, &probe, &training, &labels).unwrap(), [unknown; LABELS]);
 }
 
 #[test]
@@ -152,6 +192,7 @@ fn suspects_are_what_lies_apart_from_a_labels_clean_images() {
             anomaly_index: 0.0,
             survivors: vec![3, 5, 7],
         },
+        shift: Shift { auroc: 0.5, anomaly_index: 0.0 },
         members: (0..42).rev().collect(),
         top: Vec::new(),
         bottom: Vec::new(),
@@ -159,7 +200,8 @@ fn suspects_are_what_lies_apart_from_a_labels_clean_images() {
     let model = Weighed::new([1.0; LABELS]);
     let find = |clean: usize| {
         let clean = batch(&vec![(2, 0.55); clean]);
-        Suspects::find(&model, &clean.rows, &training.rows, &inspected).unwrap()
+        let space = Space::new(&model, &varied()).unwrap();
+        Suspects::find(&model, space.as_ref(), &clean.rows, &training.rows, &inspected).unwrap()
     };
     let found = find(8);
     assert_eq!(found.triggered, (30..42).collect::<Vec<_>>());
@@ -215,4 +257,4 @@ fn a_label_whose_confident_images_look_unlike_its_others_diverges() {
     }
 }
 
-const LABELS: usize = 5;
+pub(super) const LABELS: usize = 5;

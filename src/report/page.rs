@@ -82,36 +82,28 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
     let bars = |value: &dyn Fn(&LabelCard<'_>) -> f64| {
         by_label.iter().map(|card| (card.inspected.label, value(card), card.infected)).collect()
     };
-    let ratios = Bars {
-        title: "Transfer ratio per label",
-        bars: bars(&|card| card.inspected.transfer_ratio),
-        end: 1.0,
-        line: None,
+    let share = |title: &'static str, value: &dyn Fn(&LabelCard<'_>) -> f64| {
+        Bars { title, bars: bars(value), end: 1.0, line: None }.svg()
     };
-    let anomalies = Bars {
-        title: "Anomaly index per label",
-        bars: bars(&|card| card.inspected.anomaly_index),
-        end: 1.0,
-        line: Some((
-            report.anomaly_threshold,
-            format!("infected above {}", report.anomaly_threshold),
-        )),
+    let index = |title: &'static str, value: &dyn Fn(&LabelCard<'_>) -> f64| {
+        let threshold = report.anomaly_threshold;
+        let line = Some((threshold, format!("infected above {threshold}")));
+        Bars { title, bars: bars(value), end: 1.0, line }.svg()
     };
-    let excesses = Bars {
-        title: "Survivors beyond clean images per label",
-        bars: bars(&|card| card.inspected.survival.excess.max(0.0)),
-        end: 1.0,
-        line: None,
-    };
-    let survivals = Bars {
-        title: "Anomaly index of the survivors per label",
-        bars: bars(&|card| card.inspected.survival.anomaly_index),
-        end: 1.0,
-        line: Some((
-            report.anomaly_threshold,
-            format!("infected above {}", report.anomaly_threshold),
-        )),
-    };
+    let ratios = share("Transfer ratio per label", &|card| card.inspected.transfer_ratio);
+    let anomalies = index("Anomaly index per label", &|card| card.inspected.anomaly_index);
+    let excesses = share("Survivors beyond clean images per label", &|card| {
+        card.inspected.survival.excess.max(0.0)
+    });
+    let survivals = index("Anomaly index of the survivors per label", &|card| {
+        card.inspected.survival.anomaly_index
+    });
+    let shifts = share("Separation of training and clean images per label", &|card| {
+        card.inspected.shift.auroc
+    });
+    let shift_indices = index("Anomaly index of the separation per label", &|card| {
+        card.inspected.shift.anomaly_index
+    });
     html! {
         section {
             h2 { "Labels" }
@@ -121,8 +113,8 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
                 "trigger and little else: a low ratio, and a high anomaly index."
             }
             div .columns {
-                figure { figcaption { "Transfer ratio" } (ratios.svg()) }
-                figure { figcaption { "Anomaly index" } (anomalies.svg()) }
+                figure { figcaption { "Transfer ratio" } (ratios) }
+                figure { figcaption { "Anomaly index" } (anomalies) }
             }
             p {
                 "Images with a trigger keep their label under the adversarial perturbations, and the model represents "
@@ -130,8 +122,16 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
                 "infected, and so is one that its patch names if its most confident images survive."
             }
             div .columns {
-                figure { figcaption { "Survivors beyond clean images" } (excesses.svg()) }
-                figure { figcaption { "Anomaly index of the survivors" } (survivals.svg()) }
+                figure { figcaption { "Survivors beyond clean images" } (excesses) }
+                figure { figcaption { "Anomaly index of the survivors" } (survivals) }
+            }
+            p {
+                "A trigger that is spread over the image may survive nothing, yet the model represents the label's training "
+                "images unlike its clean ones. How well the two separate (AUROC; 0.5: not at all) is compared with the other labels."
+            }
+            div .columns {
+                figure { figcaption { "Separation of training and clean images" } (shifts) }
+                figure { figcaption { "Anomaly index of the separation" } (shift_indices) }
             }
             div .wide {
                 table {
@@ -139,7 +139,7 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
                         tr {
                             th { "Label" } th { "Transfer ratio" } th { "Anomaly index" }
                             th { "Top-K changed" } th { "Mask, pixels" }
-                            th { "Survivors" } th { "Beyond clean" } th { "of top-K" } th .verdict { "Verdict" }
+                            th { "Survivors" } th { "Beyond clean" } th { "of top-K" } th { "Separation" } th .verdict { "Verdict" }
                         }
                     }
                     tbody {
@@ -153,6 +153,7 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
                                 td { (percent(card.inspected.survival.share)) }
                                 td { (percent(card.inspected.survival.excess)) }
                                 td { (percent(card.inspected.top_k_survival)) }
+                                td { (format!("{:.2}", card.inspected.shift.auroc)) }
                                 td .verdict { @if card.infected { "infected" } @else { "clean" } }
                             }
                         }

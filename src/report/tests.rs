@@ -1,7 +1,7 @@
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::inspect::{Patch, Survival};
+use crate::inspect::{Patch, Shift, Survival};
 use crate::model::{Cotangent, InputDomain};
 
 /// Answers with the label 0 whatever it is asked.
@@ -51,6 +51,7 @@ fn inspected(label: usize, ratio: f64, shape: [usize; 3]) -> Inspected {
         top_k_changed: 1.0,
         top_k_survival: 0.0,
         survival: Survival { share: 0.1, excess: -0.01, anomaly_index: 0.0, survivors: Vec::new() },
+        shift: Shift { auroc: 0.5, anomaly_index: 0.0 },
         members: vec![0, 1, 2],
         top: vec![0, 1],
         bottom: vec![2],
@@ -115,7 +116,7 @@ fn a_page_is_well_formed_and_has_pictures_of_every_label() {
         let names = elements(&html);
         // Mask, pattern, product, and three examples before and after.
         assert_eq!(names.iter().filter(|name| *name == "img").count(), 2 * (3 + 2 * 3));
-        assert_eq!(names.iter().filter(|name| *name == "svg").count(), 4);
+        assert_eq!(names.iter().filter(|name| *name == "svg").count(), 6);
         assert!(html.find("Label 0").unwrap() < html.find("Label 2").unwrap());
         assert!(html.contains("The model looks backdoored: label 0 is infected."));
         assert!(html.contains("There is no artifact."));

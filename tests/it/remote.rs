@@ -219,7 +219,11 @@ async fn how_an_infected_label_is_represented_is_told_by_the_local_model() {
         features.expect("a last layer").flatten_all().unwrap().to_vec1().unwrap()
     };
     // Rows 0 to 11 are clean, the others triggered.
-    let places = Representation { clean: features(&rows[0]), triggered: features(&rows[12]) };
+    let (clean, triggered) = (features(&rows[0]), features(&rows[12]));
+    let way = clean.iter().zip(&triggered).map(|(clean, triggered)| triggered - clean);
+    let length: f32 = way.clone().map(|way| way * way).sum();
+    let way = way.map(|way| way / length).collect();
+    let places = Representation { clean, way };
     let mut artifact = artifact.clone();
     artifact.representations = [(0, places.clone())].into();
     artifact.manifest.thresholds.weights = [(0, [0.0, 0.0, 0.0, 1.0])].into();

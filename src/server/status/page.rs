@@ -231,7 +231,7 @@ fn labels(labels: &[LabelStatus]) -> Markup {
                 p {
                     @if inspected {
                         "An infected label has a low transfer ratio and a high anomaly index, or far more training images than "
-                        "clean ones that survive the perturbations. It gets more of the budget; no label is exempt."
+                        "clean ones that survive the perturbations, or training images that the model represents unlike clean ones. It gets more of the budget; no label is exempt."
                     } @else {
                         "The model was not inspected: there are no training images. All labels are treated alike."
                     }

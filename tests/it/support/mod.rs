@@ -247,6 +247,8 @@ pub(crate) fn manifest() -> Manifest {
         survival: 0.25,
         survival_excess: 0.125,
         survival_anomaly_index: 1.5,
+        shift: 0.5,
+        shift_anomaly_index: 0.0,
     };
     let threshold =
         LabelThreshold { location: 0.0, spread: 1.0, threshold: 3.0, images: 100, pooled: false };
