@@ -73,11 +73,16 @@ pub fn learn(
     if let Some(images) = &material.training {
         let training = tensor(model, images)?;
         let probe = Batch::predict(model, tensor(model, &material.probe)?)?;
-        let probe =
-            Probe { universal: &found.eta, class_conditional: &own, clean: &probe, fitted: &clean };
         let space = Space::new(model, &clean)?;
+        let probe = Probe {
+            universal: &found.eta,
+            class_conditional: &own,
+            clean: &probe,
+            fitted: &clean,
+            space: space.as_ref(),
+        };
         let settings = inspection_settings(config);
-        let inspected = inspect(model, space.as_ref(), &training, &probe, &settings, rng, &|p| {
+        let inspected = inspect(model, &training, &probe, &settings, rng, &|p| {
             progress(Stage::Inspection, p);
         })?;
         let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;

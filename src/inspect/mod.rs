@@ -89,10 +89,9 @@ pub struct Inspected {
 
 /// Inspects a model with its training images.
 ///
-/// Labels that fewer than `2 * MIN_SAMPLES` images are predicted as are left out. `space` is that of the probe's images.
+/// Labels that fewer than `2 * MIN_SAMPLES` images are predicted as are left out.
 pub fn inspect(
     model: &dyn Classifier,
-    space: Option<&Space>,
     training: &Tensor,
     probe: &Probe<'_>,
     settings: &Settings,
@@ -118,8 +117,8 @@ pub fn inspect(
         splits.iter().map(|split| batch.select(&split.top)).collect::<Result<_, _>>()?;
     let patches = Patches::learn(model, &tops, &settings.learning(), rng, progress)?;
     let inspected: Vec<usize> = splits.iter().map(|split| split.label).collect();
-    let survival = probe.survival(model, space, &batch, &inspected, rng)?;
-    let shifts = shift::shifts(model, space, probe, &batch, &inspected)?;
+    let survival = probe.survival(model, &batch, &inspected, rng)?;
+    let shifts = shift::shifts(model, probe, &batch, &inspected)?;
     let mut labels = Vec::with_capacity(splits.len());
     let learned = splits.iter().zip(&tops).zip(survival).zip(shifts);
     for (index, (((split, top), survival), shift)) in learned.enumerate() {

@@ -20,8 +20,7 @@ pub struct Representation {
 }
 
 impl Representation {
-    /// From images of a label, `[n, C, H, W]` each. `None` where the model does not end in a fully connected layer, or
-    /// the images are too few to tell the places apart.
+    /// From images of a label, `[n, C, H, W]` each. `None` where they are too few to tell the places apart.
     pub fn learn(
         model: &dyn Classifier,
         space: &Space,
@@ -32,8 +31,7 @@ impl Representation {
             return Ok(None);
         }
         let mean = |images: &Tensor| -> Result<Vec<f32>, Error> {
-            let all: Vec<usize> = (0..images.dim(0)?).collect();
-            Ok(space.places(model, images, &all)?.mean(0)?.to_vec1()?)
+            Ok(space.mean(model, images)?.flatten_all()?.to_vec1()?)
         };
         let (clean, triggered) = (mean(clean)?, mean(triggered)?);
         if clean == triggered {

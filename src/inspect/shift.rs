@@ -11,7 +11,7 @@ use super::space::Space;
 use super::survival::Probe;
 use super::suspects::{MIN_CLEAN, some};
 use crate::model::{Classifier, Error};
-use crate::perturb::Batch;
+use crate::perturb::{Batch, gather};
 use crate::stats::{auroc, median, scaled_mad};
 
 /// How one label's training images are represented, beside its clean ones.
@@ -28,14 +28,13 @@ pub struct Shift {
 /// Of every label in `labels`.
 pub(super) fn shifts(
     model: &dyn Classifier,
-    space: Option<&Space>,
     probe: &Probe<'_>,
     training: &Batch,
     labels: &[usize],
 ) -> Result<Vec<Shift>, Error> {
     let mut found = Vec::with_capacity(labels.len());
     for &label in labels {
-        found.push(match space {
+        found.push(match probe.space {
             Some(space) => of_label(model, space, probe, training, label)?,
             None => None,
         });
@@ -84,12 +83,8 @@ fn of_label(
 /// Every other row, and the rest.
 fn halves(places: &Tensor) -> Result<[Tensor; 2], Error> {
     let count = places.dim(0)?;
-    let rows = |first: usize| -> Result<Tensor, Error> {
-        let rows: Vec<u32> = (first..count).step_by(2).map(|row| row as u32).collect();
-        let rows = Tensor::new(rows, places.device())?;
-        Ok(places.index_select(&rows, 0)?)
-    };
-    Ok([rows(0)?, rows(1)?])
+    let from = |first: usize| gather(places, &(first..count).step_by(2).collect::<Vec<_>>());
+    Ok([from(0)?, from(1)?])
 }
 
 /// Labels of clean models differ by this much.

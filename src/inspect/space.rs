@@ -51,12 +51,17 @@ impl Space {
         images: &Tensor,
         rows: &[usize],
     ) -> Result<Tensor, Error> {
-        let empty = || Tensor::zeros((0, self.scale.dim(1)?), DType::F32, images.device());
-        // There is a space, so there are features.
         match features(model, images, rows)? {
             Some(features) => Ok(features.broadcast_mul(&self.scale)?),
-            None => Ok(empty()?),
+            // There is a space, so there are no rows.
+            None => Ok(Tensor::zeros((0, self.scale.dim(1)?), DType::F32, images.device())?),
         }
+    }
+
+    /// Where it puts the mean of `images`, `[n, C, H, W]` with n above 0: `[1, features]`.
+    pub(super) fn mean(&self, model: &dyn Classifier, images: &Tensor) -> Result<Tensor, Error> {
+        let all: Vec<usize> = (0..images.dim(0)?).collect();
+        Ok(self.places(model, images, &all)?.mean_keepdim(0)?)
     }
 
     /// One over the deviations of the features.
@@ -65,7 +70,7 @@ impl Space {
     }
 }
 
-/// Of some rows of `images`, as the model computes them. `None` of no rows.
+/// Of some rows of `images`, as the model computes them. `None` of no rows, or where it does not end in a fully connected layer.
 fn features(
     model: &dyn Classifier,
     images: &Tensor,

@@ -28,6 +28,8 @@ pub struct Probe<'a> {
     pub clean: &'a Batch,
     /// Other clean images, which the perturbations may have been fitted on.
     pub fitted: &'a Batch,
+    /// Of the representations of those; `None` where the model does not tell.
+    pub space: Option<&'a Space>,
 }
 
 /// The survivors of one label.
@@ -56,7 +58,6 @@ impl Probe<'_> {
     pub fn survival(
         &self,
         model: &dyn Classifier,
-        space: Option<&Space>,
         training: &Batch,
         labels: &[usize],
         rng: &mut StdRng,
@@ -73,7 +74,7 @@ impl Probe<'_> {
             let clean = self.clean.members(label);
             let mut clean_kept: Vec<bool> = clean.iter().map(|&row| survives[row]).collect();
             let fitted = self.fitted.of_label(label)?;
-            if let Some(centre) = Centre::new(model, space, &fitted.rows)? {
+            if let Some(centre) = Centre::new(model, self.space, &fitted.rows)? {
                 let distances = centre.distances(model, &training.rows, &sampled)?;
                 let border = border(&distances);
                 let apart = |kept: &mut [bool], distances: Vec<f64>| {

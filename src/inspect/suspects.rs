@@ -72,10 +72,11 @@ impl<'a> Centre<'a> {
         space: Option<&'a Space>,
         clean: &Tensor,
     ) -> Result<Option<Self>, Error> {
-        let Some(space) = space.filter(|_| clean.dims()[0] >= MIN_CLEAN) else { return Ok(None) };
-        let all: Vec<usize> = (0..clean.dim(0)?).collect();
-        let mean = space.places(model, clean, &all)?.mean_keepdim(0)?;
-        Ok(Some(Self { space, mean }))
+        let Some(space) = space else { return Ok(None) };
+        if clean.dim(0)? < MIN_CLEAN {
+            return Ok(None);
+        }
+        Ok(Some(Self { space, mean: space.mean(model, clean)? }))
     }
 
     /// How far the representations of some rows of `images` lie from it.

@@ -88,12 +88,17 @@ fn a_label_whose_training_images_survive_where_clean_ones_do_not_stands_out() {
     }
     // Without a space to lie apart in, survivors count as they are.
     let clean = batch(&clean);
-    let probe =
-        Probe { universal: &universal, class_conditional: &own, clean: &clean, fitted: &clean };
+    let probe = Probe {
+        universal: &universal,
+        class_conditional: &own,
+        clean: &clean,
+        fitted: &clean,
+        space: None,
+    };
     let labels: Vec<usize> = (0..LABELS).collect();
     let mut rng = StdRng::seed_from_u64(7);
     let model = Weighed::new([1.0; LABELS]);
-    let found = probe.survival(&model, None, &batch(&training), &labels, &mut rng).unwrap();
+    let found = probe.survival(&model, &batch(&training), &labels, &mut rng).unwrap();
     assert_eq!(found[2].survivors, (80..92).collect::<Vec<_>>());
     assert!(found[2].anomaly_index > 3.5, "{:?}", found[2]);
     assert!((found[3].share - 1.0).abs() < 1e-9);
@@ -118,12 +123,18 @@ fn survivors_that_look_like_clean_images_do_not_count() {
         }
     }
     let (training, clean) = (batch(&training), batch(&clean));
-    let probe = Probe { universal: &still, class_conditional: &own, clean: &clean, fitted: &clean };
-    let labels: Vec<usize> = (0..LABELS).collect();
     let model = Weighed::new([1.0; LABELS]);
     let space = Space::new(&model, &varied()).unwrap();
+    let probe = Probe {
+        universal: &still,
+        class_conditional: &own,
+        clean: &clean,
+        fitted: &clean,
+        space: space.as_ref(),
+    };
+    let labels: Vec<usize> = (0..LABELS).collect();
     let mut rng = StdRng::seed_from_u64(7);
-    let found = probe.survival(&model, space.as_ref(), &training, &labels, &mut rng).unwrap();
+    let found = probe.survival(&model, &training, &labels, &mut rng).unwrap();
     assert_eq!(found[2].survivors, (80..90).collect::<Vec<_>>());
     assert!((found[2].share - 0.25).abs() < 1e-9);
     // Of 40 clean images none, and a quarter of the ten that stand for what is not known.
@@ -156,11 +167,17 @@ fn a_label_whose_training_images_are_represented_unlike_clean_ones_stands_out() 
     let (training, clean) = (batch(&training), batch(&clean));
     let still = Tensor::zeros((1, 1, 1, LABELS), DType::F32, &Device::Cpu).unwrap();
     let own = still.broadcast_as((LABELS, 1, 1, LABELS)).unwrap().contiguous().unwrap();
-    let probe = Probe { universal: &still, class_conditional: &own, clean: &clean, fitted: &clean };
-    let labels: Vec<usize> = (0..LABELS).collect();
     let model = Weighed::new([1.0; LABELS]);
     let space = Space::new(&model, &varied()).unwrap();
-    let found = shift::shifts(&model, space.as_ref(), &probe, &training, &labels).unwrap();
+    let probe = Probe {
+        universal: &still,
+        class_conditional: &own,
+        clean: &clean,
+        fitted: &clean,
+        space: space.as_ref(),
+    };
+    let labels: Vec<usize> = (0..LABELS).collect();
+    let found = shift::shifts(&model, &probe, &training, &labels).unwrap();
     assert!(found[2].auroc > 0.7 && found[2].anomaly_index > 3.5, "{:?}", found[2]);
     for label in [0, 1, 3] {
         assert!((0.45..0.65).contains(&found[label].auroc), "{:?}", found[label]);
@@ -169,7 +186,8 @@ fn a_label_whose_training_images_are_represented_unlike_clean_ones_stands_out() 
     let unknown = Shift { auroc: 0.5, anomaly_index: 0.0 };
     // With eight clean images of label 4 nothing is said; nor of a model that does not tell.
     assert_eq!(found[4], unknown);
-    assert_eq!(shift::shifts(&model, None, &probe, &training, &labels).unwrap(), [unknown; LABELS]);
+    let probe = Probe { space: None, ..probe };
+    assert_eq!(shift::shifts(&model, &probe, &training, &labels).unwrap(), [unknown; LABELS]);
 }
 
 #[test]
