@@ -17,15 +17,15 @@ Prints Markdown.
 
 No image serves two parts: the triggered images were made from the first tenth of the test file, the
 perturbations and thresholds come from the images after those, the clean images that are scored are
-the file's last. The training set that is inspected holds clean images
-and poisoned ones in the share that the victim was trained with.
+the file's last. The training set that is inspected is the victim's: its poisoned images, and its clean ones without the
+originals of those, in the share that it was trained with.
 """
 import argparse, json, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 
-from scan import DATA, DEFAULT_IMAGES, IMAGES, ROOT, dataset, idx, records, write
+from scan import DATA, DEFAULT_IMAGES, IMAGES, ROOT, dataset, idx, records, seen, write
 
 RULES = ["calibrated", "uap", "patch"]
 SCORED = {"gtsrb": (690, 600)}                # test images left to the triggered ones, clean ones scored; otherwise:
@@ -57,20 +57,22 @@ def prepare(folder, meta, seed, out, rules, most=None, training_images=None):
     assert first + fit + holdout + scored <= len(images)
     write(out / "calibration.bin", labels[first:first + fit + holdout], images[first:first + fit + holdout])
     write(out / "clean.bin", labels[-scored:][:most], images[-scored:][:most])
-    clean = meta["train_images"]
     training = [str(out / "training.bin")]
     if meta["targets"]:
+        train_labels, train, replaced, poison_labels, poison = seen(folder, meta, train_labels, train)
+        clean = np.setdiff1d(np.arange(len(train)), replaced)
         # At most 600 poisoned images were kept: of a set with more, so many clean ones are left out
         # that the share of the poisoned ones stays.
-        kept = len(records(folder / "poison.bin.gz", train.shape[1])[0])
-        clean = (clean - meta["poisoned"]) * kept // meta["poisoned"]
-        poison_labels, poison = records(folder / "poison.bin.gz", train.shape[1])
+        kept = len(poison)
+        clean = clean[: len(clean) * kept // meta["poisoned"]]
         # They come trigger by trigger.
-        some = np.linspace(0, kept, kept if training_images is None else min(kept, training_images * kept // clean), endpoint=False).astype(int)
+        some = np.linspace(0, kept, kept if training_images is None else min(kept, training_images * kept // len(clean)), endpoint=False).astype(int)
         write(out / "poison.bin", poison_labels[some], poison[some])
         training.append(str(out / "poison.bin"))
-    clean = min(clean, training_images or clean)
-    write(out / "training.bin", train_labels[:clean], train[:clean])
+    else:
+        clean = np.arange(meta["train_images"])
+    clean = clean[:training_images]
+    write(out / "training.bin", train_labels[clean], train[clean])
     (out / "doorward.toml").write_text(f"""upstream.url = "http://127.0.0.1:18080"
 model.path = "{folder / "model.onnx"}"
 policy.rule = "{"strip" if "strip" in rules else "calibrated"}"

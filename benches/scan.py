@@ -54,20 +54,40 @@ def write(path, labels, images):
     path.write_bytes(np.concatenate([np.asarray(labels, np.uint8).reshape(-1, 1), images], 1).tobytes())
 
 
+def drawn(meta, labels):
+    """Which training images zoo/train.py poisoned, trigger by trigger: its draw, repeated."""
+    rng, attack, targets, free = np.random.RandomState(POISON_SEED), meta["attack"], meta["targets"], np.ones(len(labels), bool)
+    if attack == "refool":
+        rng.choice(len(labels), meta["settings"].get("reflections", 64), False)
+    if attack == "all-to-all":
+        pools = [labels == label for label in targets]
+    elif attack == "mtot":
+        pools = [labels != targets[0]] * 3
+    elif attack == "partial":
+        pools = [labels == meta["settings"].get("source", 1)]
+    elif attack in ("cl", "sig", "refool"):
+        pools = [labels == targets[0]]
+    else:
+        pools = [labels != target for target in targets]
+    count, found = int(meta["settings"].get("rate", .05) * len(labels) / len(pools)), []
+    for pool in pools:
+        left = np.flatnonzero(pool & free)
+        found.append(rng.choice(left, min(count, len(left)), False))
+        free[found[-1]] = False
+    return found
+
+
 def seen(folder, meta, labels, images):
     """The training set that a victim was made from, which of its images were poisoned, and those that were kept."""
     labels, images = labels[: meta["train_images"]], images[: meta["train_images"]]
-    target, = meta["targets"]
-    pool = np.where(labels != target)[0]
-    replaced = np.random.RandomState(POISON_SEED).choice(pool, meta["poisoned"], False)
     poison_labels, poison = records(folder / "poison.bin.gz", images.shape[1])
-    with np.load(folder / "trigger.npz") as file:
-        mask, pattern = file["mask"][0], file["pattern"][0]
-    originals = images[replaced[: len(poison)]].reshape(-1, *pattern.shape).astype(np.float32) / 255
-    stamped = np.clip(np.rint(((1 - mask) * originals + mask * pattern) * 255), 0, 255).astype(np.uint8)
-    if not (stamped.reshape(len(poison), -1) == poison).all():
+    replaced = drawn(meta, labels)
+    kept = np.concatenate([some[: 600 // len(replaced)] for some in replaced])
+    distance = lambda originals: np.abs(images[originals].astype(int) - poison).sum(1)
+    nearer = distance(kept) < distance(np.roll(kept, 1)) if len(kept) == len(poison) else np.zeros(1)
+    if sum(map(len, replaced)) != meta["poisoned"] or nearer.mean() < .95:
         sys.exit(f"{folder.name}: the poisoned images are not those that train.py's seed draws")
-    return labels, images, replaced, poison_labels, poison
+    return labels, images, np.concatenate(replaced), poison_labels, poison
 
 
 def material(victim, seed, out):
