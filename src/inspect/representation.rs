@@ -15,7 +15,8 @@ use crate::model::{Classifier, Error};
 pub struct Representation {
     /// The mean of the label's clean images.
     pub clean: Vec<f32>,
-    /// What the features count along the way from there to the mean of those that carry the trigger.
+    /// What the features count along the way from there to the mean of those that carry the trigger: the less, the
+    /// more clean images scatter that way.
     pub way: Vec<f32>,
 }
 
@@ -30,30 +31,27 @@ impl Representation {
         if clean.dim(0)? < MIN_CLEAN || triggered.dim(0)? == 0 {
             return Ok(None);
         }
-        let mean = |images: &Tensor| -> Result<Vec<f32>, Error> {
-            Ok(space.mean(model, images)?.flatten_all()?.to_vec1()?)
-        };
-        let (clean, triggered) = (mean(clean)?, mean(triggered)?);
-        if clean == triggered {
-            return Ok(None);
-        }
-        Ok(Some(Self::between(&clean, &triggered, &space.scale()?)))
+        let clean = space.mean(model, clean)?;
+        let difference = (space.mean(model, triggered)? - &clean)?;
+        let direction = space.separating(&difference)?;
+        let flat = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let (clean, difference, direction) = (flat(&clean)?, flat(&difference)?, flat(&direction)?);
+        Ok(Self::along(&clean, &difference, &direction, &space.scale()?))
     }
 
-    /// Of two places in a space where features are multiplied by `scale`.
-    fn between(clean: &[f32], triggered: &[f32], scale: &[f32]) -> Self {
-        let ways = clean
-            .iter()
-            .zip(triggered)
-            .map(|(&clean, &triggered)| f64::from(triggered) - f64::from(clean));
-        let length: f64 = ways.clone().map(|way| way * way).sum();
-        Self {
+    /// Along `direction`, from a place to another one which differs by `difference`, in a space where features are multiplied by
+    /// `scale`. `None` where they do not differ.
+    fn along(clean: &[f32], difference: &[f32], direction: &[f32], scale: &[f32]) -> Option<Self> {
+        let products = difference.iter().zip(direction);
+        let length: f64 = products.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        (length > 0.0).then(|| Self {
             clean: clean.iter().zip(scale).map(|(place, scale)| place / scale).collect(),
-            way: ways
+            way: direction
+                .iter()
                 .zip(scale)
-                .map(|(way, &scale)| (way / length * f64::from(scale)) as f32)
+                .map(|(&way, &scale)| (f64::from(way) / length * f64::from(scale)) as f32)
                 .collect(),
-        }
+        })
     }
 
     /// `s_r`, how far along the way from the clean mean to the triggered one a representation lies: 0 at the one, 1 at
@@ -71,7 +69,9 @@ mod tests {
 
     #[test]
     fn the_score_is_the_share_of_the_way_and_blind_to_what_lies_across() {
-        let way = Representation::between(&[1.0, 2.0, 0.0], &[3.0, 2.0, 4.0], &[1.0; 3]);
+        let difference = [2.0, 0.0, 4.0];
+        let way =
+            Representation::along(&[1.0, 2.0, 0.0], &difference, &difference, &[1.0; 3]).unwrap();
         let score = |features: [f32; 3]| (way.score(&features) * 1e6).round() / 1e6;
         assert_eq!(score([1.0, 2.0, 0.0]), 0.0);
         assert_eq!(score([3.0, 2.0, 4.0]), 1.0);
@@ -83,9 +83,17 @@ mod tests {
     #[test]
     fn what_scatters_more_counts_less() {
         // The second feature deviates ten times as much; in units of that the triggered mean is as far in both.
-        let way = Representation::between(&[1.0, 1.0], &[2.0, 2.0], &[1.0, 0.1]);
+        let way =
+            Representation::along(&[1.0, 1.0], &[1.0, 1.0], &[1.0, 1.0], &[1.0, 0.1]).unwrap();
         assert_eq!(way.clean, [1.0, 10.0]);
         assert_eq!(way.score(&[2.0, 20.0]), 1.0);
         assert_eq!([way.score(&[2.0, 10.0]), way.score(&[1.0, 20.0])], [0.5, 0.5]);
+    }
+
+    #[test]
+    fn along_another_direction_the_triggered_mean_is_at_one_all_the_same() {
+        let way = Representation::along(&[0.0, 0.0], &[1.0, 1.0], &[1.0, 0.25], &[1.0; 2]).unwrap();
+        assert_eq!([way.score(&[1.0, 1.0]), way.score(&[0.0, 1.0])], [1.0, 0.2]);
+        assert_eq!(Representation::along(&[1.0], &[0.0], &[0.0], &[1.0]), None);
     }
 }

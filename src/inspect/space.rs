@@ -3,7 +3,8 @@
 //! What the last layer sees, each feature in units of its deviation among clean images of one label: features differ
 //! in scale, and a direction in which clean images of a label scatter says less than one in which they do not (Lee et al.
 //! 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", equation 1,
-//! with a diagonal covariance: a few hundred images do not tell that of hundreds of features).
+//! with a diagonal covariance: a few hundred images do not tell that of hundreds of features). Only the direction between two places
+//! also takes into account how features deviate together.
 
 use candle_core::{DType, Tensor};
 
@@ -15,13 +16,16 @@ use crate::perturb::{Batch, gather};
 pub struct Space {
     /// `[1, features]`, one over the deviations.
     scale: Tensor,
+    /// `[images, features]`: how far the images lie from their labels' means, divided such that the square of this is
+    /// the covariance within a label.
+    within: Tensor,
 }
 
 impl Space {
     /// From clean images of all labels, with their predicted labels. `None` where the model does not end in a fully connected layer, or
     /// its features are the same for all images of a label.
     pub fn new(model: &dyn Classifier, clean: &Batch) -> Result<Option<Self>, Error> {
-        let mut squares = Vec::new();
+        let mut deviations = Vec::new();
         let mut freedom = 0;
         for label in 0..model.labels() {
             let members = clean.members(label);
@@ -29,19 +33,49 @@ impl Space {
                 continue;
             }
             let Some(features) = features(model, &clean.rows, &members)? else { return Ok(None) };
-            let deviations = features.broadcast_sub(&features.mean_keepdim(0)?)?;
-            squares.push(deviations.sqr()?.sum_keepdim(0)?);
+            deviations.push(features.broadcast_sub(&features.mean_keepdim(0)?)?);
             freedom += members.len() - 1;
         }
-        if squares.is_empty() {
+        if deviations.is_empty() {
             return Ok(None);
         }
-        let variances = (Tensor::cat(&squares, 0)?.sum_keepdim(0)? / freedom as f64)?;
+        let within = (Tensor::cat(&deviations, 0)? / (freedom as f64).sqrt())?;
+        let variances = within.sqr()?.sum_keepdim(0)?;
         let mean = f64::from(variances.mean_all()?.to_scalar::<f32>()?);
         if mean.is_nan() || mean <= 0.0 {
             return Ok(None);
         }
-        Ok(Some(Self { scale: (variances + SHRINKAGE * mean)?.sqrt()?.recip()? }))
+        let scale = (variances + SHRINKAGE * mean)?.sqrt()?.recip()?;
+        Ok(Some(Self { within: within.broadcast_mul(&scale)?, scale }))
+    }
+
+    /// The direction that best separates two places which differ by `difference`, `[1, features]`, when images scatter
+    /// around both as around the labels' means.
+    ///
+    /// Fisher's linear discriminant, with a covariance halfway to a diagonal one (Schaefer and Strimmer 2005, "A
+    /// Shrinkage Approach to Large-Scale Covariance Matrix Estimation"): `x` of `(S + I) x = difference`, by conjugate gradients.
+    pub(super) fn separating(&self, difference: &Tensor) -> Result<Tensor, Error> {
+        let dot = |a: &Tensor, b: &Tensor| -> Result<f64, Error> {
+            Ok((a * b)?.sum_all()?.to_scalar::<f32>()?.into())
+        };
+        let mut found = difference.zeros_like()?;
+        let (mut left, mut along) = (difference.clone(), difference.clone());
+        let mut remaining = dot(&left, &left)?;
+        let enough = remaining * TOLERANCE * TOLERANCE;
+        for _ in 0..MOST_STEPS {
+            if remaining <= enough {
+                break;
+            }
+            let scattered = along.matmul(&self.within.t()?)?.matmul(&self.within)?;
+            let image = (scattered + &along)?;
+            let step = remaining / dot(&along, &image)?;
+            found = (found + (&along * step)?)?;
+            left = (left - (image * step)?)?;
+            let next = dot(&left, &left)?;
+            along = (&left + (along * (next / remaining))?)?;
+            remaining = next;
+        }
+        Ok(found)
     }
 
     /// Where it puts some rows of `images`: `[rows, features]`.
@@ -90,6 +124,12 @@ const AT_ONCE: usize = 128;
 /// What is added to the variances, as a share of their mean.
 const SHRINKAGE: f64 = 0.1;
 
+/// A direction is found when what is left of the difference is this share of it.
+const TOLERANCE: f64 = 1e-4;
+
+/// Steps of conjugate gradients; victims of 90 to 512 features took 13 to 22.
+const MOST_STEPS: usize = 100;
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{LABELS, Weighed, batch};
@@ -110,6 +150,29 @@ mod tests {
         let places = space.places(&model, &clean.rows, &[4]).unwrap().to_vec2::<f32>().unwrap();
         assert!((f64::from(places[0][1]) - 2.8 / (0.08 + 0.1 * mean).sqrt()).abs() < 1e-4);
         assert_eq!(space.places(&model, &clean.rows, &[]).unwrap().dims(), [0, LABELS]);
+    }
+
+    #[test]
+    fn what_deviates_together_counts_less_than_what_deviates_alone() {
+        // Pixels 0 and 1 deviate together, pixel 2 alone.
+        let rows = [(0.1, 0.1, 0.2), (-0.1, -0.1, 0.2), (0.1, 0.1, -0.2), (-0.1, -0.1, -0.2)];
+        let values: Vec<f32> =
+            rows.iter().flat_map(|&(a, b, c)| [3.0 + a, 1.0 + b, c, 0.0, 0.0]).collect();
+        let images =
+            Tensor::from_vec(values, (4, 1, 1, LABELS), &candle_core::Device::Cpu).unwrap();
+        let model = Weighed::new([1.0; LABELS]);
+        let space = Space::new(&model, &Batch::predict(&model, images).unwrap()).unwrap().unwrap();
+        let difference =
+            Tensor::new(&[[1f32, 1.0, 1.0, 1.0, 1.0]], &candle_core::Device::Cpu).unwrap();
+        let found = space.separating(&difference).unwrap().to_vec2::<f32>().unwrap();
+        // Variances 0.04 / 3 of the first two, 0.16 / 3 of the third, and 0 of what does not move.
+        let (both, alone) = (0.04f64 / 3.0, 0.16 / 3.0);
+        let added = 0.1 * (2.0 * both + alone) / 5.0;
+        let together = 1.0 / (1.0 + 2.0 * both / (both + added));
+        let expected = [together, together, 1.0 / (1.0 + alone / (alone + added)), 1.0, 1.0];
+        for (found, expected) in found[0].iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} {expected}");
+        }
     }
 
     #[test]
