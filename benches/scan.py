@@ -77,15 +77,27 @@ def drawn(meta, labels):
     return found
 
 
+def matches(folder, meta, images, kept, poison):
+    """Whether the poisoned images are made of those: to the pixel where the trigger is a mask and nothing else was done to them, else by distance."""
+    if (folder / "trigger.npz").exists() and meta["attack"] != "cl":
+        with np.load(folder / "trigger.npz") as file:
+            masks, patterns = file["mask"], file["pattern"]
+        stamp = lambda originals, mask, pattern: np.clip(np.rint(((1 - mask) * originals + mask * pattern) * 255), 0, 255).astype(np.uint8)
+        originals = [images[some].reshape(-1, *patterns.shape[1:]).astype(np.float32) / 255 for some in kept]
+        stamped = np.concatenate([stamp(*parts) for parts in zip(originals, masks, patterns)])
+        return (stamped.reshape(poison.shape) == poison).all()
+    kept = np.concatenate(kept)
+    distance = lambda originals: np.abs(images[originals].astype(int) - poison).sum(1)
+    return (distance(kept) < distance(np.roll(kept, 1))).mean() >= .95
+
+
 def seen(folder, meta, labels, images):
     """The training set that a victim was made from, which of its images were poisoned, and those that were kept."""
     labels, images = labels[: meta["train_images"]], images[: meta["train_images"]]
     poison_labels, poison = records(folder / "poison.bin.gz", images.shape[1])
     replaced = drawn(meta, labels)
-    kept = np.concatenate([some[: 600 // len(replaced)] for some in replaced])
-    distance = lambda originals: np.abs(images[originals].astype(int) - poison).sum(1)
-    nearer = distance(kept) < distance(np.roll(kept, 1)) if len(kept) == len(poison) else np.zeros(1)
-    if sum(map(len, replaced)) != meta["poisoned"] or nearer.mean() < .95:
+    kept = [some[: 600 // len(replaced)] for some in replaced]
+    if sum(map(len, replaced)) != meta["poisoned"] or sum(map(len, kept)) != len(poison) or not matches(folder, meta, images, kept, poison):
         sys.exit(f"{folder.name}: the poisoned images are not those that train.py's seed draws")
     return labels, images, np.concatenate(replaced), poison_labels, poison
 
