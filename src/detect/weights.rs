@@ -6,20 +6,28 @@ use crate::stats::auroc;
 
 /// Weights of `s_u`, `s_c`, `s_p` and `s_r` that tell a label's suspects from its clean images.
 ///
-/// Fisher's linear discriminant between the two. Where clean images are among the suspects, the mean of
-/// these still lies from the clean mean towards the triggered one's, so that the direction is right
-/// without knowing which are which. A trigger survives perturbations, falls to the patch and is represented apart, so no weight
-/// is negative. Where a signal by itself ranks more suspects above clean images than that sum does, it has all the weight: signals are no
-/// normal distributions. `None` where there are too few rows to tell.
+/// Those of Fisher's linear discriminant; where a signal by itself ranks more suspects above clean images than that sum does, it has all
+/// the weight: signals are no normal distributions. `None` where there are too few rows to tell.
 pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; SIGNALS]> {
     if clean.len() < MIN_ROWS || suspects.len() < MIN_ROWS {
         return None;
     }
     let clean: Vec<[f64; SIGNALS]> = clean.iter().map(values).collect();
     let suspects: Vec<[f64; SIGNALS]> = suspects.iter().map(values).collect();
-    let (centre, mixed) = (mean(&clean), mean(&suspects));
+    let sum = fisher(&clean, &suspects)?;
+    let alone = (0..SIGNALS).map(|own| std::array::from_fn(|i| f64::from(u8::from(i == own))));
+    Some(best(std::iter::once(sum).chain(alone), &clean, &suspects).map(|weight| weight as f32))
+}
+
+/// Fisher's linear discriminant between the two, with weights that sum to 1.
+///
+/// Where clean images are among the suspects, the mean of these still lies from the clean mean towards the triggered one's, so that the
+/// direction is right without knowing which are which. A trigger survives perturbations, falls to the patch and is represented apart, so no
+/// weight is negative. `None` where none is above zero.
+fn fisher(clean: &[[f64; SIGNALS]], suspects: &[[f64; SIGNALS]]) -> Option<[f64; SIGNALS]> {
+    let (centre, mixed) = (mean(clean), mean(suspects));
     let mut scatter = [[0.0; SIGNALS]; SIGNALS];
-    for row in &clean {
+    for row in clean {
         for i in 0..SIGNALS {
             for j in 0..SIGNALS {
                 let share = (row[i] - centre[i]) * (row[j] - centre[j]) / clean.len() as f64;
@@ -34,11 +42,7 @@ pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; SI
     let direction = solve(scatter, towards).map(|weight| weight.max(0.0));
     let length = direction.iter().fold(0.0, |sum, weight| sum + weight);
     let usable = length.is_finite() && length > 0.0;
-    usable.then(|| {
-        let sum = direction.map(|weight| weight / length);
-        let alone = (0..SIGNALS).map(|own| std::array::from_fn(|i| f64::from(u8::from(i == own))));
-        best([sum].into_iter().chain(alone), &clean, &suspects).map(|weight| weight as f32)
-    })
+    usable.then(|| direction.map(|weight| weight / length))
 }
 
 /// The first of the weights with the largest probability that a suspect scores above a clean image.
@@ -122,24 +126,49 @@ mod tests {
 
     #[test]
     fn only_what_moves_has_weight_and_none_is_negative() {
-        // In two rows of three s_u falls, s_c and s_r rise and s_p stays; neither s_c nor s_r tells them from clean rows alone.
-        let signals = |i: u8, moved: f32| {
-            let [universal, class_conditional, patch, representation] =
-                [i % 7, i % 5, i % 11, i % 4].map(f32::from);
-            row([universal - moved, class_conditional + moved, patch, representation + moved])
-        };
-        let clean: Vec<RowSignals> = (0..120).map(|i| signals(i, 0.0)).collect();
-        let training: Vec<RowSignals> =
-            (0..120).map(|i| signals(i, if i % 3 == 0 { 0.0 } else { 3.0 })).collect();
+        // s_u falls, s_c and s_r rise, s_p stays in one row of three.
+        let clean: Vec<RowSignals> =
+            (0..30).map(|i| row([i % 5, i % 3, i % 7, i % 4].map(|value| value as f32))).collect();
+        let training: Vec<RowSignals> = (0..30)
+            .map(|i| {
+                let moved = if i % 3 == 0 { 6.0 } else { 0.0 };
+                row([
+                    (i % 5) as f32 - moved,
+                    (i % 3) as f32 + moved,
+                    (i % 7) as f32,
+                    (i % 4) as f32 + moved,
+                ])
+            })
+            .collect();
+        let rows = |of: &[RowSignals]| of.iter().map(values).collect::<Vec<_>>();
         let [universal, class_conditional, patch, representation] =
-            weights(&clean, &training).unwrap();
+            fisher(&rows(&clean), &rows(&training)).unwrap();
         assert_eq!(universal, 0.0);
         assert!(
-            class_conditional > 0.2 && representation > 0.2,
+            class_conditional > 0.5 && representation > 0.2,
             "{class_conditional} {representation}"
         );
         assert!(patch < 0.1, "{patch}");
         assert_eq!(weights(&clean[..5], &training), None);
+    }
+
+    #[test]
+    fn signals_that_tell_them_better_together_share_the_weight() {
+        // In two rows of three s_c and s_r rise, by less than either spreads.
+        let signals = |i: u8, moved: f32| {
+            let [class_conditional, representation] = [i % 5, i % 4].map(f32::from);
+            row([0.0, class_conditional + moved, 0.0, representation + moved])
+        };
+        let clean: Vec<RowSignals> = (0..120).map(|i| signals(i, 0.0)).collect();
+        let suspects: Vec<RowSignals> =
+            (0..120).map(|i| signals(i, if i % 3 == 0 { 0.0 } else { 3.0 })).collect();
+        let [universal, class_conditional, patch, representation] =
+            weights(&clean, &suspects).unwrap();
+        assert_eq!([universal, patch], [0.0, 0.0]);
+        assert!(
+            class_conditional > 0.2 && representation > 0.2,
+            "{class_conditional} {representation}"
+        );
     }
 
     #[test]
