@@ -12,16 +12,16 @@
 //! And two checks of the engine that are too large for `cargo test`, with exit status 1 if one fails:
 //!
 //! ```text
-//! cargo bench --bench main -- agree DIR      # models of tests/exports/make.py
-//! cargo bench --bench main -- backend DIR    # ONNX's own tests, from tests/backend/make.py
+//! cargo bench --bench main -- agree DIR      # models of crates/doorward-engine/tests/exports/make.py
+//! cargo bench --bench main -- backend DIR    # ONNX's own tests, from crates/doorward-engine/tests/backend/make.py
 //! ```
 
-#[path = "../tests/exports/agree.rs"]
+#[path = "../crates/doorward-engine/tests/exports/agree.rs"]
 mod agree;
 mod learn;
-#[path = "../tests/backend/report.rs"]
+#[path = "../crates/doorward-engine/tests/backend/report.rs"]
 mod report;
-#[path = "../tests/backend/runner.rs"]
+#[path = "../crates/doorward-engine/tests/backend/runner.rs"]
 mod runner;
 
 use std::error::Error;

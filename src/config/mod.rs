@@ -19,14 +19,13 @@ mod raw;
 mod telemetry;
 mod value;
 
+pub use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
+
 pub use address::{Address, Origin};
 pub use layers::{EMBEDDED, Settings};
 pub use location::Location;
 pub use operations::{Audit, AuditEvents, AuditTarget, Identity, Quarantine, Tls, UpstreamTls};
-pub use pictures::{
-    ChannelOrder, ExifOrientation, ImageProtocol, Images, Interpolation, Pictures, Preprocess,
-    Resize,
-};
+pub use pictures::{ImageProtocol, Images, Preprocess};
 pub use telemetry::{LogFormat, Otlp, Telemetry};
 
 /// Everything `doorward.toml` says.

@@ -1,8 +1,7 @@
 //! How pictures become model input, and whose image requests are taken.
 
-use std::num::NonZeroUsize;
-
-use serde::{Deserialize, Serialize};
+use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
+use serde::Deserialize;
 
 use super::Result;
 use super::value::{OneOrMany, channels, count, invalid, required, scales};
@@ -16,67 +15,6 @@ pub struct Preprocess {
     pub std: Vec<f32>,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
-}
-
-/// From a picture to bytes in the model's shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Pictures {
-    /// To the model's height and width.
-    pub resize: Resize,
-    /// How a resized picture's pixels are computed.
-    pub interpolation: Interpolation,
-    /// The model's first channel of three.
-    pub channel_order: ChannelOrder,
-    /// What is made of an orientation in a request's image.
-    pub exif_orientation: ExifOrientation,
-}
-
-/// From a picture's size to the model's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Resize {
-    /// The shortest side becomes this long, and the centre is cut out.
-    Crop(NonZeroUsize),
-    /// The picture is stretched.
-    Exact,
-    /// The picture has the model's size.
-    None,
-}
-
-/// How a resized picture's pixels are computed, as Pillow does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Interpolation {
-    /// Cubic, a = -0.5.
-    Bicubic,
-    /// Triangle.
-    Bilinear,
-    /// Windowed sinc over three lobes.
-    Lanczos,
-    /// The pixel below the centre.
-    Nearest,
-}
-
-/// Which channel of three is the first one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ChannelOrder {
-    /// Blue, as OpenCV reads pictures.
-    Bgr,
-    /// Red.
-    Rgb,
-}
-
-/// What is made of an orientation in a request's image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExifOrientation {
-    /// The picture is turned.
-    Apply,
-    /// Nothing.
-    Ignore,
-    /// An image that would have to be turned is refused.
-    Refuse,
 }
 
 /// `[images]`
@@ -136,20 +74,6 @@ enum RawResize {
     Crop,
     Exact,
     None,
-}
-
-// === impl Pictures ===
-
-impl Default for Pictures {
-    /// Nothing is done to a picture.
-    fn default() -> Self {
-        Self {
-            resize: Resize::None,
-            interpolation: Interpolation::Bilinear,
-            channel_order: ChannelOrder::Rgb,
-            exif_orientation: ExifOrientation::Refuse,
-        }
-    }
 }
 
 // === impl Images ===

@@ -11,7 +11,7 @@ target=${1:?load, rest, grpc or picture}
 corpus=${2:?a folder for the corpus}
 mkdir -p "$corpus"
 case $target in
-  load) seeds=$(printf '%s,' tests/golden/*.onnx) length=65536 ;;
+  load) seeds=$(printf '%s,' crates/doorward-engine/tests/golden/*.onnx) length=65536 ;;
   *)
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A module may use modules of a lower rank, and itself.
-const RANKS: [(&str, u8); 24] = [
+const RANKS: [(&str, u8); 22] = [
     ("digest", 0),
     ("stats", 0),
     ("config", 1),
-    ("images", 2),
-    ("model", 2),
     ("perturb", 3),
     ("inspect", 4),
     ("artifact", 5),

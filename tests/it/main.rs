@@ -5,29 +5,20 @@
 
 mod admission;
 mod audit;
-mod backend;
 mod bypasses;
 mod bypasses_grpc;
 mod calibrate_roundtrip;
 mod config_files;
 mod differential;
-mod engine;
-mod external_data;
 mod failure_modes;
 mod failure_modes_grpc;
-mod gradients;
 mod guarantee;
-mod hostile_files;
-mod hostile_models;
 mod injection;
 mod layering;
 mod metrics_contract;
 mod models;
 mod monitoring;
-#[cfg(feature = "ort")]
-mod onnxruntime;
 mod perturbations;
-mod pictures;
 mod proxy_grpc;
 mod proxy_http;
 mod raw_images;

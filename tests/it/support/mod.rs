@@ -24,6 +24,7 @@ pub(crate) mod grpc;
 pub(crate) mod judge;
 pub(crate) mod model_server;
 pub(crate) mod object_storage;
+#[path = "../../../crates/doorward-engine/tests/it/support/onnx.rs"]
 pub(crate) mod onnx;
 pub(crate) mod served;
 pub(crate) mod upstream;
