@@ -10,10 +10,6 @@
 //! Every module has a rank and imports only from lower ranks; `tests/it/layering.rs` holds the
 //! table and fails when an import points up or sideways.
 
-// What tests/ shares with tests in here names the crate.
-#[cfg(test)]
-extern crate self as doorward;
-
 pub mod artifact;
 pub mod calibrate;
 pub mod cli;
@@ -27,7 +23,7 @@ pub mod inspect;
 pub mod k8s;
 pub use doorward_engine as model;
 pub mod perturb;
-pub mod protocol;
+pub use doorward_protocol as protocol;
 pub mod proxy;
 pub mod report;
 pub mod scan;

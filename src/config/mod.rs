@@ -20,12 +20,13 @@ mod telemetry;
 mod value;
 
 pub use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
+pub use doorward_protocol::{ImageProtocol, Images};
 
 pub use address::{Address, Origin};
 pub use layers::{EMBEDDED, Settings};
 pub use location::Location;
 pub use operations::{Audit, AuditEvents, AuditTarget, Identity, Quarantine, Tls, UpstreamTls};
-pub use pictures::{ImageProtocol, Images, Preprocess};
+pub use pictures::Preprocess;
 pub use telemetry::{LogFormat, Otlp, Telemetry};
 
 /// Everything `doorward.toml` says.

@@ -1,6 +1,7 @@
 //! How pictures become model input, and whose image requests are taken.
 
 use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
+use doorward_protocol::{ImageProtocol, Images};
 use serde::Deserialize;
 
 use super::Result;
@@ -15,37 +16,6 @@ pub struct Preprocess {
     pub std: Vec<f32>,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
-}
-
-/// `[images]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Images {
-    /// Whose image requests are taken; empty: nobody's.
-    pub protocols: Vec<ImageProtocol>,
-    /// Where BentoML or LitServe takes them.
-    pub path: String,
-    /// The name of a form's part that holds the image.
-    pub part: String,
-}
-
-/// A server that takes images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ImageProtocol {
-    /// BentoML.
-    #[serde(rename = "bentoml")]
-    BentoMl,
-    /// `{"b64": ...}` in the `instances` of KServe V1 and TensorFlow Serving.
-    KserveV1,
-    /// LitServe.
-    #[serde(rename = "litserve")]
-    LitServe,
-    /// A SageMaker container.
-    #[serde(rename = "sagemaker")]
-    SageMaker,
-    /// TorchServe.
-    #[serde(rename = "torchserve")]
-    TorchServe,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -74,15 +44,6 @@ enum RawResize {
     Crop,
     Exact,
     None,
-}
-
-// === impl Images ===
-
-impl Default for Images {
-    /// Nobody's requests are taken.
-    fn default() -> Self {
-        Self { protocols: Vec::new(), path: "/predict".to_owned(), part: "data".to_owned() }
-    }
 }
 
 // === impl RawPreprocess ===

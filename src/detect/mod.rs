@@ -15,7 +15,8 @@ use crate::artifact::Thresholds;
 use crate::config::Rule;
 use crate::model::InputDomain;
 
-pub use remote::{Concluded, Copies, Predictions, Remote};
+pub use crate::model::Predictions;
+pub use remote::{Concluded, Copies, Remote};
 pub use signals::{Needed, RowSignals, Signals};
 pub use specific::{Generator, Left, Specific};
 pub use weights::weights;

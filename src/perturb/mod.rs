@@ -13,8 +13,10 @@ mod uap_deepfool;
 
 use candle_core::Tensor;
 
+pub use crate::model::{
+    Batch, Bounds, gather, label, labels, margin, margin_cotangent, margins, rows,
+};
 use crate::model::{Classifier, Error};
-pub use crate::model::{Batch, Bounds, gather, label, labels, margin, margin_cotangent, margins, rows};
 
 pub(crate) use adam::Adam;
 pub use carlini_wagner::{CarliniWagner, Nearest, carlini_wagner};

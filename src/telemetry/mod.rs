@@ -19,6 +19,7 @@ mod page;
 mod recent;
 pub mod spans;
 
+pub use doorward_protocol::Protocol;
 pub use page::page;
 pub use recent::Rejection;
 
@@ -92,19 +93,6 @@ pub enum UpstreamError {
     Timeout,
     /// No connection.
     Unreachable,
-}
-
-/// The wire format of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// KServe V1 and TensorFlow Serving, REST.
-    KserveV1,
-    /// Open Inference Protocol V2, gRPC; each message of a stream is a request.
-    OipGrpc,
-    /// Open Inference Protocol V2, REST.
-    OipHttp,
-    /// Images, as TorchServe, SageMaker containers, BentoML and LitServe take them.
-    RawImage,
 }
 
 /// What becomes of rows where the upstream predicts.
@@ -261,23 +249,6 @@ impl RemoteRows {
             Self::Disputed => "disputed",
             Self::Judged => "judged",
             Self::Untold => "untold",
-        }
-    }
-}
-
-// === impl Protocol ===
-
-impl Protocol {
-    /// Every protocol.
-    pub const ALL: [Self; 4] = [Self::KserveV1, Self::OipGrpc, Self::OipHttp, Self::RawImage];
-
-    /// The label value.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::KserveV1 => "kserve_v1",
-            Self::OipGrpc => "oip_grpc",
-            Self::OipHttp => "oip_http",
-            Self::RawImage => "raw_image",
         }
     }
 }

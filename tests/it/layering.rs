@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A module may use modules of a lower rank, and itself.
-const RANKS: [(&str, u8); 22] = [
+const RANKS: [(&str, u8); 21] = [
     ("digest", 0),
     ("stats", 0),
     ("config", 1),
@@ -18,7 +18,6 @@ const RANKS: [(&str, u8); 22] = [
     ("scan", 7),
     ("tls", 7),
     ("telemetry", 8),
-    ("protocol", 9),
     ("storage", 9),
     ("proxy", 10),
     ("server", 11),

@@ -3,6 +3,10 @@
 //! [`Model`] is that program with what the firewall knows of its input; [`Classifier`] is all that
 //! the perturbations, the inspection and the detection ask of it.
 
+// What tests/ shares with tests in here names the crate.
+#[cfg(test)]
+extern crate self as doorward_engine;
+
 mod activation;
 mod axes;
 mod batch;
@@ -37,6 +41,7 @@ mod operator;
 mod patterns;
 mod pointwise;
 mod pool;
+mod predictions;
 mod prelu;
 mod program;
 mod reduce;
@@ -66,6 +71,7 @@ pub use bounds::Bounds;
 use layout::Layout;
 pub use lower::operator_table;
 pub use margins::{label, labels, margin, margin_cotangent, margins};
+pub use predictions::Predictions;
 pub use program::Program;
 
 /// A differentiable classifier of images.
@@ -275,7 +281,12 @@ impl Model {
 
     /// Like [`Model::load`], from the bytes of a file that keeps all of its data in itself.
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
-        let model = Self::new(Program::compile(bytes, device)?, mean, std, hex::encode(Sha256::digest(bytes)))?;
+        let model = Self::new(
+            Program::compile(bytes, device)?,
+            mean,
+            std,
+            hex::encode(Sha256::digest(bytes)),
+        )?;
         #[cfg(feature = "ort")]
         let model = model.with_onnxruntime(bytes, None)?;
         Ok(model)

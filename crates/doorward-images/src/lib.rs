@@ -218,7 +218,7 @@ impl Images {
             hasher.update(label.map_or(u64::MAX, |label| label as u64).to_le_bytes());
         }
         hasher.update(&self.pixels);
-        hex(&hasher.finalize())
+        hex::encode(hasher.finalize())
     }
 }
 

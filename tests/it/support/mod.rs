@@ -24,6 +24,7 @@ pub(crate) mod grpc;
 pub(crate) mod judge;
 pub(crate) mod model_server;
 pub(crate) mod object_storage;
+#[allow(dead_code, reason = "the engine's tests make more kinds of models")]
 #[path = "../../../crates/doorward-engine/tests/it/support/onnx.rs"]
 pub(crate) mod onnx;
 pub(crate) mod served;

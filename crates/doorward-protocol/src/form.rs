@@ -6,9 +6,9 @@
 use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use multer::{Constraints, Multipart, SizeLimit};
+use sha2::{Digest, Sha256};
 
-use crate::digest::sha256;
-use crate::images::Kind;
+use doorward_images::Kind;
 
 /// The part.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ async fn only_part(boundary: String, body: Bytes, name: &str) -> Result<Part, Fo
 /// A form of one part, and its content type.
 pub(super) fn write(name: &str, kind: Kind, image: &[u8]) -> (Vec<u8>, String) {
     // Nobody can make an image that holds its own digest.
-    let boundary = format!("doorward-{}", &sha256(image)[..32]);
+    let boundary = format!("doorward-{}", &hex::encode(Sha256::digest(image))[..32]);
     let (file, media_type) = match kind {
         Kind::Jpeg => ("image.jpg", kind.media_type()),
         Kind::Png => ("image.png", kind.media_type()),

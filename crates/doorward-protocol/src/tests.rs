@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::binary::JSON_LENGTH;
 use super::oip_http::{InferRequest, decode, route};
 use super::{Bounds, Checked, DecodeError, Pictures, Refusal, Route, kserve_v1, oip_http};
-use crate::images::Frame;
-use crate::model::InputDomain;
+use doorward_engine::InputDomain;
+use doorward_images::Frame;
 
 const CHANNELS: usize = 3;
 const HEIGHT: usize = 1;

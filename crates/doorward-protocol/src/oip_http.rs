@@ -21,7 +21,7 @@ use super::document::{Document, DocumentSeed};
 use super::json::{EncodedNumbers, Numbers};
 use super::media::{self, JSON};
 use super::spelling;
-use crate::model::InputDomain;
+use doorward_engine::InputDomain;
 
 use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route};
 

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 
 use super::{Bounds, Checked, DecodeError, Route, kserve_v1, oip_http, raw_image};
-use crate::config::{ImageProtocol, Images};
-use crate::telemetry::Protocol;
+use crate::Protocol;
+use crate::settings::{ImageProtocol, Images};
 
 /// A REST format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

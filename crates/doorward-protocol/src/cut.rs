@@ -11,7 +11,7 @@ use super::binary::{self, JSON_LENGTH};
 use super::datatype::Datatype;
 use super::rest::Rest;
 use super::text::{Members, array, items, members};
-use crate::detect::Predictions;
+use doorward_engine::Predictions;
 
 /// What was asked for, and what is looked for in the answer.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::kserve_v1_document::{Document, Form};
 use super::oip_http::check_rows;
 use super::{Bounds, Checked, DecodeError, Encoded};
-use crate::images::decode;
+use doorward_images::decode;
 
 /// Decodes the images of a document and writes them again: their bytes, in base64 of one spelling.
 pub(super) fn check(

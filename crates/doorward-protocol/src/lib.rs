@@ -8,8 +8,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use crate::images::{EncodedError, Frame, Kind};
-use crate::model::InputDomain;
+use doorward_engine::InputDomain;
+use doorward_images::{EncodedError, Frame, Kind};
 
 pub mod append;
 pub mod binary;
@@ -28,14 +28,31 @@ pub mod oip_grpc;
 pub mod oip_http;
 pub mod raw_image;
 pub mod rest;
+mod settings;
 mod spelling;
 #[cfg(test)]
 mod tests;
 mod text;
 
-/// What a request's method and path ask for.
+pub use settings::{ImageProtocol, Images};
+
+/// The wire format of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
+pub enum Protocol {
+    /// KServe V1 and TensorFlow Serving, REST.
+    KserveV1,
+    /// Open Inference Protocol V2, gRPC; each message of a stream is a request.
+    OipGrpc,
+    /// Open Inference Protocol V2, REST.
+    OipHttp,
+    /// Images, as TorchServe, SageMaker containers, BentoML and LitServe take them.
+    RawImage,
+}
+
+/// What a request's method and path ask for.
+///
+/// Exhaustive: whoever acts on routes has to act on each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// An inference request; its input is inspected.
     Infer,
@@ -46,8 +63,9 @@ pub enum Route {
 }
 
 /// Why a route is refused.
+///
+/// Exhaustive: each has an answer of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Refusal {
     /// A gRPC method that is not one of the protocol's, or not open.
     #[error("no such call here")]
@@ -333,4 +351,21 @@ pub enum DecodeError {
         /// The tensor's datatype.
         datatype: &'static str,
     },
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// Every protocol.
+    pub const ALL: [Self; 4] = [Self::KserveV1, Self::OipGrpc, Self::OipHttp, Self::RawImage];
+
+    /// The label value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::KserveV1 => "kserve_v1",
+            Self::OipGrpc => "oip_grpc",
+            Self::OipHttp => "oip_http",
+            Self::RawImage => "raw_image",
+        }
+    }
 }

@@ -12,8 +12,8 @@ use hyper::header::CONTENT_TYPE;
 
 use super::oip_http::{infer, is_plain, read};
 use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route, form};
-use crate::config::{ImageProtocol, Images};
-use crate::images::{Kind, decode};
+use crate::settings::{ImageProtocol, Images};
+use doorward_images::{Kind, decode};
 
 /// Selects a model inside of a container; the firewall protects one.
 const TARGET_MODEL: &str = "x-amzn-sagemaker-target-model";
