@@ -13,7 +13,7 @@ use crate::config::Config;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) fn health(config: &Config) -> Result<ExitCode> {
-    let address = reachable(config.admin.listen);
+    let address = reachable(config.server.admin.listen);
     let answer = ask(address).with_context(|| format!("no answer from http://{address}/livez"))?;
     let status = answer.lines().next().unwrap_or_default();
     if status.split(' ').nth(1) != Some("200") {

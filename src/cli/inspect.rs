@@ -36,22 +36,22 @@ pub(super) fn inspect(
         report::prepare(config, request)?;
     }
     let model = load_model(config)?;
-    if config.calibration.training_images.is_empty() {
+    if config.detection.calibration.training_images.is_empty() {
         bail!(
             "calibration.training_images is not set: without training images there is no confidence to split by, and the verdict rests on the perturbations alone"
         );
     }
-    let material = calibrate::material(config, model.domain().shape)?;
-    let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
+    let material = calibrate::material(&config.detection, model.domain().shape)?;
+    let seed = config.detection.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let (progress, start) = (Progress::new(), Instant::now());
     let mut rng = StdRng::seed_from_u64(seed);
     let update = |stage, share| progress.update(stage, share);
-    let (learned, _) = calibrate::learn(&*model, config, &material, &mut rng, &update)?;
+    let (learned, _) = calibrate::learn(&*model, &config.detection, &material, &mut rng, &update)?;
     let seconds = start.elapsed().as_secs_f64();
     let reversed = match baselines.neural_cleanse {
         false => None,
         true => {
-            let settings = &config.inspection;
+            let settings = &config.detection.inspection;
             let clean = learned.clean().first(BASELINE_IMAGES)?;
             let (steps, batch) = (settings.steps.get(), settings.batch.get());
             let tell = |share| update(Stage::NeuralCleanse, share);
@@ -161,7 +161,7 @@ fn diverging(
     let training = rows(model.domain(), pixels, model.device())?;
     let splits = inspection.labels.iter();
     let splits = splits.map(|label| (label.label, label.top.as_slice(), label.bottom.as_slice()));
-    let threshold = config.inspection.anomaly_threshold.into();
+    let threshold = config.detection.inspection.anomaly_threshold.into();
     match data_inspection(model, &training, splits, threshold)? {
         Some(found) => Ok(found),
         None => bail!(

@@ -9,12 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
-use crate::k8s::{Access, Keeper, Settings, Webhook, inject_manifest};
+use crate::config::injection;
+use crate::k8s::{Access, Keeper, Webhook, inject_manifest};
 use crate::telemetry;
 
 /// The manifest with the sidecar goes to standard output, what its author should know to standard error.
 pub(super) fn inject(manifest: &Path, settings: Option<&Path>) -> Result<ExitCode> {
-    let settings = Settings::load(settings)?;
+    let settings = injection::load(settings)?;
     let mut text = String::new();
     if manifest == Path::new("-") {
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
@@ -33,7 +34,7 @@ pub(super) fn inject(manifest: &Path, settings: Option<&Path>) -> Result<ExitCod
 
 /// Answers the API server until a signal.
 pub(super) fn webhook(settings: Option<&Path>) -> Result<ExitCode> {
-    let settings = Settings::load(settings)?;
+    let settings = injection::load(settings)?;
     telemetry::init(&settings.telemetry)?;
     Runtime::new()?.block_on(async {
         if let Some(managed) = settings.webhook.self_managed.clone() {

@@ -259,8 +259,8 @@ impl ModelFile {
         let mut configs = load(self.config.file.as_deref())?;
         if let Some(name) = &self.model {
             let known: Vec<String> =
-                configs.iter().filter_map(|it| it.model.name.clone()).collect();
-            configs.retain(|config| config.model.name.as_ref() == Some(name));
+                configs.iter().filter_map(|it| it.server.model.name.clone()).collect();
+            configs.retain(|config| config.server.model.name.as_ref() == Some(name));
             if configs.is_empty() {
                 bail!("--model {name}: the settings have no such model, only {known:?}");
             }
@@ -272,7 +272,7 @@ impl ModelFile {
 fn load(file: Option<&std::path::Path>) -> Result<Vec<Config>> {
     let configs = Settings::load(file, environment())?.configs()?;
     if let Some(config) = configs.first() {
-        telemetry::init(&config.telemetry)?;
+        telemetry::init(&config.server.telemetry)?;
     }
     Ok(configs)
 }

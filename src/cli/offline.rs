@@ -12,11 +12,11 @@ use super::progress::Progress;
 use crate::artifact::{self, Artifact};
 use crate::calibrate::{self, Seconds};
 use crate::config::{Config, Rule};
-use crate::digest::sha256;
 use crate::evaluate::{Evaluation, evaluate as measure};
 use crate::images::Images;
 use crate::model::{Classifier, Model, device};
 use crate::storage::Store;
+use sha2::{Digest, Sha256};
 
 /// What `evaluate` reads.
 pub(super) struct EvaluationSources {
@@ -27,10 +27,15 @@ pub(super) struct EvaluationSources {
 }
 
 pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
-    let path = &config.model.path;
-    let model = Model::load(path, &config.preprocess.mean, &config.preprocess.std, &device())
-        .with_context(|| format!("cannot load the model {}", path.display()))?;
-    calibrate::frame(config, model.domain().shape)?;
+    let path = &config.server.model.path;
+    let model = Model::load(
+        path,
+        &config.detection.preprocess.mean,
+        &config.detection.preprocess.std,
+        &device(),
+    )
+    .with_context(|| format!("cannot load the model {}", path.display()))?;
+    calibrate::frame(&config.detection, model.domain().shape)?;
     Ok(Arc::new(model))
 }
 
@@ -43,7 +48,7 @@ pub(super) struct Stored {
 
 /// The artifact if a valid one is there, else a fresh one, written.
 pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Stored> {
-    let location = &config.calibration.artifact;
+    let location = &config.artifact.location;
     let advise = |error: anyhow::Error| match error.downcast_ref() {
         Some(artifact::Error::Replaced { .. }) | None => error,
         Some(_) => {
@@ -54,7 +59,7 @@ pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Stored> {
         tracing::info!(artifact = %location, sha256 = stored.sha256, "read");
         return Ok(stored);
     }
-    if let Some(sha256) = &config.calibration.artifact_sha256 {
+    if let Some(sha256) = &config.artifact.sha256 {
         bail!(
             "artifact {location} is not there, and a fresh one would not have calibration.artifact_sha256 {sha256}"
         );
@@ -65,31 +70,31 @@ pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Stored> {
 /// The artifact that is there, checked.
 pub(super) fn read_artifact(config: &Config, model: &Model) -> Result<Option<Stored>> {
     let Some(bytes) = store(config)?.read()? else { return Ok(None) };
-    let expected = calibrate::expected(config, model)?;
-    let name = config.calibration.artifact.to_string();
+    let expected = calibrate::expected(&config.detection, model, config.artifact.sha256.clone())?;
+    let name = config.artifact.location.to_string();
     let artifact = Artifact::decode(&bytes, &name, &expected, model.device())?;
-    Ok(Some(Stored { artifact, sha256: sha256(&bytes) }))
+    Ok(Some(Stored { artifact, sha256: hex::encode(Sha256::digest(&bytes)) }))
 }
 
 /// Where the artifact is, or will be.
 pub(super) fn store(config: &Config) -> Result<Store> {
-    Ok(Store::open(&config.calibration.artifact, super::environment())?)
+    Ok(Store::open(&config.artifact.location, super::environment())?)
 }
 
 fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Stored, Seconds)> {
     let store = store(config)?;
     store.check_writable()?;
-    let material = calibrate::material(config, model.domain().shape)?;
-    let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
+    let material = calibrate::material(&config.detection, model.domain().shape)?;
+    let seed = config.detection.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let progress = Progress::new();
     let (artifact, seconds) =
-        calibrate::calibrate(model, config, &material, seed, &|stage, share| {
+        calibrate::calibrate(model, &config.detection, &material, seed, &|stage, share| {
             progress.update(stage, share);
         })?;
     progress.finish();
     let bytes = artifact.encode()?;
     store.write(&bytes)?;
-    Ok((Stored { artifact, sha256: sha256(&bytes) }, seconds))
+    Ok((Stored { artifact, sha256: hex::encode(Sha256::digest(&bytes)) }, seconds))
 }
 
 pub(super) fn calibrate(config: &Config, rotate: bool, json: bool) -> Result<ExitCode> {
@@ -97,7 +102,7 @@ pub(super) fn calibrate(config: &Config, rotate: bool, json: bool) -> Result<Exi
     if !rotate {
         match read_artifact(config, &model) {
             Ok(Some(stored)) => {
-                let location = &config.calibration.artifact;
+                let location = &config.artifact.location;
                 tracing::info!(artifact = %location, "already valid; --rotate replaces it");
                 print_artifact(config, &stored, Seconds::default(), json);
                 return Ok(ExitCode::SUCCESS);
@@ -109,11 +114,11 @@ pub(super) fn calibrate(config: &Config, rotate: bool, json: bool) -> Result<Exi
             Err(error) => return Err(error),
         }
     }
-    if rotate && config.calibration.seed.is_some() {
+    if rotate && config.detection.calibration.seed.is_some() {
         bail!("calibration.seed is set, so that --rotate would make the same artifact again");
     }
     let (stored, seconds) = write_artifact(config, &model)?;
-    if config.calibration.artifact_sha256.is_some() {
+    if config.artifact.sha256.is_some() {
         tracing::warn!(stored.sha256, "calibration.artifact_sha256 has to become this");
     }
     print_artifact(config, &stored, seconds, json);
@@ -124,9 +129,10 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
     let Stored { artifact, sha256 } = stored;
     let manifest = &artifact.manifest;
     let perturbation = &manifest.perturbation;
-    let bound = calibrate::thresholds(artifact, &config.policy).false_rejection_rate_bound;
-    let (own, needed) = calibrate::own_thresholds(artifact, &config.policy);
-    let location = &config.calibration.artifact;
+    let bound =
+        calibrate::thresholds(artifact, &config.detection.policy).false_rejection_rate_bound;
+    let (own, needed) = calibrate::own_thresholds(artifact, &config.detection.policy);
+    let location = &config.artifact.location;
     let infected = manifest.inspection.as_ref().map(|inspection| &inspection.infected);
     if as_json {
         let report = json!({
@@ -189,12 +195,12 @@ pub(super) fn evaluate(
 ) -> Result<ExitCode> {
     let model = load_model(config)?;
     let Stored { artifact, .. } = artifact(config, &model)?;
-    let frame = calibrate::frame(config, model.domain().shape)?;
+    let frame = calibrate::frame(&config.detection, model.domain().shape)?;
     let clean = Images::read_all(&sources.clean, frame).context("cannot use --clean")?;
     let triggered =
         Images::read_all(&sources.triggered, frame).context("cannot use --triggered")?;
-    let signals = calibrate::signals(model, &artifact, &config.policy)?;
-    let thresholds = calibrate::thresholds(&artifact, &config.policy);
+    let signals = calibrate::signals(model, &artifact, &config.detection.policy)?;
+    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
     let evaluation =
         measure(&signals, &thresholds, &clean, &triggered, &sources.target, &sources.rules)?;
     if as_json {
@@ -248,7 +254,7 @@ pub(super) fn check(config: &Config) -> Result<ExitCode> {
     operators.sort_unstable();
     let operators: Vec<String> =
         operators.iter().map(|(name, count)| format!("{count} {name}")).collect();
-    println!("model     {}", config.model.path.display());
+    println!("model     {}", config.server.model.path.display());
     println!("sha256    {}", model.digest());
     let [a, b, c] = model.domain().sent_shape();
     println!("input     {:?} [batch, {a}, {b}, {c}]", program.input_name());

@@ -9,7 +9,8 @@ use tokio::runtime::Runtime;
 use super::offline;
 use super::progress::Progress;
 use crate::config::{self, Settings};
-use crate::server::{Reloader, Server};
+use crate::server::Server;
+use crate::watch::Reloader;
 use crate::{demo, telemetry};
 
 /// The sidecar: serves at once, and judges as soon as there is an artifact. `read` reads the settings,
@@ -23,13 +24,14 @@ pub(super) fn serve(
         let reloader = Reloader::new(file, read)?;
         let configs = reloader.settings().configs()?;
         let config = configs.first().context("there is no model")?;
-        telemetry::init(&config.telemetry)?;
-        let server = Server::bind_all(&configs).await?;
+        telemetry::init(&config.server.telemetry)?;
+        let servers: Vec<_> = configs.iter().map(|config| config.server.clone()).collect();
+        let server = Server::bind_all(&servers).await?;
         tracing::info!(
             proxy = %server.proxy_addr(),
             grpc = server.grpc_addr().map(tracing::field::display),
             admin = %server.admin_addr(),
-            upstream = %config.upstream.url,
+            upstream = %config.server.upstream.url,
             "listening"
         );
         let handles = server.handles().to_vec();

@@ -40,7 +40,7 @@ pub(super) fn prepare(config: &Config, request: &ReportRequest) -> Result<()> {
     if !request.triggered.is_empty() && store(config)?.read()?.is_none() {
         bail!(
             "--triggered needs the artifact {}, which is not there: run `doorward calibrate`",
-            config.calibration.artifact
+            config.artifact.location
         );
     }
     Ok(())
@@ -55,14 +55,15 @@ pub(super) fn write(
 ) -> Result<PathBuf> {
     let (stored, without_firewall) = usable_artifact(config, model);
     let artifact = stored.as_ref().map(|stored| &stored.artifact);
-    let thresholds = artifact.map(|artifact| calibrate::thresholds(artifact, &config.policy));
+    let thresholds =
+        artifact.map(|artifact| calibrate::thresholds(artifact, &config.detection.policy));
     let mut triggered = Vec::new();
     if !request.triggered.is_empty() {
         let Some(artifact) = artifact else { bail!("--triggered: {without_firewall}") };
-        let frame = calibrate::frame(config, model.domain().shape)?;
+        let frame = calibrate::frame(&config.detection, model.domain().shape)?;
         let images =
             Images::read_all(&request.triggered, frame).context("cannot use --triggered")?;
-        let signals = calibrate::signals(model.clone(), artifact, &config.policy)?;
+        let signals = calibrate::signals(model.clone(), artifact, &config.detection.policy)?;
         triggered = score(&signals, &images, Needed::All)?;
     }
     let firewall = match (artifact, &thresholds) {
@@ -75,7 +76,7 @@ pub(super) fn write(
         model: &**model,
         inspection: inspected.inspection,
         images: inspected.images,
-        anomaly_threshold: config.inspection.anomaly_threshold.into(),
+        anomaly_threshold: config.detection.inspection.anomaly_threshold.into(),
         firewall,
         without_firewall,
         facts: facts(config, model, inspected, stored.as_ref())?,
@@ -91,7 +92,7 @@ fn usable_artifact(config: &Config, model: &Model) -> (Option<Stored>, String) {
     match read_artifact(config, model) {
         Ok(Some(stored)) => (Some(stored), String::new()),
         Ok(None) => {
-            let location = &config.calibration.artifact;
+            let location = &config.artifact.location;
             (None, format!("There is no artifact {location}: run doorward calibrate."))
         }
         Err(error) => (None, format!("The artifact cannot be used: {error:#}.")),
@@ -104,18 +105,18 @@ fn facts(
     inspected: &Inspected<'_>,
     stored: Option<&Stored>,
 ) -> Result<Vec<(String, String)>> {
-    let (calibration, inspection) = (&config.calibration, &config.inspection);
+    let (calibration, inspection) = (&config.detection.calibration, &config.detection.inspection);
     let sources: Vec<String> =
         calibration.training_images.iter().map(|path| path.display().to_string()).collect();
     let mut facts = vec![
-        ("Model", config.model.path.display().to_string()),
+        ("Model", config.server.model.path.display().to_string()),
         ("Model SHA-256", model.digest().to_owned()),
         ("Training images", sources.join(", ")),
         (
             "Training images SHA-256",
             digest_sources(&calibration.training_images)?.unwrap_or_default(),
         ),
-        ("Artifact", calibration.artifact.to_string()),
+        ("Artifact", config.artifact.location.to_string()),
     ];
     if let Some(Stored { artifact, sha256 }) = stored {
         facts.extend([
@@ -149,7 +150,7 @@ fn facts(
                 inspection.success_rate.value(),
                 inspection.anomaly_threshold,
                 inspection.clean_ratio.value(),
-                config.policy.max_false_rejection_rate.value(),
+                config.detection.policy.max_false_rejection_rate.value(),
             ),
         ),
     ]);

@@ -39,10 +39,10 @@ pub(super) fn scan(
     }
     let model = load_model(config)?;
     let Stored { artifact, sha256: artifact_digest } = artifact(config, &model)?;
-    let signals = calibrate::signals(model.clone(), &artifact, &config.policy)?;
-    let thresholds = calibrate::thresholds(&artifact, &config.policy);
-    let rule = config.policy.rule;
-    let frame = calibrate::frame(config, signals.model().domain().shape)?;
+    let signals = calibrate::signals(model.clone(), &artifact, &config.detection.policy)?;
+    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
+    let rule = config.detection.policy.rule;
+    let frame = calibrate::frame(&config.detection, signals.model().domain().shape)?;
     let plan =
         Plan { signals: &signals, thresholds: &thresholds, rule, sources: images, frame, shard };
     let progress = Progress::new();
@@ -113,8 +113,8 @@ fn header(
         sources_digest,
         shard: plan.shard.to_string(),
         rule: plan.rule.name().to_owned(),
-        max_false_rejection_rate: config.policy.max_false_rejection_rate.value(),
-        infected_budget: config.policy.infected_budget.into(),
+        max_false_rejection_rate: config.detection.policy.max_false_rejection_rate.value(),
+        infected_budget: config.detection.policy.infected_budget.into(),
     })
 }
 

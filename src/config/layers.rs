@@ -171,15 +171,16 @@ fn tell_apart(configs: &[Config]) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let mut names = BTreeSet::new();
     let mut artifacts = BTreeSet::new();
-    for Config { model, calibration, images, .. } in configs {
+    for Config { server, artifact, .. } in configs {
+        let (model, images) = (&server.model, &server.images);
         let name = model.name.as_deref().unwrap_or_default();
         if name.is_empty() || !name.chars().all(plain) || !names.insert(name) {
             let expected =
                 "a name for each of [[models]], another one, of ASCII letters, digits, -, _ and .";
             return invalid("model.name", format!("{name:?}"), expected);
         }
-        if !artifacts.insert(&calibration.artifact) {
-            let received = format!("{:?}", calibration.artifact.to_string());
+        if !artifacts.insert(&artifact.location) {
+            let received = format!("{:?}", artifact.location.to_string());
             return invalid(
                 "calibration.artifact",
                 received,

@@ -2,89 +2,14 @@
 //!
 //! What a certificate file holds is read by who uses it, here it is a path.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::value::{count, file, invalid, required};
-use super::{Origin, Result};
-
-/// `[audit]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Audit {
-    /// Where the lines go; `None`: nowhere.
-    pub target: Option<AuditTarget>,
-    /// What gets a line.
-    pub events: AuditEvents,
-    /// Whether a line holds the scores.
-    pub scores: bool,
-    /// Size at which the file is renamed and a new one begun, bytes.
-    pub rotate_bytes: NonZeroUsize,
-    /// How many renamed files are kept.
-    pub rotated_files: NonZeroUsize,
-    /// Holds the salt of the inputs' hashes; `None` draws one for the process.
-    pub salt_file: Option<PathBuf>,
-    /// Where rejected inputs are kept; `None`: nowhere.
-    pub quarantine: Option<Quarantine>,
-}
-
-/// Where the audit lines go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AuditTarget {
-    /// A file, appended to.
-    File(PathBuf),
-    /// Standard output.
-    Stdout,
-}
-
-/// What gets an audit line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AuditEvents {
-    /// Every row, and every request without judged rows.
-    All,
-    /// Rows that the rule turns away, and requests without a verdict.
-    Rejections,
-}
-
-/// `[audit.quarantine]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quarantine {
-    /// The folder.
-    pub directory: PathBuf,
-    /// Most files in it.
-    pub files: NonZeroUsize,
-    /// Most bytes in it.
-    pub bytes: NonZeroUsize,
-}
-
-/// `[tls]`: how clients connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// What the firewall shows.
-    pub identity: Identity,
-    /// Who signs the certificates that clients must show; `None`: they need none.
-    pub client_ca: Option<PathBuf>,
-}
-
-/// `[upstream.tls]`: how the firewall connects to an `https://` upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamTls {
-    /// Who signs the upstream's certificate.
-    pub ca: PathBuf,
-    /// What the firewall shows; `None`: nothing.
-    pub identity: Option<Identity>,
-}
-
-/// A certificate and its key, PEM files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The certificate, and those between it and the authority.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
+use super::{
+    Audit, AuditEvents, AuditTarget, Identity, Origin, Quarantine, Result, Tls, UpstreamTls,
+};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -1,22 +1,12 @@
 //! How pictures become model input, and whose image requests are taken.
 
+use doorward_detection::Preprocess;
 use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
 use doorward_protocol::{ImageProtocol, Images};
 use serde::Deserialize;
 
 use super::Result;
 use super::value::{OneOrMany, channels, count, invalid, required, scales};
-
-/// `[preprocess]`: model input = (byte / 255 - mean) / std, per channel, of what `pictures` gives.
-#[derive(Clone, Debug)]
-pub struct Preprocess {
-    /// One value for all channels, or one per channel.
-    pub mean: Vec<f32>,
-    /// One value for all channels, or one per channel; above zero.
-    pub std: Vec<f32>,
-    /// From a picture to bytes in the model's shape.
-    pub pictures: Pictures,
-}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

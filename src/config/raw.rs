@@ -12,12 +12,13 @@ use super::operations::{RawAudit, RawTls, RawUpstreamTls};
 use super::pictures::{RawImages, RawPreprocess};
 use super::telemetry::RawTelemetry;
 use super::value::{
-    OneOrMany, address, count, duration, file, invalid, location, model_name, positive,
+    OneOrMany, address, count, duration, endpoint, file, invalid, location, model_name, positive,
     probability, required, sha256, share,
 };
 use super::{
-    Action, Address, Admin, Algorithm, Breaker, Calibration, Config, Inspection, Limits, Listen,
-    Mode, Model, Origin, Perturbation, Policy, Predictions, Result, Rule, Unverified, Upstream,
+    Action, Address, Admin, Algorithm, Artifact, Breaker, Calibration, Config, Inspection, Limits,
+    Listen, Mode, Model, Origin, Perturbation, Policy, Predictions, Result, Rule, Unverified,
+    Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -181,24 +182,26 @@ enum RawAction {
 impl RawConfig {
     pub(super) fn convert(self) -> Result<Config> {
         let limits = self.limits.convert()?;
-        let policy = self.policy.convert()?;
+        let (policy, judged) = self.policy.convert()?;
         let predictions = required("model.predictions", self.model.predictions)?;
         let remote = [Rule::Both, Rule::Calibrated, Rule::Either, Rule::Patch, Rule::Uap];
-        if predictions == Predictions::Upstream && !remote.contains(&policy.rule) {
+        if predictions == Predictions::Upstream && !remote.contains(&judged.rule) {
             return invalid(
                 "model.predictions",
-                format!("\"upstream\" with policy.rule = {:?}", policy.rule.name()),
+                format!("\"upstream\" with policy.rule = {:?}", judged.rule.name()),
                 "one of the rules both, calibrated, either, patch, uap with it",
             );
         }
-        let url = Origin::parse("upstream.url", self.upstream.url)?;
+        let url = endpoint("upstream.url", self.upstream.url)?;
         let (grpc, grpc_url) = grpc(self.listen.grpc, self.upstream.grpc_url)?;
         let pause = duration("upstream.breaker_seconds", self.upstream.breaker_seconds)?;
         // Zero failures: none.
         let failures = required("upstream.breaker_failures", self.upstream.breaker_failures)?;
         let breaker = NonZeroU32::new(failures).map(|failures| Breaker { failures, pause });
-        Ok(Config {
-            listen: Listen { http: Address::parse("listen.http", self.listen.http)?, grpc },
+        let (calibration, artifact) = self.calibration.convert()?;
+        let preprocess = self.preprocess.convert()?;
+        let server = doorward_proxy::Settings {
+            listen: Listen { http: endpoint("listen.http", self.listen.http)?, grpc },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
             upstream: Upstream {
                 tls: self.upstream.tls.convert(&url, grpc_url.as_ref())?,
@@ -217,16 +220,22 @@ impl RawConfig {
                 name: self.model.name.map(model_name).transpose()?,
                 predictions,
             },
-            preprocess: self.preprocess.convert()?,
             images: self.images.convert()?,
-            calibration: self.calibration.convert()?,
-            perturbation: self.perturbation.convert()?,
-            inspection: self.inspection.convert()?,
+            pictures: preprocess.pictures,
+            judging: judged,
             policy,
             limits,
             audit: self.audit.convert()?,
             telemetry: self.telemetry.convert()?,
-        })
+        };
+        let detection = doorward_detection::Settings {
+            preprocess,
+            calibration,
+            perturbation: self.perturbation.convert()?,
+            inspection: self.inspection.convert()?,
+            policy: judged,
+        };
+        Ok(Config { server, detection, artifact })
     }
 }
 
@@ -245,31 +254,34 @@ fn grpc(listen: Option<String>, url: Option<String>) -> Result<(Option<Address>,
             "listen.grpc as well, where clients of it connect",
         ),
         (Some(_), Some(_)) => {
-            let address = Address::parse("listen.grpc", listen)?;
-            Ok((Some(address), Some(Origin::parse("upstream.grpc_url", url)?)))
+            let address = endpoint("listen.grpc", listen)?;
+            Ok((Some(address), Some(endpoint("upstream.grpc_url", url)?)))
         }
     }
 }
 
 impl RawCalibration {
-    fn convert(self) -> Result<Calibration> {
+    fn convert(self) -> Result<(Calibration, Artifact)> {
         let clean_images = required("calibration.clean_images", self.clean_images)?.into_vec();
         if clean_images.is_empty() {
             return invalid("calibration.clean_images", "[]", "at least one path");
         }
         let training_images = required("calibration.training_images", self.training_images)?;
-        Ok(Calibration {
+        let calibration = Calibration {
             clean_images,
             training_images: training_images.into_vec(),
             fit_images: count("calibration.fit_images", self.fit_images)?,
             holdout_images: count("calibration.holdout_images", self.holdout_images)?,
-            artifact: location("calibration.artifact", self.artifact)?,
-            artifact_sha256: self
+            seed: self.seed,
+        };
+        let artifact = Artifact {
+            location: location("calibration.artifact", self.artifact)?,
+            sha256: self
                 .artifact_sha256
                 .map(|digest| sha256("calibration.artifact_sha256", digest))
                 .transpose()?,
-            seed: self.seed,
-        })
+        };
+        Ok((calibration, artifact))
     }
 }
 
@@ -303,7 +315,7 @@ impl RawInspection {
 }
 
 impl RawPolicy {
-    fn convert(self) -> Result<Policy> {
+    fn convert(self) -> Result<(Policy, doorward_detection::Policy)> {
         let mode = match required("policy.mode", self.mode)? {
             RawMode::Enforce => Mode::Enforce,
             RawMode::Monitor => Mode::Monitor,
@@ -325,13 +337,10 @@ impl RawPolicy {
                 "a finite number of 1 or more",
             );
         }
-        Ok(Policy {
-            mode,
-            rule: required("policy.rule", self.rule)?,
-            max_false_rejection_rate,
-            infected_budget,
-            unverified: self.unverified.convert(mode)?,
-        })
+        let rule = required("policy.rule", self.rule)?;
+        let unverified = self.unverified.convert(mode)?;
+        let judged = doorward_detection::Policy { rule, max_false_rejection_rate, infected_budget };
+        Ok((Policy { mode, unverified }, judged))
     }
 }
 

@@ -6,39 +6,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::value::{file, invalid, probability, required};
-use super::{Probability, Result};
-
-/// `[telemetry]`
-#[derive(Clone, Debug)]
-pub struct Telemetry {
-    /// A tracing filter such as `info` or `doorward=debug`.
-    pub log: String,
-    /// How log lines look.
-    pub format: LogFormat,
-    /// Where spans of requests go; `None`: nowhere.
-    pub otlp: Option<Otlp>,
-}
-
-/// `[telemetry.otlp]`
-#[derive(Clone, Debug)]
-pub struct Otlp {
-    /// The collector's URL for spans.
-    pub endpoint: Url,
-    /// The share of traces recorded, of those that no caller has decided on.
-    pub sample_ratio: Probability,
-    /// The authority of the collector's certificate; `None`: the public ones.
-    pub ca: Option<PathBuf>,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
-}
+use super::{LogFormat, Otlp, Result, Telemetry};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use doorward_proxy::NoAddress;
 
 use super::{Error, Location, Probability, Result};
 
@@ -45,6 +48,18 @@ pub(super) fn address(key: &'static str, value: Option<String>) -> Result<Socket
     match value.parse() {
         Ok(address) => Ok(address),
         Err(_) => invalid(key, format!("{value:?}"), "an address and port such as 127.0.0.1:8080"),
+    }
+}
+
+/// An address of a kind of its own.
+pub(super) fn endpoint<T: FromStr<Err = NoAddress>>(
+    key: &'static str,
+    value: Option<String>,
+) -> Result<T> {
+    let value = required(key, value)?;
+    match value.parse() {
+        Ok(address) => Ok(address),
+        Err(NoAddress { expected }) => invalid(key, format!("{value:?}"), expected),
     }
 }
 

@@ -131,23 +131,23 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
     let model = load(folder.path())?;
     let upstream = Upstream::start(load(folder.path())?).await?;
     let config = configuration(folder.path(), &upstream)?;
-    let server = Server::bind(&config).await?;
+    let server = Server::bind(&config.server).await?;
 
     let start = Instant::now();
     let (calibrated, settings) = (model.clone(), config.clone());
-    let seed = config.calibration.seed.unwrap_or_else(|| rand::rng().random());
+    let seed = config.detection.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let offline = tokio::task::spawn_blocking(move || {
-        let material = calibrate::material(&settings, calibrated.domain().shape)?;
-        calibrate::calibrate(&calibrated, &settings, &material, seed, &progress)
+        let material = calibrate::material(&settings.detection, calibrated.domain().shape)?;
+        calibrate::calibrate(&calibrated, &settings.detection, &material, seed, &progress)
     });
     let (artifact, _) = offline.await.map_err(|error| Error::Exchange(error.to_string()))??;
     let stored = artifact.encode().map_err(calibrate::Error::from)?;
-    Store::open(&config.calibration.artifact, [])?.write(&stored)?;
+    Store::open(&config.artifact.location, [])?.write(&stored)?;
     let calibration_seconds = start.elapsed().as_secs_f64();
 
     let took = Arc::new(Mutex::new(Vec::new()));
     let times = Arc::clone(&took);
-    let thresholds = calibrate::thresholds(&artifact, &config.policy);
+    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
     server.handle().detect_through(model.clone(), artifact.clone(), |detector| {
         Arc::new(Timed { detector, took: times })
     })?;
@@ -166,7 +166,7 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
     let detection_seconds = percentiles(&seconds(&took));
     let added_seconds = added(&bare, &guarded, &clean_requests).await?;
 
-    let signals = calibrate::signals(model, &artifact, &config.policy)?;
+    let signals = calibrate::signals(model, &artifact, &config.detection.policy)?;
     let evaluation = {
         let (clean, triggered) = (clean.clone(), triggered.clone());
         let measured = tokio::task::spawn_blocking(move || {

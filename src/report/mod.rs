@@ -6,7 +6,6 @@
 
 mod chart;
 mod page;
-mod picture;
 #[cfg(test)]
 mod tests;
 
@@ -18,8 +17,7 @@ use crate::images::Images;
 use crate::inspect::{Inspected, Inspection};
 use crate::model::{Classifier, Error};
 use crate::perturb::{labels, rows};
-pub use page::head;
-pub use picture::Painter;
+use doorward_proxy::picture::Painter;
 
 /// What a page is made of.
 pub struct Report<'a> {

@@ -1,21 +1,10 @@
 //! The page's template.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use doorward_proxy::page::head;
+use maud::{DOCTYPE, Markup, html};
 
 use super::chart::{Bars, histogram};
 use super::{Example, Firewall, LabelCard, LabelScores, PatchPictures, Report};
-
-/// What a page of this program has in its head; the status page adds to it.
-pub fn head(title: &str) -> Markup {
-    html! {
-        meta charset="utf-8";
-        meta name="viewport" content="width=device-width, initial-scale=1";
-        meta name="color-scheme" content="light dark";
-        meta name="robots" content="noindex";
-        title { "Doorward: " (title) }
-        style { (PreEscaped(STYLE)) }
-    }
-}
 
 pub(super) fn page(
     report: &Report<'_>,
@@ -340,9 +329,6 @@ fn thousands(number: usize) -> String {
     }
     grouped
 }
-
-/// Colours and shapes.
-const STYLE: &str = include_str!("report.css");
 
 /// Longest side of a picture whose pixels are shown, pixels.
 const PIXELATED: usize = 96;

@@ -6,7 +6,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use doorward::config::UpstreamTls;
-use doorward::k8s::{Settings, Webhook};
+use doorward::config::injection;
+use doorward::k8s::Webhook;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
@@ -33,7 +34,7 @@ impl Setup {
             identity.certificate.display(),
             identity.key.display()
         );
-        let settings = Settings::parse("test", &settings).expect("settings");
+        let settings = injection::parse("test", &settings).expect("settings");
         let webhook = Webhook::bind(&settings).await.expect("a free port");
         let client = client(&authority.ca());
         Self { webhook, client, _authority: authority }

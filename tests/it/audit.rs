@@ -190,11 +190,11 @@ async fn a_reload_opens_the_file_anew() {
     setup.client.infer(request(&[TRIGGERED])).await;
     let path = folder.path().join("audit.jsonl");
     let settings = config(&setup.upstream.url(), &format!("audit.path = '{}'", path.display()));
-    setup.server.handle().reload(&settings).expect("an audit log from now on");
+    setup.server.handle().reload(&settings.server).expect("an audit log from now on");
     setup.client.infer(request(&[TRIGGERED])).await;
     eventually("a line", || path.metadata().is_ok_and(|file| file.len() > 0)).await;
     std::fs::rename(&path, folder.path().join("moved")).expect("moved");
-    setup.server.handle().reload(&settings).expect("the same settings");
+    setup.server.handle().reload(&settings.server).expect("the same settings");
     setup.client.infer(request(&[TRIGGERED])).await;
     setup.client.infer(request(&[TRIGGERED])).await;
     assert_eq!(end(setup, &folder).await.len(), 2);
@@ -204,7 +204,8 @@ async fn a_reload_opens_the_file_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_opened_is_named() {
     let error = async |settings: &str| {
-        let error = Server::bind(&config("http://u", settings)).await.expect_err("no audit log");
+        let error =
+            Server::bind(&config("http://u", settings).server).await.expect_err("no audit log");
         error.to_string()
     };
     let missing = error("audit.path = '/nowhere/audit.jsonl'").await;
@@ -213,6 +214,6 @@ async fn what_cannot_be_opened_is_named() {
     assert!(salt.contains("0 bytes, expected a file of 16 bytes or more"), "{salt}");
     let setup = Setup::new("").await;
     let bad = config(&setup.upstream.url(), "audit.path = '/nowhere/a'\npolicy.mode = 'monitor'");
-    setup.server.handle().reload(&bad).expect_err("no audit log");
+    setup.server.handle().reload(&bad.server).expect_err("no audit log");
     assert_eq!(setup.client.infer(request(&[TRIGGERED])).await.status, StatusCode::FORBIDDEN);
 }

@@ -27,39 +27,39 @@ fn with(variable: &str, value: &str) -> Result<Config, doorward::config::Error> 
 #[test]
 fn embedded_file_gives_the_documented_defaults() {
     let config = parse("");
-    assert_eq!(config.listen.http.to_string(), "127.0.0.1:8080");
-    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9090");
-    assert_eq!(config.upstream.url.to_string(), "http://127.0.0.1:1");
-    assert_eq!((config.listen.grpc, config.upstream.grpc_url), (None, None));
-    assert!(!config.upstream.http2);
-    assert_eq!(config.upstream.timeout, Duration::from_secs(30));
-    assert_eq!(config.model.name, None);
-    assert_eq!(config.preprocess.mean, [0.0]);
-    assert_eq!(config.preprocess.std, [1.0]);
-    let calibration = &config.calibration;
+    assert_eq!(config.server.listen.http.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.server.admin.listen.to_string(), "127.0.0.1:9090");
+    assert_eq!(config.server.upstream.url.to_string(), "http://127.0.0.1:1");
+    assert_eq!((config.server.listen.grpc, config.server.upstream.grpc_url), (None, None));
+    assert!(!config.server.upstream.http2);
+    assert_eq!(config.server.upstream.timeout, Duration::from_secs(30));
+    assert_eq!(config.server.model.name, None);
+    assert_eq!(config.detection.preprocess.mean, [0.0]);
+    assert_eq!(config.detection.preprocess.std, [1.0]);
+    let calibration = &config.detection.calibration;
     assert_eq!(calibration.clean_images, [PathBuf::from("clean")]);
     assert!(calibration.training_images.is_empty());
     assert_eq!(calibration.fit_images.get(), 300);
     assert_eq!(calibration.holdout_images.get(), 2000);
-    assert_eq!(calibration.artifact, Location::File("doorward.safetensors".into()));
-    assert_eq!(calibration.artifact_sha256, None);
+    assert_eq!(config.artifact.location, Location::File("doorward.safetensors".into()));
+    assert_eq!(config.artifact.sha256, None);
     assert_eq!(calibration.seed, None);
-    assert_eq!(config.perturbation.fooling_rate.value(), 0.8);
-    assert_eq!(config.perturbation.max_epsilon, 0.125);
-    assert_eq!(config.perturbation.steps.get(), 100);
-    assert_eq!(config.perturbation.batch.get(), 64);
-    assert_eq!(config.inspection.samples.get(), 50);
-    assert_eq!(config.inspection.steps.get(), 300);
-    assert_eq!(config.inspection.lambda, 1e-4);
-    assert_eq!(config.inspection.success_rate.value(), 0.95);
-    assert_eq!(config.inspection.anomaly_threshold, 3.5);
-    assert_eq!(config.inspection.clean_ratio.value(), 0.9);
-    assert_eq!(config.policy.mode, Mode::Enforce);
-    assert_eq!(config.policy.rule, Rule::Calibrated);
-    assert_eq!(config.policy.max_false_rejection_rate.value(), 0.01);
-    assert_eq!(config.policy.infected_budget, 10.0);
-    assert_eq!(config.policy.unverified.overload, Action::Reject);
-    let limits = &config.limits;
+    assert_eq!(config.detection.perturbation.fooling_rate.value(), 0.8);
+    assert_eq!(config.detection.perturbation.max_epsilon, 0.125);
+    assert_eq!(config.detection.perturbation.steps.get(), 100);
+    assert_eq!(config.detection.perturbation.batch.get(), 64);
+    assert_eq!(config.detection.inspection.samples.get(), 50);
+    assert_eq!(config.detection.inspection.steps.get(), 300);
+    assert_eq!(config.detection.inspection.lambda, 1e-4);
+    assert_eq!(config.detection.inspection.success_rate.value(), 0.95);
+    assert_eq!(config.detection.inspection.anomaly_threshold, 3.5);
+    assert_eq!(config.detection.inspection.clean_ratio.value(), 0.9);
+    assert_eq!(config.server.policy.mode, Mode::Enforce);
+    assert_eq!(config.detection.policy.rule, Rule::Calibrated);
+    assert_eq!(config.detection.policy.max_false_rejection_rate.value(), 0.01);
+    assert_eq!(config.detection.policy.infected_budget, 10.0);
+    assert_eq!(config.server.policy.unverified.overload, Action::Reject);
+    let limits = &config.server.limits;
     assert_eq!(limits.body_bytes, 16 << 20);
     assert_eq!(limits.rows.get(), 64);
     assert_eq!(limits.queue_rows.get(), 512);
@@ -68,8 +68,8 @@ fn embedded_file_gives_the_documented_defaults() {
     assert_eq!(limits.body_timeout, Duration::from_secs(10));
     assert_eq!(limits.detection_timeout, Duration::from_secs(10));
     assert_eq!(limits.drain_timeout, Duration::from_secs(30));
-    assert_eq!(config.telemetry.log, "info");
-    assert_eq!(config.telemetry.format, LogFormat::Text);
+    assert_eq!(config.server.telemetry.log, "info");
+    assert_eq!(config.server.telemetry.format, LogFormat::Text);
 }
 
 #[test]
@@ -86,10 +86,13 @@ fn embedded_file_shows_the_keys_without_default() {
         })
         .collect();
     let config = Config::parse("all.toml", &uncommented.join("\n"), NOTHING).expect("settings");
-    assert_eq!(config.model.name.as_deref(), Some("resnet18"));
-    assert_eq!(config.calibration.seed, Some(7));
-    assert_eq!(config.listen.grpc.expect("an address").to_string(), "127.0.0.1:8081");
-    assert_eq!(config.upstream.grpc_url.expect("a URL").to_string(), "http://127.0.0.1:18081");
+    assert_eq!(config.server.model.name.as_deref(), Some("resnet18"));
+    assert_eq!(config.detection.calibration.seed, Some(7));
+    assert_eq!(config.server.listen.grpc.expect("an address").to_string(), "127.0.0.1:8081");
+    assert_eq!(
+        config.server.upstream.grpc_url.expect("a URL").to_string(),
+        "http://127.0.0.1:18081"
+    );
 }
 
 #[test]
@@ -117,7 +120,7 @@ fn every_rule_is_written_as_it_is_named() {
     for rule in Rule::ALL {
         let settings = format!("{REQUIRED}\npolicy.rule = '{}'", rule.name());
         let config = Config::parse("user.toml", &settings, NOTHING).expect("settings");
-        assert_eq!(config.policy.rule, rule);
+        assert_eq!(config.detection.policy.rule, rule);
         assert_eq!(rule.name().parse(), Ok(rule));
     }
 }
@@ -184,7 +187,7 @@ fn values_out_of_range_say_what_was_received_and_expected() {
 #[test]
 fn artifacts_are_paths_or_urls() {
     let location =
-        |text: &str| parse(&format!("calibration.artifact = '{text}'")).calibration.artifact;
+        |text: &str| parse(&format!("calibration.artifact = '{text}'")).artifact.location;
     for path in ["a", "a b/c:d", "/a", "s3:/a"] {
         assert_eq!(location(path), Location::File(path.into()));
     }
@@ -247,14 +250,14 @@ fn upstream_urls_are_checked_and_tls_goes_with_https() {
         "unix:/run/a.sock",
     ] {
         let config = with("DOORWARD_UPSTREAM__URL", url).expect("settings");
-        assert_eq!(config.upstream.url.to_string(), url);
-        assert_eq!((config.upstream.tls, config.tls), (None, None));
+        assert_eq!(config.server.upstream.url.to_string(), url);
+        assert_eq!((config.server.upstream.tls, config.server.tls), (None, None));
     }
     let ca = "upstream.tls.ca = 'ca.crt'";
     assert!(error(ca).starts_with("upstream.url = "), "{}", error(ca));
     let https = REQUIRED.replace("http://", "https://");
     let config = Config::parse("user.toml", &format!("{https}{ca}"), NOTHING).expect("settings");
-    assert!(config.upstream.url.is_secured() && config.upstream.tls.is_some());
+    assert!(config.server.upstream.url.is_secured() && config.server.upstream.tls.is_some());
 }
 
 #[test]
@@ -288,13 +291,13 @@ fn environment_wins_over_the_file() {
     ];
     let text = format!("{REQUIRED}limits.rows = 2\npolicy.mode = 'enforce'");
     let config = Config::parse("user.toml", &text, environment).expect("settings");
-    assert_eq!(config.policy.mode, Mode::Monitor);
-    assert_eq!(config.policy.unverified.artifact, Action::Reject);
-    assert_eq!(config.policy.unverified.overload, Action::Pass);
-    assert_eq!(config.limits.rows.get(), 3);
-    assert_eq!(config.model.name.as_deref(), Some("17"));
-    assert_eq!(config.preprocess.mean, [0.5, 1.0]);
-    assert_eq!(config.calibration.training_images.len(), 2);
+    assert_eq!(config.server.policy.mode, Mode::Monitor);
+    assert_eq!(config.server.policy.unverified.artifact, Action::Reject);
+    assert_eq!(config.server.policy.unverified.overload, Action::Pass);
+    assert_eq!(config.server.limits.rows.get(), 3);
+    assert_eq!(config.server.model.name.as_deref(), Some("17"));
+    assert_eq!(config.detection.preprocess.mean, [0.5, 1.0]);
+    assert_eq!(config.detection.calibration.training_images.len(), 2);
 }
 
 #[test]
@@ -331,7 +334,7 @@ fn file_is_read_from_disk_and_a_missing_one_is_named() {
     let path = folder.path().join("doorward.toml");
     std::fs::write(&path, REQUIRED).expect("written");
     let config = Config::load(Some(&path), NOTHING).expect("settings");
-    assert_eq!(config.model.path, PathBuf::from("m.onnx"));
+    assert_eq!(config.server.model.path, PathBuf::from("m.onnx"));
     let missing = folder.path().join("missing.toml");
     let error = Config::load(Some(&missing), NOTHING).expect_err("an error");
     assert!(error.to_string().contains("missing.toml"), "{error}");

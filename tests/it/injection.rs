@@ -26,7 +26,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 pub(crate) fn settings() -> Settings {
-    Settings::load(None).expect("the embedded settings")
+    doorward::config::injection::load(None).expect("the embedded settings")
 }
 
 fn inject(text: &str) -> Result<(String, String), ManifestError> {

@@ -4,33 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A module may use modules of a lower rank, and itself.
-const RANKS: [(&str, u8); 21] = [
-    ("digest", 0),
-    ("stats", 0),
+const RANKS: [(&str, u8); 8] = [
     ("config", 1),
-    ("perturb", 3),
-    ("inspect", 4),
-    ("artifact", 5),
-    ("detect", 6),
-    ("calibrate", 7),
-    ("evaluate", 7),
-    ("report", 7),
-    ("scan", 7),
-    ("tls", 7),
-    ("telemetry", 8),
-    ("storage", 9),
-    ("proxy", 10),
-    ("server", 11),
-    ("demo", 12),
-    ("k8s", 12),
-    ("cli", 13),
-    ("main", 14),
+    ("report", 2),
+    ("storage", 2),
+    ("watch", 2),
+    ("demo", 3),
+    ("cli", 4),
+    ("main", 5),
     // Only lists the modules.
-    ("lib", 15),
+    ("lib", 6),
 ];
 
 /// Ranks up to this one are synchronous and silent.
-const SILENT: u8 = 7;
+const SILENT: u8 = 1;
 
 const NOISY_CRATES: [&str; 5] = ["axum", "hyper", "prometheus", "tokio", "tower"];
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use doorward::config::{Config, Error, Mode, Settings};
 use doorward::images::Images;
-use doorward::server::{Reloader, Server};
+use doorward::{server::Server, watch::Reloader};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -71,8 +71,9 @@ impl TwoModels {
             folder.path().join("audit.jsonl").display(),
         );
         std::fs::write(folder.path().join("doorward.toml"), &text).expect("written");
-        let server =
-            Server::bind_all(&settings(&text).expect("settings")).await.expect("free ports");
+        let configs = settings(&text).expect("settings");
+        let servers: Vec<_> = configs.into_iter().map(|config| config.server).collect();
+        let server = Server::bind_all(&servers).await.expect("free ports");
         let client = Client::new(&format!("http://{}", server.proxy_addr()));
         let grpc = server.grpc_addr().expect("a listener").to_string();
         let grpc = RawClient::new(&format!("http://{grpc}"));
@@ -125,11 +126,17 @@ fn settings_of_a_model_lie_over_those_of_the_file() {
     ))
     .expect("settings");
     let [a, b] = configs.as_slice() else { panic!("{configs:?}") };
-    assert_eq!((a.model.name.as_deref(), b.model.name.as_deref()), (Some("a"), Some("b")));
-    assert_eq!((a.policy.mode, b.policy.mode), (Mode::Monitor, Mode::Enforce));
-    assert_eq!((a.policy.rule.name(), b.policy.rule.name()), ("uap", "either"));
-    assert_eq!((&*a.preprocess.mean, &*b.preprocess.mean), (&[0.5][..], &[0.25][..]));
-    assert_eq!(a.model.path, Path::new("m.onnx"));
+    assert_eq!(
+        (a.server.model.name.as_deref(), b.server.model.name.as_deref()),
+        (Some("a"), Some("b"))
+    );
+    assert_eq!((a.server.policy.mode, b.server.policy.mode), (Mode::Monitor, Mode::Enforce));
+    assert_eq!((a.detection.policy.rule.name(), b.detection.policy.rule.name()), ("uap", "either"));
+    assert_eq!(
+        (&*a.detection.preprocess.mean, &*b.detection.preprocess.mean),
+        (&[0.5][..], &[0.25][..])
+    );
+    assert_eq!(a.server.model.path, Path::new("m.onnx"));
 }
 
 #[test]

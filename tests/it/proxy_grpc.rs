@@ -216,7 +216,7 @@ async fn reload_takes_effect_for_the_next_call() {
         setup.upstream.url()
     );
     let config = config(&setup.setup.upstream.url(), &settings);
-    setup.setup.server.handle().reload(&config).expect("another mode");
+    setup.setup.server.handle().reload(&config.server).expect("another mode");
     let status = setup.infer(raw_request(&[TRIGGERED])).await.expect_err("a rejection");
     assert_eq!(status.code(), Code::PermissionDenied);
     setup.infer(raw_request(&[CLEAN])).await.expect("a reply");

@@ -86,7 +86,7 @@ async fn upstream_is_asked_in_http2_where_it_is_configured() {
     let mut setup = Setup::calibrating("").await;
     for (http2, status) in [(true, StatusCode::OK), (false, StatusCode::BAD_GATEWAY)] {
         let config = config(&url, &format!("upstream.http2 = {http2}"));
-        let server = Server::bind(&config).await.expect("free ports");
+        let server = Server::bind(&config.server).await.expect("free ports");
         setup.client = Client::new(&format!("http://{}", server.proxy_addr()));
         setup.server = server;
         setup.server.ready(setup.judge.clone(), &manifest()).expect("the first detector");

@@ -11,7 +11,8 @@ use candle_core::{Device, Tensor};
 use doorward::artifact::Artifact;
 use doorward::config::Settings;
 use doorward::model::Model;
-use doorward::server::{Handle, Reloader};
+use doorward::server::Handle;
+use doorward::watch::Reloader;
 use hyper::StatusCode;
 use serde_json::json;
 use tempfile::TempDir;
@@ -134,7 +135,7 @@ async fn a_request_in_flight_keeps_the_policy_it_started_with() {
     let before = tokio::spawn(async move { client.infer(request(&[TRIGGERED])).await });
     eventually("the request is judged", || setup.judge.entered() == 1).await;
     let monitor = config(&setup.upstream.url(), "policy.mode = 'monitor'\nlimits.body_bytes = 400");
-    setup.server.handle().reload(&monitor).expect("valid settings");
+    setup.server.handle().reload(&monitor.server).expect("valid settings");
     setup.judge.behave(Behaviour::Answer);
     assert_eq!(before.await.expect("no panic").status, StatusCode::FORBIDDEN);
     assert_eq!(setup.client.infer(request(&[TRIGGERED])).await.status, StatusCode::OK);
@@ -147,7 +148,7 @@ async fn a_request_in_flight_keeps_the_policy_it_started_with() {
 async fn settings_that_change_before_there_is_a_detector_are_those_it_gets() {
     let setup = Setup::calibrating("").await;
     let monitor = config(&setup.upstream.url(), "policy.mode = 'monitor'");
-    setup.server.handle().reload(&monitor).expect("valid settings");
+    setup.server.handle().reload(&monitor.server).expect("valid settings");
     setup.server.ready(setup.judge.clone(), &manifest()).expect("the first detector");
     assert_eq!(setup.client.infer(request(&[TRIGGERED])).await.status, StatusCode::OK);
     assert_eq!(setup.verdicts("flagged"), 1.0);
@@ -198,7 +199,7 @@ async fn rule_and_budget_change_the_detector_itself() {
     tokio::task::spawn_blocking(move || load.detect(model, artifact)).await.unwrap().unwrap();
     let reload = async |settings: &str| {
         let (config, handle) = (config(&setup.upstream.url(), settings), handle.clone());
-        tokio::task::spawn_blocking(move || handle.reload(&config)).await.unwrap()
+        tokio::task::spawn_blocking(move || handle.reload(&config.server)).await.unwrap()
     };
     let bound = || setup.metric("false_rejection_rate_bound");
     assert!((0.0..=0.01).contains(&bound()), "{}", bound());

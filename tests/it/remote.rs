@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{Device, Tensor};
 use doorward::artifact::{Artifact, Expected};
 use doorward::calibrate;
-use doorward::config::{Config, Policy, Rule};
+use doorward::config::{Config, Rule};
 use doorward::detect::{Judge, Judgement};
 use doorward::images::Images;
 use doorward::inspect::Representation;
 use doorward::model::{Classifier, Model};
 use doorward::server::Server;
+use doorward_detection::Policy;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -49,12 +50,14 @@ fn victim() -> &'static Victim {
         );
         let none = std::iter::empty::<(&str, &str)>();
         let config = Config::parse("test", &text, none).expect("valid");
-        let model = Model::load(&config.model.path, &[0.0], &[1.0], &Device::Cpu).expect("a model");
+        let model =
+            Model::load(&config.server.model.path, &[0.0], &[1.0], &Device::Cpu).expect("a model");
         let model = Arc::new(model);
         let shape = model.domain().shape;
-        let material = calibrate::material(&config, shape).expect("images");
+        let material = calibrate::material(&config.detection, shape).expect("images");
         let (mut artifact, _) =
-            calibrate::calibrate(&model, &config, &material, 5, &|_, _| {}).expect("an artifact");
+            calibrate::calibrate(&model, &config.detection, &material, 5, &|_, _| {})
+                .expect("an artifact");
         artifact.manifest.inspection.as_mut().expect("inspected").infected = vec![0];
         let read = |name: &str, count| {
             let images = Images::read(assets.join(name), shape).expect("images");
@@ -88,14 +91,14 @@ impl Setup {
             rule.name()
         );
         let config = support::config(&upstream.url(), &settings);
-        let server = Server::bind(&config).await.expect("free ports");
+        let server = Server::bind(&config.server).await.expect("free ports");
         let model = Arc::clone(&victim.model);
-        let (detector, _) =
-            calibrate::detector(model, artifact, &config.policy, rule).expect("a detector");
+        let (detector, _) = calibrate::detector(model, artifact, &config.detection.policy, rule)
+            .expect("a detector");
         let judge: Arc<dyn Judge> = Arc::new(detector);
         server.ready(Arc::clone(&judge), &artifact.manifest).expect("the first detector");
         let client = Client::new(&format!("http://{}", server.proxy_addr()));
-        Self { server, upstream, client, judge, policy: config.policy }
+        Self { server, upstream, client, judge, policy: config.detection.policy }
     }
 
     fn locally(&self, rows: &[Vec<f32>]) -> Vec<Judgement> {

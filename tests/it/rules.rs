@@ -68,7 +68,8 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
         folder.path().join("artifact").display(),
     );
     let config = Config::parse("test", &text, std::iter::empty::<(&str, &str)>()).expect("valid");
-    let model = Model::load(&config.model.path, &[0.0], &[1.0], &Device::Cpu).expect("a model");
+    let model =
+        Model::load(&config.server.model.path, &[0.0], &[1.0], &Device::Cpu).expect("a model");
     let model = Arc::new(model);
     let shape = model.domain().shape;
     let clean = Images::read(data().join("data/cifar10/test.bin.gz"), shape).expect("images");
@@ -80,12 +81,12 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
         training: None,
         data_digest: String::new(),
     };
-    let (artifact, _) =
-        calibrate::calibrate(&model, &config, &material, 2, &|_, _| {}).expect("an artifact");
+    let (artifact, _) = calibrate::calibrate(&model, &config.detection, &material, 2, &|_, _| {})
+        .expect("an artifact");
 
     // What STRIP needs survives the file, and is wanted by the settings.
     let stored = artifact.encode().expect("encoded");
-    let mut expected = calibrate::expected(&config, &model).expect("digests");
+    let mut expected = calibrate::expected(&config.detection, &model, None).expect("digests");
     expected.data_digest = None;
     let mut artifact = Artifact::decode(&stored, "test", &expected, &Device::Cpu).expect("read");
     let strip = artifact.strip.as_ref().expect("overlays");
@@ -93,12 +94,13 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
     assert_eq!(strip.entropies.len(), 60);
     let text = text.replace("policy.rule = 'strip'", "policy.rule = 'uap'");
     let other = Config::parse("test", &text, std::iter::empty::<(&str, &str)>()).expect("valid");
-    let other = calibrate::expected(&other, &model).expect("digests");
+    let other = calibrate::expected(&other.detection, &model, None).expect("digests");
     assert_ne!(other.settings_digest, expected.settings_digest);
 
     let (clean, triggered) = (clean.slice(9000..9006), triggered.slice(0..4));
-    let signals = calibrate::signals(model.clone(), &artifact, &config.policy).expect("signals");
-    let thresholds = calibrate::thresholds(&artifact, &config.policy);
+    let signals =
+        calibrate::signals(model.clone(), &artifact, &config.detection.policy).expect("signals");
+    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
     let evaluation =
         evaluate(&signals, &thresholds, &clean, &triggered, &[0], &Rule::ALL).expect("figures");
     let rules: &BTreeMap<_, _> = &evaluation.rules;
@@ -123,7 +125,8 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
         (0..clean.len()).flat_map(|index| model.domain().normalise(clean.image(index))).collect();
     for rule in Rule::ALL {
         let (detector, _) =
-            calibrate::detector(model.clone(), &artifact, &config.policy, rule).expect("one");
+            calibrate::detector(model.clone(), &artifact, &config.detection.policy, rule)
+                .expect("one");
         let judged = detector.judge(&rows).expect("judgements");
         let passed = judged.iter().filter(|judgement| !judgement.rejected).count();
         let evaluated = rules[rule.name()].ciir * clean.len() as f64;
@@ -131,7 +134,7 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
     }
 
     artifact.strip = None;
-    let signals = calibrate::signals(model, &artifact, &config.policy).expect("signals");
+    let signals = calibrate::signals(model, &artifact, &config.detection.policy).expect("signals");
     let error = evaluate(&signals, &thresholds, &clean, &triggered, &[0], &[Rule::Strip])
         .expect_err("no overlays");
     assert!(error.to_string().contains("policy.rule = \"strip\""), "{error}");

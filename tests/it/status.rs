@@ -54,7 +54,7 @@ async fn status_follows_calibration_traffic_and_reloads() {
     assert!(!text.contains("987654321"), "the seed is secret");
 
     let monitor = config(&setup.upstream.url(), "policy.mode = 'monitor'\npolicy.rule = 'uap'");
-    setup.server.handle().reload(&monitor).expect("valid settings");
+    setup.server.handle().reload(&monitor.server).expect("valid settings");
     let reloaded = status(&setup).await;
     assert_eq!(
         (&reloaded["policy"]["mode"], &reloaded["policy"]["rule"]),

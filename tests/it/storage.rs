@@ -17,7 +17,7 @@ fn location(text: &str) -> Location {
          calibration.artifact = '{text}'"
     );
     let none = std::iter::empty::<(&str, &str)>();
-    Config::parse("test", &settings, none).expect("valid").calibration.artifact
+    Config::parse("test", &settings, none).expect("valid").artifact.location
 }
 
 fn object(storage: &ObjectStorage) -> Store {

@@ -182,7 +182,7 @@ async fn upstream_is_asked_in_http2_over_tls() {
         let settings =
             format!("upstream.http2 = {http2}\nupstream.tls.ca = '{}'", authority.ca().display());
         let front = config(&url, &settings);
-        let server = doorward::server::Server::bind(&front).await.expect("free ports");
+        let server = doorward::server::Server::bind(&front.server).await.expect("free ports");
         server.ready(model.setup.judge.clone(), &manifest()).expect("the first detector");
         let client = crate::support::Client::new(&format!("http://{}", server.proxy_addr()));
         let answer = client.infer(request(&[CLEAN])).await;
@@ -218,16 +218,19 @@ async fn calls_have_tls_on_both_sides_and_reloaded_certificates() {
         )
     };
     let front = config("http://127.0.0.1:1", &settings(&authority.ca()));
-    let server = doorward::server::Server::bind(&front).await.expect("free ports");
+    let server = doorward::server::Server::bind(&front.server).await.expect("free ports");
     server.ready(model.setup.judge.clone(), &manifest()).expect("the first detector");
     let address = server.grpc_addr().expect("a listener for calls");
     let raw = RawClient::new(&format!("http://{address}"));
     let message = bytes(&raw_request(&[CLEAN]));
     assert_eq!(raw.infer(message.clone()).await.status, 0);
     eventually("it arrived", || model.verdicts("passed") == 2.0).await;
-    server.handle().reload(&config("http://127.0.0.1:1", &settings(&clients.ca()))).expect("files");
+    server
+        .handle()
+        .reload(&config("http://127.0.0.1:1", &settings(&clients.ca())).server)
+        .expect("files");
     assert_eq!(raw.infer(message.clone()).await.status, 14);
-    server.handle().reload(&front).expect("files");
+    server.handle().reload(&front.server).expect("files");
     assert_eq!(raw.infer(message).await.status, 0);
 
     let renewed = clients.issue("renewed");
@@ -239,7 +242,7 @@ async fn calls_have_tls_on_both_sides_and_reloaded_certificates() {
         server_settings(&identity, Some(&clients.ca()))
     );
     let again = config(&model.setup.upstream.url(), &text);
-    model.setup.server.handle().reload(&again).expect("a new identity");
+    model.setup.server.handle().reload(&again.server).expect("a new identity");
     let passed = infer_grpc(&model, &clients.ca(), known(), CLEAN).await;
     assert_eq!(passed.as_deref(), Ok("0"));
 }
@@ -251,7 +254,7 @@ async fn new_connections_get_the_new_certificate() {
     let settings = server_settings(&identity, None);
     let setup = Setup::new(&settings).await;
     assert_eq!(infer(&setup, &old.ca(), None, CLEAN).await, Ok(StatusCode::OK));
-    let reload = || setup.server.handle().reload(&config(&setup.upstream.url(), &settings));
+    let reload = || setup.server.handle().reload(&config(&setup.upstream.url(), &settings).server);
 
     // A key that is not the certificate's: everything stays.
     let renewed = new.issue("server");
@@ -284,7 +287,7 @@ async fn the_upstream_is_reached_by_tls_with_a_client_certificate() {
     let url = format!("https://localhost:{}", model.proxy_tcp().port());
     let mut setup = Setup::calibrating("").await;
     let front = config(&url, &settings(&authority.ca()));
-    let server = doorward::server::Server::bind(&front).await.expect("free ports");
+    let server = doorward::server::Server::bind(&front.server).await.expect("free ports");
     setup.client = crate::support::Client::new(&format!("http://{}", server.proxy_addr()));
     setup.server = server;
     setup.server.ready(setup.judge.clone(), &manifest()).expect("the first detector");
@@ -292,13 +295,17 @@ async fn the_upstream_is_reached_by_tls_with_a_client_certificate() {
     eventually("it arrived", || model.verdicts("passed") == 1.0).await;
 
     // An authority that did not sign the model server's certificate.
-    setup.server.handle().reload(&config(&url, &settings(&clients.ca()))).expect("certificates");
+    setup
+        .server
+        .handle()
+        .reload(&config(&url, &settings(&clients.ca())).server)
+        .expect("certificates");
     assert_eq!(setup.client.infer(request(&[CLEAN])).await.status, StatusCode::BAD_GATEWAY);
     assert_eq!(setup.metric("upstream_errors_total{reason=\"unreachable\"}"), 1.0);
     let missing = config(&url, &settings(Path::new("/nowhere/ca.crt")));
-    let error = setup.server.handle().reload(&missing).expect_err("no such file");
+    let error = setup.server.handle().reload(&missing.server).expect_err("no such file");
     let error = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(error.contains("/nowhere/ca.crt"), "{error}");
-    setup.server.handle().reload(&front).expect("certificates");
+    setup.server.handle().reload(&front.server).expect("certificates");
     assert_eq!(setup.client.infer(request(&[CLEAN])).await.status, StatusCode::OK);
 }

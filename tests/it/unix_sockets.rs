@@ -33,7 +33,8 @@ async fn firewall(
         settings += &format!("listen.grpc = '{grpc}'\nupstream.grpc_url = '{upstream}'\n");
     }
     let environment: [(&str, &str); 0] = [];
-    Server::bind(&Config::parse("test", &settings, environment).expect("settings")).await
+    let config = Config::parse("test", &settings, environment).expect("settings");
+    Server::bind(&config.server).await
 }
 
 fn ready(server: &Server) -> std::sync::Arc<FakeJudge> {

@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use doorward::config::Tls;
+use doorward::config::injection;
 use doorward::k8s::{Access, Keeper, Settings, Webhook};
 use doorward::server::{Listener, Security, Speaks};
 use hyper_util::service::TowerToHyperService;
@@ -96,7 +97,7 @@ impl ApiServer {
             file("tls.crt"),
             file("tls.key")
         );
-        let settings = Settings::parse("test", &settings).expect("settings");
+        let settings = injection::parse("test", &settings).expect("settings");
         let managed = settings.webhook.self_managed.clone().expect("given");
         let keeper =
             Keeper::new(self.access(), managed, settings.webhook.clone()).expect("a keeper");

@@ -320,7 +320,7 @@ fn artifact_of_another_format() {
             hash.update(part);
         }
     }
-    metadata.insert("doorward.sha256".into(), doorward::digest::hex(&hash.finalize()));
+    metadata.insert("doorward.sha256".into(), hex::encode(hash.finalize()));
     metadata.insert("doorward.manifest".into(), manifest);
     let changed = safetensors::serialize(tensors, Some(metadata.clone())).unwrap();
     let refused = format!("has format {other}, expected {FORMAT}");

@@ -80,7 +80,7 @@ impl Setup {
     pub(crate) async fn calibrating(settings: &str) -> Self {
         let upstream = FakeUpstream::start().await;
         let config = config(&upstream.url(), settings);
-        let server = Server::bind(&config).await.expect("free ports");
+        let server = Server::bind(&config.server).await.expect("free ports");
         let client = Client::new(&format!("http://{}", server.proxy_addr()));
         Self { server, judge: Arc::new(FakeJudge::default()), upstream, client }
     }

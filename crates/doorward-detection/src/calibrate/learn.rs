@@ -1,0 +1,146 @@
+//! The parts of the offline flow before the thresholds: perturbations and inspection.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use candle_core::Tensor;
+use rand::rngs::StdRng;
+
+use super::settings::{inspection_settings, search};
+use super::{Error, Material, Seconds, Stage, tensor};
+use crate::inspect::{Inspection, Probe, Representation, Space, Suspects, inspect};
+use crate::perturb::{
+    Batch, Search, Universal, class_conditional, gather, separating, several, universal,
+    universal_by_deepfool,
+};
+use crate::settings::{Algorithm, Settings as Config};
+use doorward_engine::Classifier;
+
+/// What the parts before the thresholds learned.
+#[derive(Clone, Debug)]
+pub struct Learned {
+    /// The first universal perturbation.
+    pub universal: Universal,
+    /// All of them, `[perturbations, C, H, W]`.
+    pub perturbations: Tensor,
+    /// The labels' own perturbations, `[labels, C, H, W]`.
+    pub class_conditional: Tensor,
+    /// What the training images say of the labels, where there are any.
+    pub inspection: Option<Inspection>,
+    /// Of every infected label, the training images that carry its trigger.
+    pub suspects: BTreeMap<usize, Suspects>,
+    /// Of every infected label where they are told apart, how the model represents its images.
+    pub representations: BTreeMap<usize, Representation>,
+    /// The images that the perturbations were fitted on.
+    pub(super) fitted: Batch,
+}
+
+impl Learned {
+    /// The images that the perturbations were fitted on, with their predicted labels.
+    pub fn clean(&self) -> &Batch {
+        &self.fitted
+    }
+}
+
+/// Fits the perturbations and inspects the model.
+pub fn learn(
+    model: &dyn Classifier,
+    config: &Config,
+    material: &Material,
+    rng: &mut StdRng,
+    progress: &dyn Fn(Stage, f64),
+) -> Result<(Learned, Seconds), Error> {
+    let mut seconds = Seconds::default();
+    let start = Instant::now();
+    let clean = Batch::predict(model, tensor(model, &material.fit)?)?;
+    let search = search(config);
+    let search_universal = match config.perturbation.algorithm {
+        Algorithm::DeepFool => universal_by_deepfool,
+        Algorithm::Gradient => universal,
+    };
+    let found = search_universal(model, &clean, &search, rng, &|p| progress(Stage::Universal, p))?;
+    let mut own =
+        class_conditional(model, &clean, &found.eta, found.epsilon, &search, rng, &|p| {
+            progress(Stage::ClassConditional, p);
+        })?;
+    let count = config.perturbation.count.get();
+    let perturbations = several(model, &clean, &found, count, &search, rng)?;
+    seconds.uap = start.elapsed().as_secs_f64();
+
+    let start = Instant::now();
+    let (mut inspection, mut suspects) = (None, BTreeMap::new());
+    let mut representations = BTreeMap::new();
+    if let Some(images) = &material.training {
+        let training = tensor(model, images)?;
+        let probe = Batch::predict(model, tensor(model, &material.probe)?)?;
+        let space = Space::new(model, &clean)?;
+        let probe = Probe {
+            universal: &found.eta,
+            class_conditional: &own,
+            clean: &probe,
+            fitted: &clean,
+            space: space.as_ref(),
+        };
+        let settings = inspection_settings(config);
+        let inspected = inspect(model, &training, &probe, &settings, rng, &|p| {
+            progress(Stage::Inspection, p);
+        })?;
+        let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;
+        for inspected in inspected.infected() {
+            let label = inspected.label;
+            let clean = clean.of_label(label)?;
+            let found_here =
+                Suspects::find(model, space.as_ref(), &clean.rows, &training, inspected)?;
+            if let Some(eta) =
+                sharpened(model, &clean, &training, &found_here, found.epsilon, &search, rng)?
+            {
+                all[label] = eta;
+            }
+            let taught = gather(&training, &found_here.taught())?;
+            if let Some(space) = &space
+                && let Some(found) = Representation::learn(model, space, &clean.rows, &taught)?
+            {
+                representations.insert(label, found);
+            }
+            suspects.insert(label, found_here);
+        }
+        own = Tensor::cat(&all, 0)?;
+        inspection = Some(inspected);
+    }
+    seconds.inspection = start.elapsed().as_secs_f64();
+    let (universal, class_conditional) = (found, own);
+    let learned = Learned {
+        universal,
+        perturbations,
+        class_conditional,
+        inspection,
+        suspects,
+        representations,
+        fitted: clean,
+    };
+    Ok((learned, seconds))
+}
+
+/// The perturbation of an infected label fitted anew: it moves what is taken to be clean and spares what is taken to
+/// carry the trigger. `None` where there is nothing to move or to spare.
+fn sharpened(
+    model: &dyn Classifier,
+    clean: &Batch,
+    training: &Tensor,
+    suspects: &Suspects,
+    epsilon: f32,
+    search: &Search,
+    rng: &mut StdRng,
+) -> Result<Option<Tensor>, Error> {
+    let (taught, Some(&label)) = (suspects.taught(), clean.labels.first()) else { return Ok(None) };
+    if taught.is_empty() {
+        return Ok(None);
+    }
+    let of_label = |rows: Tensor| -> Result<Batch, Error> {
+        Ok(Batch { labels: vec![label; rows.dim(0)?], rows })
+    };
+    let also = gather(training, &suspects.clean)?;
+    let moved = of_label(Tensor::cat(&[&clean.rows, &also], 0)?)?;
+    let kept = of_label(gather(training, &taught)?)?;
+    Ok(Some(separating(model, &moved, &kept, epsilon, search, rng)?))
+}

@@ -1,0 +1,196 @@
+//! What preparation and detection run on: typed, complete and already valid.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use doorward_images::Pictures;
+use serde::{Deserialize, Serialize};
+
+/// What preparation and detection run on.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// From image bytes to model input.
+    pub preprocess: Preprocess,
+    /// The images, and how many of them serve what.
+    pub calibration: Calibration,
+    /// How the universal perturbations are learned.
+    pub perturbation: Perturbation,
+    /// How DTInspector runs.
+    pub inspection: Inspection,
+    /// What is rejected.
+    pub policy: Policy,
+}
+
+/// `[preprocess]`: model input = (byte / 255 - mean) / std, per channel, of what `pictures` gives.
+#[derive(Clone, Debug)]
+pub struct Preprocess {
+    /// One value for all channels, or one per channel.
+    pub mean: Vec<f32>,
+    /// One value for all channels, or one per channel; above zero.
+    pub std: Vec<f32>,
+    /// From a picture to bytes in the model's shape.
+    pub pictures: Pictures,
+}
+
+/// `[calibration]`
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    /// Sources of clean images, read in order.
+    pub clean_images: Vec<PathBuf>,
+    /// Sources of training images, read in order; empty: no inspection.
+    pub training_images: Vec<PathBuf>,
+    /// How many clean images fit the perturbations.
+    pub fit_images: NonZeroUsize,
+    /// At most how many of the following clean images fit the thresholds.
+    pub holdout_images: NonZeroUsize,
+    /// Seed of the offline flow; `None` draws one from the system.
+    pub seed: Option<u64>,
+}
+
+/// `[perturbation]`
+#[derive(Clone, Debug)]
+pub struct Perturbation {
+    /// Share of the fit images whose label the universal perturbation must change.
+    pub fooling_rate: Probability,
+    /// Largest l-infinity radius tried, in units of the full pixel range.
+    pub max_epsilon: f32,
+    /// Optimisation steps per radius.
+    pub steps: NonZeroUsize,
+    /// Images per step.
+    pub batch: NonZeroUsize,
+    /// How the universal perturbation is searched for.
+    pub algorithm: Algorithm,
+    /// How many universal perturbations; each costs a prediction an input.
+    pub count: NonZeroUsize,
+}
+
+/// How the universal perturbation is searched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// As published, image by image; `steps` and `batch` play no part.
+    DeepFool,
+    /// Sign steps on the margins of a batch.
+    Gradient,
+}
+
+/// `[inspection]`
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// Samples with the highest, and as many with the lowest, confidence per label (the paper's K).
+    pub samples: NonZeroUsize,
+    /// Optimisation steps of the patches.
+    pub steps: NonZeroUsize,
+    /// High-confidence samples per label and step.
+    pub batch: NonZeroUsize,
+    /// Start value of the mask's weight lambda.
+    pub lambda: f32,
+    /// Share of the high-confidence samples whose label the patch must change.
+    pub success_rate: Probability,
+    /// Anomaly index above which a label counts as infected.
+    pub anomaly_threshold: f32,
+    /// A model whose transfer ratios are all above this is clean.
+    pub clean_ratio: Probability,
+}
+
+/// Which rule turns inputs away, and how many clean ones it may.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// How signals become a verdict.
+    pub rule: Rule,
+    /// The false-rejection budget of the calibrated rule.
+    pub max_false_rejection_rate: Probability,
+    /// How many times the per-input budget of the other labels an infected label gets.
+    pub infected_budget: f32,
+}
+
+/// How signals become a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Reject when `Uap` and `Patch` both do.
+    Both,
+    /// Joined margins against split-conformal thresholds per predicted label.
+    Calibrated,
+    /// Reject when the label survives the perturbation that Carlini and Wagner's attack finds for this input.
+    CarliniWagner,
+    /// Reject when the label survives the perturbation that DeepFool finds for this input.
+    #[serde(rename = "deepfool")]
+    DeepFool,
+    /// Reject when `Uap` or `Patch` does.
+    Either,
+    /// DTInspector's: reject when the patch of the predicted, infected label changes the label.
+    Patch,
+    /// Reject when the label survives the perturbation that PGD finds for this input.
+    Pgd,
+    /// Reject when the predictions of blends with clean images are too certain.
+    Strip,
+    /// Intentional adversarial perturbations: reject when the label survives the universal perturbation.
+    Uap,
+}
+
+/// A number in [0, 1].
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Probability(f64);
+
+// === impl Probability ===
+
+impl Probability {
+    /// `None` outside [0, 1] and for NaN.
+    pub fn new(value: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&value).then_some(Self(value))
+    }
+
+    /// The number.
+    pub fn value(self) -> f64 {
+        self.0
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Self; 9] = [
+        Self::Both,
+        Self::Calibrated,
+        Self::CarliniWagner,
+        Self::DeepFool,
+        Self::Either,
+        Self::Patch,
+        Self::Pgd,
+        Self::Strip,
+        Self::Uap,
+    ];
+
+    /// Those of at most four predictions an input.
+    pub const CHEAP: [Self; 5] =
+        [Self::Both, Self::Calibrated, Self::Either, Self::Patch, Self::Uap];
+
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Both => "both",
+            Self::Calibrated => "calibrated",
+            Self::CarliniWagner => "carlini_wagner",
+            Self::DeepFool => "deepfool",
+            Self::Either => "either",
+            Self::Patch => "patch",
+            Self::Pgd => "pgd",
+            Self::Strip => "strip",
+            Self::Uap => "uap",
+        }
+    }
+}
+
+impl std::str::FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let known = || Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|rule| rule.name() == text)
+            .ok_or_else(|| format!("{text:?} is no rule, expected one of {}", known()))
+    }
+}

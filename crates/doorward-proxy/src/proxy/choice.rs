@@ -1,0 +1,60 @@
+//! Several models behind one firewall, each with its own proxy: whose a request is.
+//!
+//! A request goes to the proxy of the model that it names. One that names none of them, or hides which, goes to the
+//! strictest, so that the monitoring of one model is no way round the verdicts on another.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::HeaderMap;
+use hyper::Request;
+
+use super::screen::unframed;
+use super::{Live, Proxy};
+use doorward_protocol::oip_grpc;
+
+/// The proxies of all models, as they are when a request begins.
+#[derive(Clone, Debug)]
+pub(super) struct Choice(Arc<[Arc<Proxy>]>);
+
+// === impl Choice ===
+
+impl Choice {
+    /// `None` without a model.
+    pub(super) fn new(models: &[Arc<Live>]) -> Option<Self> {
+        let proxies: Arc<[_]> = models.iter().map(|live| live.current()).collect();
+        (!proxies.is_empty()).then_some(Self(proxies))
+    }
+
+    /// Whether requests have to tell which model they are for.
+    pub(super) fn is_plural(&self) -> bool {
+        self.0.len() > 1
+    }
+
+    /// Of a request over HTTP/1.1: whoever takes its path.
+    pub(super) fn of_path<B>(&self, request: &Request<B>) -> &Arc<Proxy> {
+        if !self.is_plural() {
+            return self.strictest();
+        }
+        let taker = self.0.iter().find(|proxy| proxy.takes(request.method(), request.uri()));
+        taker.unwrap_or_else(|| self.strictest())
+    }
+
+    /// Of a gRPC message in its frame.
+    pub(super) fn of_message(&self, headers: &HeaderMap, frame: &Bytes) -> &Arc<Proxy> {
+        let strictest = self.strictest();
+        if !self.is_plural() {
+            return strictest;
+        }
+        let message = unframed(headers, frame, strictest.limits.body_bytes);
+        let name = message.ok().and_then(|message| oip_grpc::model_in(&message));
+        let named = self.0.iter().find(|proxy| name.is_some() && proxy.model == name);
+        named.unwrap_or(strictest)
+    }
+
+    /// Of a request that is nobody's.
+    pub(super) fn strictest(&self) -> &Arc<Proxy> {
+        let strictest = self.0.iter().min_by_key(|proxy| proxy.screen.leniency());
+        strictest.unwrap_or(&self.0[0])
+    }
+}

@@ -1,0 +1,247 @@
+//! gRPC calls: from a client's call to the upstream's answer, or to a status of the firewall's own.
+//!
+//! [`Choice::handle_grpc`] is to a call what [`Proxy::handle`] is to a request over HTTP/1.1, and decides by the
+//! same functions; what differs is the wire: messages in frames, statuses in trailers, and streams.
+//!
+//! # Design
+//!
+//! HTTP/2 and protobuf are libraries' work, frames are ours: a gRPC library between the two would decode
+//! replies that nobody looks into, cannot pass on a method that it was not compiled for, and hides where
+//! one message of a stream ends, which is where a rejection has to go.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response};
+use tokio::sync::watch;
+
+use super::coding::GRPC_ENCODING;
+use super::record::Record;
+use super::request_id::REQUEST_ID;
+use super::respond::{self, Failure};
+use super::screen::{Format, Pending, Unverified, unframed};
+use super::{Choice, Proxy, unanswered};
+use crate::telemetry::spans::Interval;
+use crate::telemetry::{Protocol, UpstreamError, Verdict};
+use body::CallBody;
+use doorward_protocol::oip_grpc::{self, Call};
+use doorward_protocol::{DecodeError, Encoded, grpc_frame};
+
+mod body;
+mod status;
+mod stream;
+mod upstream;
+
+use stream::Streaming;
+pub(super) use upstream::Upstream;
+
+/// What the proxy answers a call with.
+pub type GrpcAnswer = Response<CallBody>;
+
+/// Most bytes in a call that holds no tensor: a name and a version.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What the upstream gets of an inspected call.
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+// === impl Choice ===
+
+impl Choice {
+    /// Answers one call. Streams end soon after `draining` becomes true.
+    pub(super) async fn handle_grpc(
+        self,
+        request: Request<Incoming>,
+        draining: watch::Receiver<bool>,
+    ) -> GrpcAnswer {
+        let (mut parts, body) = request.into_parts();
+        // Until its message says whose the call is.
+        let proxy = Arc::clone(self.strictest());
+        let id = proxy.begin(&mut parts.headers);
+        let call = route(&parts);
+        let mut answer = if call == Ok(Call::StreamInfer) {
+            // Each of its messages has a record of its own.
+            Streaming::new(self, parts.headers, id.clone()).answer(body, draining).await
+        } else {
+            let mut record = proxy.record(&id, &parts.headers);
+            record.continue_trace(&mut parts.headers);
+            record.protocol = Protocol::OipGrpc;
+            let answer = match call {
+                Ok(Call::Read { path, model }) => {
+                    proxy.read_grpc(&self, (path, model), parts, body, &mut record).await
+                }
+                Ok(_) => proxy.infer_grpc(&self, parts, body, &mut record).await,
+                // Monitoring changes no answer: the upstream decides what it makes of the call.
+                Err(_) if proxy.screen.monitors() => proxy.relay(parts, body, &mut record).await,
+                Err(refusal) => Err(Failure::Refused(refusal)),
+            };
+            let answer = answer.unwrap_or_else(|failure| {
+                record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
+                status::answer(&failure, record.request_id())
+            });
+            record.answered();
+            answer
+        };
+        answer.headers_mut().insert(REQUEST_ID, id);
+        answer
+    }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    async fn infer_grpc(
+        &self,
+        choice: &Choice,
+        mut parts: Parts,
+        mut body: Incoming,
+        record: &mut Record,
+    ) -> Result<GrpcAnswer, Failure> {
+        let limit = self.limits.body_bytes;
+        // Before the body, and not by a layer around this function, for the reasons that `infer` has.
+        let mut place = self.places.try_acquire();
+        if place.is_err() && !choice.is_plural() {
+            self.settle(Err(Unverified::overload()), record)?;
+        }
+        let body = self.read_message(&mut body, limit, record).await?;
+        let proxy = choice.of_message(&parts.headers, &body);
+        if !std::ptr::eq(self, Arc::as_ptr(proxy)) {
+            proxy.adopt(record);
+            place = proxy.places.try_acquire();
+        }
+        let Ok(_place) = place else {
+            proxy.settle(Err(Unverified::overload()), record)?;
+            return proxy.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
+        };
+        let Some(pending) = proxy.submit_grpc(&parts.headers, &body, record).await? else {
+            return proxy.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
+        };
+        drop(body);
+        let Encoded { body, .. } = pending.encoded.clone();
+        reencoded(&mut parts.headers);
+        let exchange = proxy.grpc()?.send(oip_grpc::INFER, parts.headers, body);
+        proxy.judged(pending, exchange, record).await
+    }
+
+    /// Queues the rows of a message in its frame; `None` if it goes on without a verdict, as it is.
+    async fn submit_grpc(
+        &self,
+        headers: &HeaderMap,
+        frame: &Bytes,
+        record: &mut Record,
+    ) -> Result<Option<Pending>, Failure> {
+        if record.names_model() && record.model.is_none() {
+            let message = frame.get(grpc_frame::PREFIX..).unwrap_or_default();
+            record.model = oip_grpc::model_in(message).map(|name| name.chars().take(128).collect());
+        }
+        match self.screen.submit(Format::Grpc, headers, frame).await {
+            Ok(pending) => Ok(Some(pending)),
+            Err(Unverified { failure: failure @ Failure::Refused(_), .. }) => {
+                if !self.screen.monitors() {
+                    return Err(failure);
+                }
+                record.verdict = Verdict::Bypassed;
+                Ok(None)
+            }
+            Err(unverified) => self.settle(Err(unverified), record).map(|()| None),
+        }
+    }
+
+    async fn read_grpc(
+        &self,
+        choice: &Choice,
+        (path, names_model): (&'static str, bool),
+        mut parts: Parts,
+        mut body: Incoming,
+        record: &mut Record,
+    ) -> Result<GrpcAnswer, Failure> {
+        // Takes no place, as reads over HTTP/1.1.
+        let body = self.read_message(&mut body, READ_BYTES, record).await?;
+        let proxy = match names_model {
+            true => choice.of_message(&parts.headers, &body),
+            false => choice.strictest(),
+        };
+        proxy.adopt(record);
+        let model = proxy.model.as_deref();
+        let checked = unframed(&parts.headers, &body, READ_BYTES)
+            .and_then(|message| oip_grpc::check_read(message, names_model, model));
+        let body = match checked {
+            Ok(encoded) => {
+                reencoded(&mut parts.headers);
+                encoded
+            }
+            Err(_) if proxy.screen.monitors() => body,
+            Err(DecodeError::Refused(refusal)) => return Err(Failure::Refused(refusal)),
+            Err(error) => return Err(Failure::Decode(error)),
+        };
+        record.verdict = Verdict::Bypassed;
+        proxy.send_grpc(path, parts.headers, body, record).await
+    }
+
+    /// Passes a call on as it is, both ways, while it lasts.
+    async fn relay(
+        &self,
+        parts: Parts,
+        body: Incoming,
+        record: &mut Record,
+    ) -> Result<GrpcAnswer, Failure> {
+        record.verdict = Verdict::Bypassed;
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let body = body.map_err(Into::into).boxed_unsync();
+        let upstream = self.grpc()?;
+        let opening = upstream.open(parts.method, path, parts.headers, body);
+        let answer =
+            upstream.breaker.guard(opening).await.map_err(|failed| unanswered(failed, record))?;
+        Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
+    }
+
+    async fn send_grpc(
+        &self,
+        path: &'static str,
+        headers: HeaderMap,
+        body: Bytes,
+        record: &mut Record,
+    ) -> Result<GrpcAnswer, Failure> {
+        let since = std::time::Instant::now();
+        let reply = self.grpc()?.send(path, headers, body).await;
+        record.upstream = Some(Interval::since(since));
+        reply.map_err(|failed| unanswered(failed, record))
+    }
+
+    /// Reads a body of one message within its bounds.
+    async fn read_message(
+        &self,
+        body: &mut Incoming,
+        limit: usize,
+        record: &mut Record,
+    ) -> Result<Bytes, Failure> {
+        let framed = limit.saturating_add(grpc_frame::PREFIX);
+        self.read(body, framed, record).await.map_err(|failure| match failure {
+            Failure::BodyTooLarge { .. } => Failure::BodyTooLarge { limit },
+            failure => failure,
+        })
+    }
+
+    fn grpc(&self) -> Result<&Upstream, Failure> {
+        // There is a listener for calls only where there is an upstream for them.
+        self.grpc.as_deref().ok_or(Failure::Upstream(UpstreamError::Unreachable))
+    }
+}
+
+fn route(parts: &Parts) -> Result<Call, doorward_protocol::Refusal> {
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let media_types: Vec<&[u8]> =
+        parts.headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes).collect();
+    let method: &Method = &parts.method;
+    oip_grpc::call(method.as_str(), path, &media_types)
+}
+
+/// The headers of a message in the firewall's own encoding.
+fn reencoded(headers: &mut HeaderMap) {
+    headers.remove(GRPC_ENCODING);
+    headers.remove(CONTENT_ENCODING);
+    headers.insert(CONTENT_TYPE, GRPC);
+}
