@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rand::Rng;
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use crate::calibrate::{self, Seconds};
 use crate::config::{Config, Rule};
 use crate::evaluate::{Evaluation, evaluate as measure};
 use crate::images::Images;
-use crate::model::{Classifier, Model, device};
+use crate::model::{Classifier, Error, Model, device};
 use crate::storage::Store;
 use sha2::{Digest, Sha256};
 
@@ -34,6 +34,10 @@ pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
         &config.detection.preprocess.std,
         &device(),
     )
+    .map_err(|error| match error {
+        Error::Channels { .. } => anyhow!("preprocess.{error}"),
+        error => error.into(),
+    })
     .with_context(|| format!("cannot load the model {}", path.display()))?;
     calibrate::frame(&config.detection, model.domain().shape)?;
     Ok(Arc::new(model))

@@ -1,9 +1,13 @@
 //! Rows of model input with the labels that the model predicts for them.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result as CandleResult, Tensor};
 
+use crate::classifier::Classifier;
+use crate::domain::InputDomain;
+use crate::error::Error;
 use crate::margins::labels;
-use crate::{Classifier, Error, InputDomain};
 
 /// Rows of a batch with their predicted labels.
 #[derive(Clone, Debug)]
@@ -32,6 +36,13 @@ pub fn rows<'a>(
 pub fn gather(rows: &Tensor, indices: &[usize]) -> CandleResult<Tensor> {
     let index: Vec<u32> = indices.iter().map(|&index| index as u32).collect();
     rows.index_select(&Tensor::from_vec(index, indices.len(), rows.device())?, 0)
+}
+
+/// Cuts `rows` rows into ranges of `size`, of which the last may be shorter: what is scored at a
+/// time. A size of zero counts as one.
+pub fn batches(rows: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = size.max(1);
+    (0..rows).step_by(size).map(move |first| first..rows.min(first + size))
 }
 
 // === impl Batch ===
@@ -73,5 +84,18 @@ impl Batch {
     /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_cover_every_row_once() {
+        assert_eq!(batches(7, 3).collect::<Vec<_>>(), [0..3, 3..6, 6..7]);
+        assert_eq!(batches(4, 4).next(), Some(0..4));
+        assert_eq!(batches(4, 4).count(), 1);
+        assert_eq!(batches(0, 4).count(), 0);
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 
-use crate::InputDomain;
+use crate::domain::InputDomain;
 
 /// The bounds of an input domain as tensors that broadcast over a batch.
 #[derive(Clone, Debug)]

@@ -5,15 +5,15 @@ use std::rc::Rc;
 
 use candle_core::{Device, Tensor};
 
-use super::Error;
-use super::composed;
-use super::fold::{fold, folds};
-use super::graph::{Constant, Graph, Node, Values};
-use super::layout::{Layout, batches, row_values};
-use super::lower::{Context, Lowered, Operand, lower};
-use super::operator::Operator;
-use super::program::Step;
-use super::shape::Transpose;
+use crate::error::Error;
+use crate::fold::{fold, folds};
+use crate::layout::{Layout, batches, row_values};
+use crate::lower::{Context, Lowered, Operand, lower};
+use crate::onnx::constant::{Constant, Values};
+use crate::onnx::graph::{Graph, Node};
+use crate::operators::shape::Transpose;
+use crate::operators::{Operator, composed};
+use crate::step::Step;
 
 /// A graph lowered, its output not yet looked for.
 pub(crate) struct Compiler<'a> {

@@ -1,6 +1,6 @@
 //! What a program does to its steps before it runs them: drops, joins, plans.
 
-use super::program::Step;
+use crate::step::Step;
 
 /// The steps whose output somebody needs.
 pub(super) fn drop_unused(steps: &mut Vec<Step>, slots: usize, output: usize) {

@@ -16,7 +16,9 @@ use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, TensorRef};
 use prost::Message;
 
-use super::{Error, InputDomain, Program};
+use crate::domain::InputDomain;
+use crate::error::Error;
+use crate::program::Program;
 
 /// A model in onnxruntime.
 #[derive(Debug)]

@@ -5,13 +5,19 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::compile::{Compiled, Compiler};
-use super::fuse;
-use super::graph::{Constant, Graph, MAX_SHOWN};
-use super::input::Input;
-use super::layout::Layout;
-use super::operator::{Operator, add, with_rows};
-use super::{Cotangent, Error, composed, patterns};
+use crate::classifier::Cotangent;
+use crate::compile::{Compiled, Compiler};
+use crate::composition::with_rows;
+use crate::error::Error;
+use crate::fuse;
+use crate::kernels::loops;
+use crate::layout::Layout;
+use crate::onnx::constant::Constant;
+use crate::onnx::graph::{Graph, MAX_SHOWN};
+use crate::onnx::input::Input;
+use crate::onnx::patterns;
+use crate::operators::composed;
+use crate::step::Step;
 
 /// A compiled model.
 ///
@@ -42,16 +48,6 @@ pub struct Program {
     /// What a reverse pass is given in place of what was not kept.
     empty: Tensor,
     device: Device,
-}
-
-#[derive(Debug)]
-pub(crate) struct Step {
-    pub(crate) name: String,
-    pub(crate) operator: Box<dyn Operator>,
-    pub(crate) inputs: Vec<usize>,
-    pub(crate) output: usize,
-    /// Slots that no later step reads.
-    pub(crate) last_uses: Vec<usize>,
 }
 
 // === impl Program ===
@@ -386,11 +382,17 @@ fn features(steps: &[Step], output: usize, inputs: usize) -> Option<usize> {
     (last.operator.name() == "Gemm" && slot >= inputs).then_some(slot)
 }
 
-impl Step {
-    fn failed(&self, error: &candle_core::Error) -> Error {
-        let (node, op) = (self.name.clone(), self.operator.name().into());
-        Error::Node { node, op, reason: error.to_string() }
+/// `x + y` for equal shapes; on the CPU on this thread, where candle's own would wake its thread
+/// pool.
+fn add(x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
+    if !matches!(x.device(), Device::Cpu) {
+        return x + y;
     }
+    loops::zip("add", x, y, x.shape(), |x, y, out| {
+        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+            *out = x + y;
+        }
+    })
 }
 
 /// The values of one part.

@@ -1,8 +1,9 @@
 //! Products of matrices, and softmax, on constants: the position biases of Swin transformers.
 
-use super::{Folding, dot, repeating};
-use crate::Error;
-use crate::graph::{Constant, Values};
+use super::arithmetic;
+use super::folding::{Folding, Indices, dot, repeating};
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
 
 /// ONNX MatMul, opsets 9 to 21.
 pub(super) fn mat_mul(folding: &Folding<'_>) -> Result<Constant, Error> {
@@ -33,7 +34,7 @@ pub(super) fn mat_mul(folding: &Folding<'_>) -> Result<Constant, Error> {
     let left_strides = matrices(left_outer, outer.len(), rows.wrapping_mul(depth));
     let right_strides = matrices(right_outer, outer.len(), depth.wrapping_mul(columns));
     let mut values = Vec::with_capacity(count);
-    let mut indices = super::Indices::new(&outer);
+    let mut indices = Indices::new(&outer);
     while values.len() < count {
         let left = &left_values[dot(&indices.index, &left_strides)..][..rows * depth];
         let right = &right_values[dot(&indices.index, &right_strides)..][..depth * columns];
@@ -140,7 +141,7 @@ pub(super) fn softmax(folding: &Folding<'_>) -> Result<Constant, Error> {
     }
     let mut values = values.to_vec();
     for row in values.chunks_exact_mut(source.dims[axis].max(1)) {
-        let most = row.iter().copied().fold(f32::NEG_INFINITY, super::arithmetic::larger);
+        let most = row.iter().copied().fold(f32::NEG_INFINITY, arithmetic::larger);
         row.iter_mut().for_each(|value| *value = (*value - most).exp());
         let sum: f32 = row.iter().sum();
         row.iter_mut().for_each(|value| *value /= sum);

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::Folding;
 use super::cast::whole;
-use crate::Error;
-use crate::graph::{Constant, Values};
+use super::folding::Folding;
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
 
 /// ONNX Abs, Ceil, Cos, Exp, Floor, Log, Neg, Reciprocal, Relu, Round, Sigmoid, Sign, Sin, Sqrt and
 /// Tanh, opsets 6 to 21. `None` for what is not defined on integers, or overflows.

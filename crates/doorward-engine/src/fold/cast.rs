@@ -3,9 +3,9 @@
 use candle_onnx::onnx::tensor_proto::DataType;
 use half::{bf16, f16};
 
-use super::Folding;
-use crate::Error;
-use crate::graph::{Constant, Values};
+use super::folding::Folding;
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
 
 /// ONNX Cast, opsets 9 to 21, between the types that constants are kept as.
 ///

@@ -2,10 +2,10 @@
 
 use candle_onnx::onnx::tensor_proto::DataType;
 
+use super::folding::{Folding, dot, strides};
 use super::gather::columns;
-use super::{Folding, dot, strides};
-use crate::Error;
-use crate::graph::{Constant, Values};
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
 
 /// ONNX Constant, opsets 9 to 21.
 pub(super) fn constant(folding: &Folding<'_>) -> Result<Constant, Error> {

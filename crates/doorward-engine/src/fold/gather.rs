@@ -1,8 +1,9 @@
 //! Values read from, or written to, where others say.
 
-use super::{Folding, Indices, dot, strides};
-use crate::Error;
-use crate::graph::{Constant, Values};
+use super::arithmetic;
+use super::folding::{Folding, Indices, dot, strides};
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
 
 /// ONNX Gather, opsets 1 to 21.
 pub(super) fn gather(folding: &Folding<'_>) -> Result<Constant, Error> {
@@ -109,8 +110,8 @@ pub(super) fn scatter_nd(folding: &Folding<'_>) -> Result<Constant, Error> {
                 "none" => |_, new| Some(new),
                 "add" => |old, new| Some(old + new),
                 "mul" => |old, new| Some(old * new),
-                "max" => |old, new| Some(super::arithmetic::larger(old, new)),
-                "min" => |old, new| Some(super::arithmetic::smaller(old, new)),
+                "max" => |old, new| Some(arithmetic::larger(old, new)),
+                "min" => |old, new| Some(arithmetic::smaller(old, new)),
                 _ => return Err(unknown(folding, reduction)),
             };
             written(values, &starts.at, updates, join).map(Values::F32)

@@ -1,8 +1,8 @@
 //! Values in another order or shape.
 
-use super::{Folding, dot, repeating, strides};
-use crate::Error;
-use crate::graph::{Constant, Values};
+use super::folding::{Folding, dot, repeating, strides};
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
 
 /// ONNX Concat, opsets 4 to 21.
 pub(super) fn concat(folding: &Folding<'_>) -> Result<Constant, Error> {

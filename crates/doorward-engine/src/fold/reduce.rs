@@ -1,8 +1,8 @@
 //! Many values to one.
 
-use super::{Folding, Indices, dot, strides};
-use crate::Error;
-use crate::graph::{Constant, Values};
+use super::folding::{Folding, Indices, dot, strides};
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Reduction {

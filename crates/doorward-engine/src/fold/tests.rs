@@ -11,8 +11,9 @@ use candle_onnx::onnx::{
 use prost::Message;
 
 use super::{REGISTRY, fold};
-use crate::Error;
-use crate::graph::{Constant, Graph, Values};
+use crate::error::Error;
+use crate::onnx::constant::{Constant, Values};
+use crate::onnx::graph::Graph;
 
 const BUDGET: usize = 1 << 20;
 

@@ -2,11 +2,13 @@
 
 use candle_core::{Device, Tensor};
 
-use crate::Error;
-use crate::conv::Window;
-use crate::graph::{Constant, Node};
+use crate::error::Error;
+use crate::kernels::window::Window;
 use crate::layout::Layout;
-use crate::operator::{Folded, Operator};
+use crate::onnx::constant::Constant;
+use crate::onnx::graph::Node;
+use crate::operators::Operator;
+use crate::operators::folded::Folded;
 
 /// An input of a node.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,10 @@
 
 use super::context::{Context, Lowered, Operand, kind, step};
 use super::pointwise::term;
-use crate::Error;
-use crate::binary::Term;
-use crate::einsum::Einsum;
+use crate::error::Error;
 use crate::layout::Layout;
+use crate::operators::binary::Term;
+use crate::operators::einsum::Einsum;
 
 /// ONNX Einsum of two operands, opsets 12 to 21.
 pub(super) fn einsum(context: &Context<'_>) -> Result<Lowered, Error> {

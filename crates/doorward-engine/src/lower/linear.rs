@@ -2,12 +2,12 @@
 
 use super::context::{Context, Lowered, Operand, kind, step};
 use super::pointwise::term;
-use crate::Error;
-use crate::binary::Term;
-use crate::conv::Conv;
+use crate::error::Error;
 use crate::layout::Layout;
-use crate::linear::Linear;
-use crate::matmul::MatMul;
+use crate::operators::binary::Term;
+use crate::operators::conv::Conv;
+use crate::operators::linear::Linear;
+use crate::operators::matmul::MatMul;
 
 /// ONNX Conv, opsets 1 to 21, two dimensions.
 pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {

@@ -1,13 +1,14 @@
 //! Elementwise operators, batch normalisation and where broadcasting is decided.
 
 use super::context::{Context, Lowered, Operand, kind, step};
-use crate::Error;
-use crate::activation::Activation;
-use crate::binary::{Arithmetic, Binary, Term};
+use crate::error::Error;
+use crate::kernels::activation::Activation;
+use crate::kernels::affine::ChannelAffine;
 use crate::layout::Layout;
-use crate::operator::{ChannelAffine, Operator};
-use crate::prelu::PRelu;
-use crate::unary::Unary;
+use crate::operators::Operator;
+use crate::operators::binary::{Arithmetic, Binary, Term};
+use crate::operators::prelu::PRelu;
+use crate::operators::unary::Unary;
 
 /// ONNX BatchNormalization at inference, opsets 7 to 21.
 pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Error> {

@@ -2,10 +2,10 @@
 
 use super::context::{Context, Lowered};
 use super::reduce;
-use crate::Error;
-use crate::conv::Window;
-use crate::pool::{Kind, Pool};
-use crate::reduce::Reduction;
+use crate::error::Error;
+use crate::kernels::window::Window;
+use crate::operators::pool::{Kind, Pool};
+use crate::operators::reduce::Reduction;
 
 /// ONNX MaxPool, opsets 1 to 21, two dimensions, without indices.
 pub(super) fn max_pool(context: &Context<'_>) -> Result<Lowered, Error> {

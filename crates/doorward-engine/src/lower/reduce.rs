@@ -1,13 +1,13 @@
 //! Reductions, softmax and normalisations.
 
 use super::context::{Context, Lowered, step};
-use crate::Error;
+use crate::error::Error;
 use crate::layout::Layout;
-use crate::lrn::LocalResponse;
-use crate::norm::{Normalization, Softmax};
-use crate::operator::Operator;
-use crate::reduce::{Reduce, Reduction};
-use crate::shape::Reshape;
+use crate::operators::Operator;
+use crate::operators::lrn::LocalResponse;
+use crate::operators::norm::{Normalization, Softmax};
+use crate::operators::reduce::{Reduce, Reduction};
+use crate::operators::shape::Reshape;
 
 /// ONNX ReduceMean and the like, opsets 1 to 21, over any axes but the batch.
 pub(super) fn reduce(context: &Context<'_>, kind: Reduction) -> Result<Lowered, Error> {

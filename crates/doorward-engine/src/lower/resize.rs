@@ -1,10 +1,10 @@
 //! Resizing: where every value of the result comes from.
 
 use super::context::{Context, Lowered, Operand};
-use crate::Error;
+use crate::error::Error;
 use crate::layout::{Layout, batches};
-use crate::operator::Operator;
-use crate::resample::Resample;
+use crate::operators::Operator;
+use crate::operators::resample::Resample;
 
 /// ONNX Resize, opsets 10 to 21, and Upsample, opset 9, by nearest, linear or cubic interpolation.
 pub(super) fn resize(context: &Context<'_>) -> Result<Lowered, Error> {

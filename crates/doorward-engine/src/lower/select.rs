@@ -1,13 +1,13 @@
 //! Operators that pick values: slices, splits, single indices, repetitions and paddings.
 
 use super::context::{Context, Lowered, MAX_PAD, Operand, step};
-use crate::Error;
-use crate::axes::Cut;
+use crate::error::Error;
+use crate::kernels::strided::row_major;
 use crate::layout::{BATCH, Layout, batches};
-use crate::operator::Operator;
-use crate::select::{Gather, View};
-use crate::shape::{Pad, Reshape};
-use crate::strided::row_major;
+use crate::onnx::axes::Cut;
+use crate::operators::Operator;
+use crate::operators::select::{Gather, View};
+use crate::operators::shape::{Pad, Reshape};
 
 /// ONNX Slice, opsets 1 to 21, not along the batch.
 pub(super) fn slice(context: &Context<'_>) -> Result<Lowered, Error> {

@@ -1,10 +1,10 @@
 //! Operators that pass values on, whole, in other shapes and orders.
 
 use super::context::{Context, Lowered, Operand, step};
-use crate::Error;
-use crate::graph::{Constant, Values};
+use crate::error::Error;
 use crate::layout::{Layout, batches};
-use crate::shape::{Concat, Reshape, Transpose};
+use crate::onnx::constant::{Constant, Values};
+use crate::operators::shape::{Concat, Reshape, Transpose};
 
 /// ONNX Dropout at inference, opsets 7 to 21.
 pub(super) fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {

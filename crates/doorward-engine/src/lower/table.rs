@@ -1,8 +1,8 @@
 //! The registry as people read it.
 
-use super::{Entry, REGISTRY};
+use super::registry::{Entry, REGISTRY};
 use crate::fold;
-use crate::graph::OPSETS;
+use crate::onnx::graph::OPSETS;
 
 /// The supported operators as a Markdown document.
 pub fn operator_table() -> String {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use candle_core::safetensors;
 
 use super::*;
-use crate::composed::{Composed, Kept};
-use crate::kernel;
-use crate::operator::Saves;
+use crate::composition::Kept;
+use crate::kernels::loops;
+use crate::operators::composed::Composed;
+use crate::operators::{Operator, Saves};
 
 #[path = "../../tests/backend/runner.rs"]
 mod runner;
@@ -25,7 +26,7 @@ impl Operator for Strict {
     }
 
     fn compose(&self, inputs: &[Tensor], kept: &Kept) -> candle_core::Result<Tensor> {
-        kernel::refused(|| self.0.compose(inputs, kept))
+        loops::refused(|| self.0.compose(inputs, kept))
     }
 
     fn compose_vjp(
@@ -35,7 +36,7 @@ impl Operator for Strict {
         cotangent: &Tensor,
         kept: &Kept,
     ) -> candle_core::Result<Vec<Option<Tensor>>> {
-        kernel::refused(|| self.0.compose_vjp(inputs, output, cotangent, kept))
+        loops::refused(|| self.0.compose_vjp(inputs, output, cotangent, kept))
     }
 
     fn saves(&self) -> Saves {

@@ -1,0 +1,82 @@
+//! What a model takes.
+
+/// What a model takes: the shape of one row and the range of its values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputDomain {
+    /// Channels, height, width.
+    pub shape: [usize; 3],
+    /// Smallest value a channel can take.
+    pub lower: Vec<f32>,
+    /// Largest value a channel can take.
+    pub upper: Vec<f32>,
+    /// Whether whoever sends an image has its channels last; rows have them first all the same.
+    pub channels_last: bool,
+    /// Whether the model file declares FLOAT, so that bytes without a datatype are FP32.
+    pub fp32: bool,
+}
+
+// === impl InputDomain ===
+
+impl InputDomain {
+    /// Values in one row.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether a row has no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shape of one row as it is sent.
+    pub fn sent_shape(&self) -> [usize; 3] {
+        let [channels, height, width] = self.shape;
+        if self.channels_last { [height, width, channels] } else { self.shape }
+    }
+
+    /// Whole rows as they are sent, with their channels brought to the front.
+    pub fn rows_of_sent(&self, sent: Vec<f32>) -> Vec<f32> {
+        let [channels, height, width] = self.shape;
+        if !self.channels_last || channels == 1 || self.is_empty() {
+            return sent;
+        }
+        let mut rows = Vec::with_capacity(sent.len());
+        for row in sent.chunks_exact(channels * height * width) {
+            for channel in 0..channels {
+                rows.extend(row[channel..].iter().step_by(channels));
+            }
+        }
+        rows
+    }
+
+    /// The other way round: whole rows as they are sent.
+    pub fn sent_of_rows(&self, rows: Vec<f32>) -> Vec<f32> {
+        let [channels, height, width] = self.shape;
+        if !self.channels_last || channels == 1 || self.is_empty() {
+            return rows;
+        }
+        let mut sent = Vec::with_capacity(rows.len());
+        for row in rows.chunks_exact(channels * height * width) {
+            for pixel in 0..height * width {
+                sent.extend(row[pixel..].iter().step_by(height * width));
+            }
+        }
+        sent
+    }
+
+    /// Bytes of one image as a row of model input.
+    pub fn normalise(&self, pixels: &[u8]) -> Vec<f32> {
+        let plane = self.shape[1] * self.shape[2];
+        let mut row = Vec::with_capacity(pixels.len());
+        for (i, plane) in pixels.chunks(plane).enumerate() {
+            let channel = i % self.shape[0];
+            let (lower, upper) = (self.lower[channel], self.upper[channel]);
+            row.extend(plane.iter().map(|&byte| {
+                // Exact at both ends, so that no pixel leaves the domain by rounding.
+                let share = f32::from(byte) / 255.0;
+                lower + share * (upper - lower)
+            }));
+        }
+        row
+    }
+}

@@ -1,0 +1,186 @@
+//! A compiled model with what is known of its input.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
+
+use crate::classifier::{Classifier, Cotangent};
+use crate::domain::InputDomain;
+use crate::error::Error;
+use crate::layout::Layout;
+use crate::onnx::graph::Graph;
+#[cfg(feature = "ort")]
+use crate::onnxruntime;
+use crate::program::Program;
+
+/// A compiled model and its input.
+#[derive(Debug)]
+pub struct Model {
+    program: Program,
+    domain: InputDomain,
+    labels: usize,
+    digest: String,
+    /// Predicts in place of the program.
+    #[cfg(feature = "ort")]
+    runtime: Option<onnxruntime::Runtime>,
+}
+
+// === impl Model ===
+
+impl Model {
+    /// Compiles the ONNX file at `path`; `mean` and `std` normalise pixels in [0, 1] to its input.
+    pub fn load(path: &Path, mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
+        let bytes = read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let graph = Graph::decode(&bytes, path.parent())?;
+        let digest = digest(&bytes, &graph.external);
+        #[cfg(feature = "ort")]
+        let beside = (!graph.external.is_empty()).then_some(path);
+        // Not needed any more, and as large as the program that is made of it.
+        #[cfg(not(feature = "ort"))]
+        drop(bytes);
+        let model = Self::new(Program::assemble(graph, device)?, mean, std, digest)?;
+        #[cfg(feature = "ort")]
+        let model = model.with_onnxruntime(&bytes, beside)?;
+        Ok(model)
+    }
+
+    /// Like [`Model::load`], from the bytes of a file that keeps all of its data in itself.
+    pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
+        let model = Self::new(
+            Program::compile(bytes, device)?,
+            mean,
+            std,
+            hex::encode(Sha256::digest(bytes)),
+        )?;
+        #[cfg(feature = "ort")]
+        let model = model.with_onnxruntime(bytes, None)?;
+        Ok(model)
+    }
+
+    fn new(program: Program, mean: &[f32], std: &[f32], digest: String) -> Result<Self, Error> {
+        let shape = <[usize; 3]>::try_from(program.input_shape()).map_err(|_| {
+            let got = format!("FLOAT of shape {}", Layout::batch_first(program.input_shape()));
+            Error::InputType { name: program.input_name().into(), got }
+        })?;
+        let labels = match program.output_shape() {
+            &[labels] if labels >= 2 => labels,
+            shape => {
+                let got =
+                    format!("{:?} of shape {}", program.output_name(), Layout::batch_first(shape));
+                return Err(Error::Output { got });
+            }
+        };
+        let per_channel = |what, values: &[f32]| match values {
+            [value] => Ok(vec![*value; shape[0]]),
+            values if values.len() == shape[0] => Ok(values.to_vec()),
+            values => Err(Error::Channels { what, got: values.len(), channels: shape[0] }),
+        };
+        let (mean, std) = (per_channel("mean", mean)?, per_channel("std", std)?);
+        let normalised =
+            |pixel: f32| mean.iter().zip(&std).map(|(mean, std)| (pixel - mean) / std).collect();
+        let channels_last = program.channels_last();
+        let (lower, upper) = (normalised(0.0), normalised(1.0));
+        let fp32 = program.takes_fp32();
+        let domain = InputDomain { shape, lower, upper, channels_last, fp32 };
+        Ok(Self {
+            program,
+            domain,
+            labels,
+            digest,
+            #[cfg(feature = "ort")]
+            runtime: None,
+        })
+    }
+
+    /// Predicts by onnxruntime from now on. The same bytes, and their path if they are not all.
+    #[cfg(feature = "ort")]
+    fn with_onnxruntime(self, bytes: &[u8], path: Option<&Path>) -> Result<Self, Error> {
+        let Self { program, domain, labels, .. } = &self;
+        let runtime = onnxruntime::Runtime::new(bytes, path, program, domain, *labels)?;
+        Ok(Self { runtime, ..self })
+    }
+
+    /// Whether onnxruntime predicts; if not, the program does.
+    #[cfg(feature = "ort")]
+    pub fn uses_onnxruntime(&self) -> bool {
+        self.runtime.is_some()
+    }
+
+    /// SHA-256 of the ONNX file, hexadecimal.
+    ///
+    /// Where tensors are kept in other files: of the ONNX file followed by the SHA-256, 32 bytes
+    /// each, of these files in the order of their names.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// The compiled steps.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl Classifier for Model {
+    fn domain(&self) -> &InputDomain {
+        &self.domain
+    }
+
+    fn labels(&self) -> usize {
+        self.labels
+    }
+
+    fn output_name(&self) -> Option<&str> {
+        Some(self.program.output_name())
+    }
+
+    fn device(&self) -> &Device {
+        self.program.device()
+    }
+
+    fn logits(&self, batch: &Tensor) -> Result<Tensor, Error> {
+        #[cfg(feature = "ort")]
+        if let Some(runtime) = &self.runtime {
+            return runtime.logits(batch);
+        }
+        self.program.forward(batch)
+    }
+
+    fn logits_and_gradient(
+        &self,
+        batch: &Tensor,
+        cotangent: &Cotangent<'_>,
+    ) -> Result<(Tensor, Tensor), Error> {
+        self.program.vjp(batch, cotangent)
+    }
+
+    fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
+        self.program.features(batch)
+    }
+}
+
+/// The file, unless it is larger than any protobuf message.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = Vec::with_capacity(size.min(MAX_FILE) as usize);
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 {
+        0..=MAX_FILE => Ok(bytes),
+        _ => Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("more than {MAX_FILE} bytes"),
+        )),
+    }
+}
+
+fn digest(bytes: &[u8], external: &[[u8; 32]]) -> String {
+    let mut digest = Sha256::new_with_prefix(bytes);
+    external.iter().for_each(|file| digest.update(file));
+    hex::encode(digest.finalize())
+}
+
+/// Protobuf's own limit.
+const MAX_FILE: u64 = 1 << 31;

@@ -1,0 +1,127 @@
+//! What an ONNX graph declares of its inputs.
+
+use candle_onnx::onnx::{
+    self, tensor_proto::DataType, tensor_shape_proto::dimension::Value as Dimension,
+    type_proto::Value as TypeValue,
+};
+use prost::Message;
+
+use crate::error::Error;
+use crate::layout::row_values;
+use crate::onnx::constant::type_name;
+
+/// What the graph declares of an input.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub(crate) name: String,
+    /// `None` for a tensor without a shape, or for what is no tensor.
+    pub(crate) dims: Option<Vec<Dim>>,
+    /// ONNX's number for the element type.
+    element: i32,
+}
+
+/// One dimension of an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Dim {
+    Fixed(i64),
+    /// Its name; empty where it has none.
+    Open(String),
+}
+
+// === impl Input ===
+
+impl Input {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > MAX_DESCRIPTION {
+            let got = bytes.len();
+            return Err(Error::not_onnx(format!("an input's description has {got} bytes")));
+        }
+        let input = onnx::ValueInfoProto::decode(bytes)
+            .map_err(|source| Error::not_onnx(format!("an input's description: {source}")))?;
+        let (element, dims) = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
+            Some(TypeValue::TensorType(tensor)) => (tensor.elem_type, tensor.shape.as_ref()),
+            _ => (0, None),
+        };
+        let dims = dims.map(|shape| {
+            let read = |dim: &onnx::tensor_shape_proto::Dimension| match &dim.value {
+                Some(Dimension::DimValue(value)) => Dim::Fixed(*value),
+                Some(Dimension::DimParam(name)) => Dim::Open(name.clone()),
+                None => Dim::Open(String::new()),
+            };
+            shape.dim.iter().map(read).collect()
+        });
+        Ok(Self { name: input.name, dims, element })
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Whether it is declared as FLOAT.
+    pub(crate) fn is_fp32(&self) -> bool {
+        self.element == DataType::Float as i32
+    }
+
+    /// Whether its values are read as `f32`.
+    fn is_float(&self) -> bool {
+        FLOATS.iter().any(|&float| self.element == float as i32)
+    }
+
+    /// The sizes behind the first dimension, or all of them.
+    pub(crate) fn row(&self, batch_first: bool) -> Result<Vec<usize>, Error> {
+        if !self.is_float() {
+            return Err(self.wrong());
+        }
+        let dims = self.dims.as_deref().unwrap_or_default();
+        let fixed: Option<Vec<usize>> = dims
+            .iter()
+            .skip(usize::from(batch_first))
+            .map(|dim| match dim {
+                Dim::Fixed(size) if *size > 0 => usize::try_from(*size).ok(),
+                _ => None,
+            })
+            .collect();
+        match fixed {
+            Some(row) if row_values(&row).is_some() && !(batch_first && row.is_empty()) => Ok(row),
+            _ => Err(self.wrong()),
+        }
+    }
+
+    /// The batch that the graph was written for, if it was fixed.
+    pub(crate) fn fixed_batch(&self) -> Option<i64> {
+        match self.dims.as_deref() {
+            Some([Dim::Fixed(size), ..]) => Some(*size),
+            _ => None,
+        }
+    }
+
+    /// An error that says what it is.
+    pub(crate) fn wrong(&self) -> Error {
+        let kind = type_name(self.element);
+        let got = match &self.dims {
+            None => format!("{kind} without a shape"),
+            Some(dims) => {
+                let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
+                format!("{kind} of shape [{}]", dims.join(", "))
+            }
+        };
+        Error::InputType { name: self.name.clone(), got }
+    }
+}
+
+impl std::fmt::Display for Dim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(f, "{size}"),
+            Self::Open(name) if name.is_empty() => f.write_str("?"),
+            Self::Open(name) => f.write_str(name),
+        }
+    }
+}
+
+/// What an input may hold.
+const FLOATS: [DataType; 4] =
+    [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
+
+/// A description of one value is short.
+const MAX_DESCRIPTION: usize = 1 << 16;
