@@ -46,7 +46,8 @@ class Program:
         """A command that ends by itself."""
         clean = {"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "NO_COLOR": "1"}
         return subprocess.run(
-            [self.binary, *arguments],
+            ["doorward", *arguments],
+            executable=self.binary,
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -59,7 +60,8 @@ class Program:
         """A command that serves."""
         clean = {"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "NO_COLOR": "1"}
         return subprocess.Popen(
-            [self.binary, *arguments],
+            ["doorward", *arguments],
+            executable=self.binary,
             cwd=self.folder,
             env=clean,
             stdin=subprocess.DEVNULL,
