@@ -11,9 +11,9 @@ use crate::layout::{Layout, batches, row_values};
 use crate::lower::{Context, Lowered, Operand, lower};
 use crate::onnx::constant::{Constant, Values};
 use crate::onnx::graph::{Graph, Node};
+use crate::operators::Operator;
 use crate::operators::shape::Transpose;
-use crate::operators::{Operator, composed};
-use crate::step::Step;
+use crate::step::{Mode, Step};
 
 /// A graph lowered, its output not yet looked for.
 pub(crate) struct Compiler<'a> {
@@ -222,7 +222,7 @@ impl<'a> Compiler<'a> {
         let left = self.foldable.checked_sub(work);
         let left = left.ok_or_else(|| node.error("it takes too much work on constants".into()))?;
         let x = Tensor::from_slice(x, [&[rows], row].concat(), device)?;
-        let y = composed::on(device, operator).forward(&[x])?;
+        let y = Step::new(&node.name, operator, vec![0], 1).forward(&[x], 1, Mode::of(device))?;
         let constant = Constant::from_tensor(&y)?;
         self.foldable = left;
         Ok(Some(constant))
@@ -256,7 +256,7 @@ impl<'a> Compiler<'a> {
     ) -> usize {
         let output = self.layouts.len();
         self.layouts.push(layout);
-        self.steps.push(Step { name: name.into(), operator, inputs, output, last_uses: vec![] });
+        self.steps.push(Step::new(name, operator, inputs, output));
         output
     }
 

@@ -1,5 +1,6 @@
 //! What a program does to its steps before it runs them: drops, joins, plans.
 
+use crate::operators::Fusible;
 use crate::step::Step;
 
 /// The steps whose output somebody needs.
@@ -14,54 +15,79 @@ pub(super) fn drop_unused(steps: &mut Vec<Step>, slots: usize, output: usize) {
     steps.retain(|step| needed[step.output]);
 }
 
-/// Joins per-channel affines and activations with the step before, or else with the one after.
+/// Joins steps with the one before, or else with the one after, and leaves away those that pass on
+/// what they get.
 ///
 /// One pass in order: a step is first offered to what computes its input; one that could not be
 /// joined there waits for its only reader.
-pub(super) fn fuse(steps: Vec<Step>, slots: usize, output: usize) -> Vec<Step> {
-    let mut readers = vec![0usize; slots];
-    steps.iter().flat_map(|step| &step.inputs).for_each(|&slot| readers[slot] += 1);
-    readers[output] += 1;
+pub(super) fn fuse(steps: Vec<Step>, slots: usize, output: &mut usize) -> Vec<Step> {
+    let mut slots = Slots::new(&steps, slots, *output);
     let mut fused: Vec<Option<Step>> = Vec::with_capacity(steps.len());
-    let mut producers: Vec<Option<usize>> = vec![None; slots];
     for mut step in steps {
+        step.inputs.iter_mut().for_each(|slot| *slot = slots.same[*slot]);
+        if step.is_identity() {
+            slots.pass_on(&step);
+            continue;
+        }
         if let &[slot] = step.inputs.as_slice()
-            && readers[slot] == 1
-            && let Some(index) = producers[slot]
+            && slots.readers[slot] == 1
+            && let Some(index) = slots.producers[slot]
             && let Some(producer) = &mut fused[index]
         {
-            if let Some(joined) = step.operator.absorbed_by(&*producer.operator) {
+            if let Some(next) = step.operator.fusible()
+                && let Some(joined) = producer.operator.followed_by(&next)
+            {
                 producer.operator = joined;
                 producer.output = step.output;
-                producers[step.output] = Some(index);
+                slots.producers[step.output] = Some(index);
+                if producer.is_identity() {
+                    slots.pass_on(producer);
+                    fused[index] = None;
+                }
                 continue;
             }
-            if let Some(affine) = producer.operator.as_channel_affine()
-                && let Some(joined) = step.operator.absorb_before(&affine)
+            if let Some(Fusible::Affine(affine)) = producer.operator.fusible()
+                && let Some(joined) = step.operator.preceded_by(affine)
             {
                 step.operator = joined;
                 step.inputs = std::mem::take(&mut producer.inputs);
                 fused[index] = None;
             }
         }
-        producers[step.output] = Some(fused.len());
+        slots.producers[step.output] = Some(fused.len());
         fused.push(Some(step));
     }
+    *output = slots.same[*output];
     fused.into_iter().flatten().collect()
 }
 
-/// Leaves steps away that pass on what they get.
-pub(super) fn drop_identities(steps: &mut Vec<Step>, slots: usize, output: &mut usize) {
-    let mut same: Vec<usize> = (0..slots).collect();
-    steps.retain_mut(|step| {
-        step.inputs.iter_mut().for_each(|slot| *slot = same[*slot]);
-        let keep = !step.operator.is_identity();
-        if !keep {
-            same[step.output] = step.inputs[0];
-        }
-        keep
-    });
-    *output = same[*output];
+/// What a pass of [`fuse`] knows of the slots.
+struct Slots {
+    /// How many read it; whoever asked for the output does as well.
+    readers: Vec<usize>,
+    /// The place of the step that writes it.
+    producers: Vec<Option<usize>>,
+    /// The slot that holds what this one would.
+    same: Vec<usize>,
+}
+
+// === impl Slots ===
+
+impl Slots {
+    fn new(steps: &[Step], slots: usize, output: usize) -> Self {
+        let mut readers = vec![0; slots];
+        steps.iter().flat_map(|step| &step.inputs).for_each(|&slot| readers[slot] += 1);
+        readers[output] += 1;
+        Self { readers, producers: vec![None; slots], same: (0..slots).collect() }
+    }
+
+    /// Has the readers of an identity read what it reads.
+    fn pass_on(&mut self, identity: &Step) {
+        let from = identity.inputs[0];
+        self.readers[from] += self.readers[identity.output];
+        self.readers[from] -= 1;
+        self.same[identity.output] = from;
+    }
 }
 
 /// Notes with every step which slots no later step reads.

@@ -16,8 +16,8 @@ use crate::onnx::constant::Constant;
 use crate::onnx::graph::{Graph, MAX_SHOWN};
 use crate::onnx::input::Input;
 use crate::onnx::patterns;
-use crate::operators::composed;
-use crate::step::Step;
+use crate::operators::Backward;
+use crate::step::{Mode, Step};
 
 /// A compiled model.
 ///
@@ -47,6 +47,7 @@ pub struct Program {
     features: Option<usize>,
     /// What a reverse pass is given in place of what was not kept.
     empty: Tensor,
+    mode: Mode,
     device: Device,
 }
 
@@ -127,18 +128,16 @@ impl Program {
         let Compiled { mut steps, layouts, mut output } = compiled;
         let slots = layouts.len();
         fuse::drop_unused(&mut steps, slots, output);
-        let mut steps = fuse::fuse(steps, slots, output);
-        fuse::drop_identities(&mut steps, slots, &mut output);
-        fuse::drop_unused(&mut steps, slots, output);
-        // What stood between steps may be gone.
-        let mut steps = fuse::fuse(steps, slots, output);
+        let mut steps = fuse::fuse(steps, slots, &mut output);
         fuse::plan_liveness(&mut steps, slots, output);
-        let on_device = |step: Step| Step { operator: composed::on(device, step.operator), ..step };
-        let steps: Vec<Step> = steps.into_iter().map(on_device).collect();
+        let mode = Mode::of(device);
         let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();
         let shares = |step: &Step| {
             let row = step.inputs.first().map_or(&[][..], |&slot| &rows[slot]);
-            step.operator.products(row) / SHARE_PRODUCTS
+            match mode {
+                Mode::Composed => 0,
+                Mode::Loops => step.products(row) / SHARE_PRODUCTS,
+            }
         };
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
         Ok(Self {
@@ -157,6 +156,7 @@ impl Program {
             channels_last: false,
             rows_per_part: (PART_VALUES / largest.max(1)).clamp(1, MAX_PART_ROWS),
             empty: Tensor::zeros(0, DType::F32, device)?,
+            mode,
             device: device.clone(),
         })
     }
@@ -321,10 +321,7 @@ impl Program {
         }
         for (step, &most) in self.steps.iter().zip(&self.shares) {
             let inputs = self.inputs_of(step, &slots);
-            let output = match shares.min(most) {
-                0 | 1 => step.operator.forward(&inputs),
-                shares => step.operator.forward_shared(&inputs, shares),
-            };
+            let output = step.forward(&inputs, shares.min(most), self.mode);
             slots[step.output] = Some(output.map_err(|e| step.failed(&e))?);
             for &slot in step.last_uses.iter().filter(|&&slot| freed(slot)) {
                 slots[slot] = None;
@@ -347,18 +344,31 @@ impl Program {
             // A gradient may come back with dimensions of one added or left away.
             let shape = with_rows(cotangent.dim(0)?, &self.rows[step.output]);
             let cotangent = cotangent.reshape(shape)?.contiguous()?;
-            let own =
-                step.operator.vjp(&inputs, &output, &cotangent).map_err(|e| step.failed(&e))?;
-            for (&slot, gradient) in step.inputs.iter().zip(own) {
+            let at = Backward { inputs: &inputs, output: &output, cotangent: &cotangent };
+            let to_inputs = step.vjp(&at, self.mode).map_err(|e| step.failed(&e))?;
+            for (&slot, gradient) in step.inputs.iter().zip(to_inputs) {
                 let Some(gradient) = gradient else { continue };
                 gradients[slot] = Some(match gradients[slot].take() {
                     None => gradient,
-                    Some(sum) => add(&sum, &gradient)?,
+                    Some(sum) => self.sum(&sum, &gradient)?,
                 });
             }
         }
         gradients.truncate(self.inputs);
         Ok(gradients)
+    }
+
+    /// `x + y` for equal shapes; on the CPU on this thread, where candle's own would wake its thread
+    /// pool.
+    fn sum(&self, x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
+        match self.mode {
+            Mode::Composed => x + y,
+            Mode::Loops => loops::zip("add", x, y, x.shape(), |x, y, out| {
+                for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+                    *out = x + y;
+                }
+            }),
+        }
     }
 
     fn inputs_of(&self, step: &Step, slots: &Slots) -> Vec<Tensor> {
@@ -380,19 +390,6 @@ fn features(steps: &[Step], output: usize, inputs: usize) -> Option<usize> {
     let last = steps.last().filter(|last| last.output == output)?;
     let &[slot] = last.inputs.as_slice() else { return None };
     (last.operator.name() == "Gemm" && slot >= inputs).then_some(slot)
-}
-
-/// `x + y` for equal shapes; on the CPU on this thread, where candle's own would wake its thread
-/// pool.
-fn add(x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
-    if !matches!(x.device(), Device::Cpu) {
-        return x + y;
-    }
-    loops::zip("add", x, y, x.shape(), |x, y, out| {
-        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-            *out = x + y;
-        }
-    })
 }
 
 /// The values of one part.

@@ -158,12 +158,13 @@ thread_local! {
     static REFUSED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// What `run` gives where every loop that it reaches on this thread is an error, as it is on an
-/// accelerator.
-#[cfg(test)]
+/// Runs a composition: in tests every loop that `run` reaches on this thread is an error, as it is on
+/// an accelerator.
 pub(crate) fn refused<T>(run: impl FnOnce() -> T) -> T {
+    #[cfg(test)]
     REFUSED.set(true);
     let result = run();
+    #[cfg(test)]
     REFUSED.set(false);
     result
 }

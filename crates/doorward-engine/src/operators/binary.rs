@@ -4,12 +4,11 @@ mod composed;
 
 use candle_core::{Result, Tensor};
 
-use crate::composition::{Kept, with_rows};
+use crate::composition::with_rows;
 use crate::kernels::activation::Activation;
-use crate::kernels::affine::ChannelAffine;
 use crate::kernels::loops;
 use crate::kernels::strided::{Walk, repeated, row_major};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator};
 
 /// `activation(function(left, right))`.
 #[derive(Debug)]
@@ -246,33 +245,7 @@ fn combine(walk: &Walk<3>, a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32
     });
 }
 
-impl Operator for Binary {
-    fn name(&self) -> &'static str {
-        match self.function {
-            Arithmetic::Add => "Add",
-            Arithmetic::Div => "Div",
-            Arithmetic::Max => "Max",
-            Arithmetic::Min => "Min",
-            Arithmetic::Mul => "Mul",
-            Arithmetic::Pow => "Pow",
-            Arithmetic::Sub => "Sub",
-        }
-    }
-
-    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
-        self.composed(inputs)
-    }
-
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
-        self.composed_gradients(inputs, output, cotangent)
-    }
-
+impl Kernel for Binary {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         let shape = with_rows(a.dim(0)?.max(b.dim(0)?), &self.row);
@@ -291,12 +264,8 @@ impl Operator for Binary {
         })
     }
 
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, output, cotangent } = *at;
         let dy = self.activation.gate(output, cotangent)?;
         let terms = [(Side::Left, &self.left), (Side::Right, &self.right)];
         let varying = terms.into_iter().filter(|(_, term)| matches!(term, Term::Input(_)));
@@ -309,25 +278,5 @@ impl Operator for Binary {
         }
         let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         varying.map(|(side, _)| self.gradient(side, &a, &b, &dy).map(Some)).collect()
-    }
-
-    fn saves(&self) -> Saves {
-        Saves { inputs: !self.function.is_sum(), output: self.activation != Activation::Identity }
-    }
-
-    fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
-        if self.function != Arithmetic::Add || self.activation != Activation::Identity {
-            return None;
-        }
-        previous.absorb_bias(&self.last_dimension()?)
-    }
-
-    fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {
-        if self.activation != Activation::Identity || !next.is_unit() {
-            return None;
-        }
-        let (left, right) = (self.left.clone(), self.right.clone());
-        let (row, activation) = (self.row.clone(), next.activation);
-        Some(Box::new(Self { left, right, row, activation, ..*self }))
     }
 }

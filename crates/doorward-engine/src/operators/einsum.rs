@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use crate::composition::{Kept, with_rows};
 use crate::operators::binary::Term;
 use crate::operators::shape::{Transpose, composed_permuted, inverse};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 /// Both operands brought into an order, multiplied as `[products, m, k] @ [products, k, n]`, and
 /// the result brought into its own.
@@ -73,31 +73,28 @@ impl Operator for Einsum {
         self.product(inputs, composed_permuted)
     }
 
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         self.gradients(inputs, cotangent, composed_permuted)
-    }
-
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        self.product(inputs, Transpose::permuted)
-    }
-
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        self.gradients(inputs, cotangent, Transpose::permuted)
     }
 
     fn saves(&self) -> Saves {
         Saves::INPUTS
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for Einsum {
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        self.product(inputs, Transpose::permuted)
+    }
+
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
+        self.gradients(inputs, cotangent, Transpose::permuted)
     }
 }
 

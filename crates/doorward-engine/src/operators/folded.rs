@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Operator, Saves};
+use super::{Backward, Kernel, Operator, Saves};
 use crate::composition::{Kept, with_rows};
 
 /// An operator on images where rows hold several of them, or have them in other dimensions.
@@ -33,11 +33,10 @@ impl Folded {
 
     fn vjp_on_images(
         &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-        run: impl Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>,
+        at: &Backward<'_>,
+        run: impl Fn(&Backward<'_>) -> Result<Vec<Option<Tensor>>>,
     ) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, output, cotangent } = *at;
         // What was not kept is empty, and stays so.
         let kept = |tensor: &Tensor, which: usize| match tensor.elem_count() {
             0 => Ok(tensor.clone()),
@@ -46,7 +45,7 @@ impl Folded {
         let (x, y) = (kept(&inputs[0], 0)?, kept(output, 1)?);
         let dy = self.images(cotangent, 1)?;
         let rows = |gradient: Tensor| gradient.reshape((cotangent.dim(0)?, ()));
-        let gradients = run(&[x], &y, &dy)?.into_iter();
+        let gradients = run(&Backward { inputs: &[x], output: &y, cotangent: &dy })?.into_iter();
         gradients.map(|gradient| gradient.map(rows).transpose()).collect()
     }
 }
@@ -60,32 +59,31 @@ impl Operator for Folded {
         self.on_images(inputs, |images| self.operator.compose(images, kept))
     }
 
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let run = |x: &[Tensor], y: &Tensor, dy: &Tensor| self.operator.compose_vjp(x, y, dy, kept);
-        self.vjp_on_images(inputs, output, cotangent, run)
-    }
-
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        self.on_images(inputs, |images| self.operator.forward(images))
-    }
-
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let run = |x: &[Tensor], y: &Tensor, dy: &Tensor| self.operator.vjp(x, y, dy);
-        self.vjp_on_images(inputs, output, cotangent, run)
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        self.vjp_on_images(at, |at| self.operator.compose_vjp(at, kept))
     }
 
     fn saves(&self) -> Saves {
         self.operator.saves()
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for Folded {
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        self.on_images(inputs, |images| match self.operator.kernel() {
+            Some(kernel) => kernel.forward(images),
+            None => self.operator.compose(images, &Kept::default()),
+        })
+    }
+
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        self.vjp_on_images(at, |at| match self.operator.kernel() {
+            Some(kernel) => kernel.vjp(at),
+            None => self.operator.compose_vjp(at, &Kept::default()),
+        })
     }
 }

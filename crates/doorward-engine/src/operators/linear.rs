@@ -7,10 +7,9 @@ use rayon::prelude::*;
 
 use crate::composition::Kept;
 use crate::kernels::activation::Activation;
-use crate::kernels::affine::ChannelAffine;
 use crate::kernels::loops;
 use crate::kernels::matrix::{HEIGHT, Matrix};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Fusible, Kernel, Operator, Saves};
 
 /// `activation(x W + b)` for rows `x`, the last dimension of the input.
 #[derive(Debug)]
@@ -82,19 +81,45 @@ impl Operator for Linear {
         self.activation.compose(&y.reshape(shape)?)
     }
 
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { output, cotangent, .. } = *at;
         let cotangent = self.activation.composed_gate(output, cotangent)?;
         let shape = with_last(cotangent.dims(), self.weight.dim(0)?);
         let rows = cotangent.reshape(((), self.weight.dim(1)?))?;
         Ok(vec![Some(rows.matmul(&self.weight.t()?)?.reshape(shape)?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves { inputs: false, output: self.activation != Activation::Identity }
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+
+    fn followed_by(&self, next: &Fusible<'_>) -> Option<Box<dyn Operator>> {
+        if self.activation != Activation::Identity {
+            return None;
+        }
+        match next {
+            Fusible::Bias(bias) if bias.len() == self.weight.dims()[1] => {
+                let more = Tensor::new(bias.as_slice(), self.weight.device()).ok()?;
+                let bias = match &self.bias {
+                    None => more,
+                    Some(own) => (own + more).ok()?,
+                };
+                Some(Box::new(Self::new(self.weight.clone(), Some(bias))))
+            }
+            Fusible::Affine(next) if next.is_unit() => {
+                let (weight, bias) = (self.weight.clone(), self.bias.clone());
+                Some(Box::new(Self::with_activation(weight, bias, next.activation)))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Kernel for Linear {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let shape = with_last(x.dims(), self.weight.dim(1)?);
@@ -120,12 +145,8 @@ impl Operator for Linear {
         })
     }
 
-    fn vjp(
-        &self,
-        _inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { output, cotangent, .. } = *at;
         let cotangent = self.activation.gate(output, cotangent)?;
         let shape = with_last(cotangent.dims(), self.weight.dim(0)?);
         let matrix = self.transposed()?;
@@ -133,29 +154,5 @@ impl Operator for Linear {
             matrix.apply(dy, None, Activation::Identity, out);
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves { inputs: false, output: self.activation != Activation::Identity }
-    }
-
-    fn absorb_bias(&self, bias: &[f32]) -> Option<Box<dyn Operator>> {
-        if self.activation != Activation::Identity || bias.len() != self.weight.dims()[1] {
-            return None;
-        }
-        let more = Tensor::new(bias, self.weight.device()).ok()?;
-        let bias = match &self.bias {
-            None => more,
-            Some(own) => (own + more).ok()?,
-        };
-        Some(Box::new(Self::new(self.weight.clone(), Some(bias))))
-    }
-
-    fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {
-        if self.activation != Activation::Identity || !next.is_unit() {
-            return None;
-        }
-        let (weight, bias) = (self.weight.clone(), self.bias.clone());
-        Some(Box::new(Self::with_activation(weight, bias, next.activation)))
     }
 }

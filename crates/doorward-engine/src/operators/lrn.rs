@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::composition::{Kept, along, sums};
 use crate::kernels::loops;
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 /// `x / (bias + alpha / size * sum of x^2 over the channels around)^beta`
 #[derive(Debug)]
@@ -78,13 +78,8 @@ impl Operator for LocalResponse {
         &inputs[0] * bases.powf(-f64::from(self.beta))?
     }
 
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let (x, beta) = (&inputs[0], f64::from(self.beta));
         let bases = self.composed_bases(x, kept)?;
         let direct = (cotangent * bases.powf(-beta)?)?;
@@ -94,6 +89,16 @@ impl Operator for LocalResponse {
         Ok(vec![Some((direct - (around * (2.0 * beta))?)?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves::INPUTS
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for LocalResponse {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let image = self.channels * self.plane;
         loops::map(self.name(), &inputs[0], inputs[0].shape(), |x, out| {
@@ -106,12 +111,8 @@ impl Operator for LocalResponse {
         })
     }
 
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let (x, image) = (&inputs[0], self.channels * self.plane);
         // The channels in whose windows a channel is lie the other way round.
         let [before, after] = self.reach();
@@ -133,9 +134,5 @@ impl Operator for LocalResponse {
             }
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves::INPUTS
     }
 }

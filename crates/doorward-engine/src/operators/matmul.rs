@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::composition::{Kept, sum_to, with_rows};
 use crate::operators::binary::Term;
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Operator, Saves};
 
 /// `left @ right` over the last two dimensions; the dimensions before them repeat as NumPy's do.
 #[derive(Debug)]
@@ -56,13 +56,8 @@ impl Operator for MatMul {
         a.matmul(&b)?.reshape(with_rows(inputs[0].dim(0)?, &self.row))
     }
 
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         let (a, b, front) = Self::flat(&a, &b)?;
         let dy = cotangent.reshape((a.dim(0)?, a.dim(1)?, b.dim(2)?))?;

@@ -2,7 +2,6 @@
 
 pub(crate) mod affine;
 pub(crate) mod binary;
-pub(crate) mod composed;
 pub(crate) mod conv;
 pub(crate) mod einsum;
 pub(crate) mod folded;
@@ -23,7 +22,7 @@ use candle_core::{Result, Tensor};
 use crate::composition::Kept;
 use crate::kernels::affine::ChannelAffine;
 
-/// One differentiable operator with its attributes and constants.
+/// One differentiable operator with its attributes and constants: its meaning and its gradient.
 ///
 /// Batch is the first dimension of every input and of the output.
 pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
@@ -33,95 +32,86 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
     /// The output for these inputs, by candle's operators: they run on every device.
     fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor>;
 
-    /// The gradient with respect to each input: `cotangent` times the Jacobian at `inputs`.
+    /// The gradient with respect to each input: the cotangent times the Jacobian at the inputs.
     /// `None` where the output does not depend on an input.
     ///
     /// By candle's operators, not by their gradients: several of those are wrong.
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>>;
-
-    /// [`Operator::compose`] on the CPU.
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        self.compose(inputs, &Kept::default())
-    }
-
-    /// [`Operator::compose_vjp`] on the CPU.
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        self.compose_vjp(inputs, output, cotangent, &Kept::default())
-    }
-
-    /// Multiply-adds of a row, where [`Operator::forward_shared`] can share them; `row` is the shape
-    /// of the first input's.
-    fn products(&self, row: &[usize]) -> usize {
-        let _ = row;
-        0
-    }
-
-    /// [`Operator::forward`] in about as many shares, on the threads of rayon's pool.
-    fn forward_shared(&self, inputs: &[Tensor], shares: usize) -> Result<Tensor> {
-        let _ = shares;
-        self.forward(inputs)
-    }
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>>;
 
     /// What the gradient reads; the rest is given to it empty.
     fn saves(&self) -> Saves {
         Saves { inputs: true, output: true }
     }
 
-    /// This operator as a per-channel affine, if it is one.
-    fn as_channel_affine(&self) -> Option<ChannelAffine> {
+    /// The loops that run the operator on the CPU, where they are faster than its composition.
+    fn kernel(&self) -> Option<&dyn Kernel> {
         None
     }
 
-    /// `previous` followed by this operator as one.
-    fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
-        previous.absorb_after(&self.as_channel_affine()?)
-    }
-
-    /// `x + bias` for every row of the last dimension, after this operator.
-    fn absorb_bias(&self, bias: &[f32]) -> Option<Box<dyn Operator>> {
-        let _ = bias;
+    /// What of the operator another can do for it.
+    fn fusible(&self) -> Option<Fusible<'_>> {
         None
-    }
-
-    /// This operator followed by a transposition.
-    fn absorb_order(&self, order: &[usize]) -> Option<Box<dyn Operator>> {
-        let _ = order;
-        None
-    }
-
-    /// This operator followed by a reshape of its row.
-    fn absorb_reshape(&self, row: &[usize]) -> Option<Box<dyn Operator>> {
-        let _ = row;
-        None
-    }
-
-    /// Whether the output is the input.
-    fn is_identity(&self) -> bool {
-        false
     }
 
     /// This operator followed by `next` as one.
-    fn absorb_after(&self, next: &ChannelAffine) -> Option<Box<dyn Operator>> {
+    fn followed_by(&self, next: &Fusible<'_>) -> Option<Box<dyn Operator>> {
         let _ = next;
         None
     }
 
     /// This operator on the output of `previous` as one.
-    fn absorb_before(&self, previous: &ChannelAffine) -> Option<Box<dyn Operator>> {
+    fn preceded_by(&self, previous: &ChannelAffine) -> Option<Box<dyn Operator>> {
         let _ = previous;
         None
     }
+}
+
+/// How the CPU runs an operator: loops of its own.
+pub(crate) trait Kernel {
+    /// The same as [`Operator::compose`].
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor>;
+
+    /// The same as [`Operator::compose_vjp`].
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>>;
+
+    /// Multiply-adds of a row, where [`Kernel::forward_shared`] can share them; `row` is the shape
+    /// of the first input's.
+    fn products(&self, row: &[usize]) -> usize {
+        let _ = row;
+        0
+    }
+
+    /// [`Kernel::forward`] in about as many shares, on the threads of rayon's pool.
+    fn forward_shared(&self, inputs: &[Tensor], shares: usize) -> Result<Tensor> {
+        let _ = shares;
+        self.forward(inputs)
+    }
+}
+
+/// Where a gradient is taken, and of what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backward<'a> {
+    /// Of the forward pass; empty where the operator does not save them.
+    pub(crate) inputs: &'a [Tensor],
+    /// Of the forward pass; empty where the operator does not save it.
+    pub(crate) output: &'a Tensor,
+    /// The gradient with respect to the output.
+    pub(crate) cotangent: &'a Tensor,
+}
+
+/// What an operator does that the one before it can do as well, or the one after.
+#[derive(Debug)]
+pub(crate) enum Fusible<'a> {
+    /// A scale, a shift and an activation for each channel; what follows may absorb it too.
+    Affine(&'a ChannelAffine),
+    /// A sum with these values along the last dimension.
+    Bias(Vec<f32>),
+    /// Nothing: the output is the input.
+    Identity,
+    /// The dimensions in another order.
+    Order(&'a [usize]),
+    /// The same row in another shape.
+    Row(&'a [usize]),
 }
 
 /// What of a forward pass a reverse pass reads.
@@ -136,3 +126,7 @@ impl Saves {
     pub(crate) const INPUTS: Self = Self { inputs: true, output: false };
     pub(crate) const OUTPUT: Self = Self { inputs: false, output: true };
 }
+
+/// Every operator's composition against its loops.
+#[cfg(test)]
+mod composed;

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::composition::Kept;
 use crate::kernels::{loops, math};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 /// ONNX `Softmax` and `LogSoftmax` along one stretch of dimensions.
 #[derive(Debug)]
@@ -49,13 +49,8 @@ impl Operator for Softmax {
         y.reshape(inputs[0].shape())
     }
 
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { output, cotangent, .. } = *at;
         let y = output.reshape(((), self.len, self.inner))?;
         let dy = cotangent.reshape(y.shape())?;
         let gradient = match self.log {
@@ -65,6 +60,16 @@ impl Operator for Softmax {
         Ok(vec![Some(gradient.reshape(output.shape())?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves::OUTPUT
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for Softmax {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         loops::map(self.name(), &inputs[0], inputs[0].shape(), |x, out| {
             let block = self.len * self.inner;
@@ -87,12 +92,8 @@ impl Operator for Softmax {
         })
     }
 
-    fn vjp(
-        &self,
-        _inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { output, cotangent, .. } = *at;
         let (log, inner) = (self.log, self.inner);
         let gradient = loops::zip(self.name(), output, cotangent, output.shape(), |y, dy, out| {
             let block = self.len * inner;
@@ -119,10 +120,6 @@ impl Operator for Softmax {
             }
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves::OUTPUT
     }
 }
 
@@ -197,13 +194,8 @@ impl Operator for Normalization {
             .reshape(x.shape())
     }
 
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let x = &inputs[0];
         let (centred, inverse) = self.composed_statistics(x)?;
         // As on the CPU: g = scale dy; (g - mean(g) - x_hat mean(g x_hat)) / sigma
@@ -217,6 +209,16 @@ impl Operator for Normalization {
         Ok(vec![Some(gradient.reshape(x.shape())?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves::INPUTS
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for Normalization {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         loops::map(self.name, &inputs[0], inputs[0].shape(), |x, out| {
             let runs = x.chunks_exact(self.len).zip(out.chunks_exact_mut(self.len));
@@ -239,12 +241,8 @@ impl Operator for Normalization {
         })
     }
 
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let x = &inputs[0];
         let gradient = loops::zip(self.name, x, cotangent, x.shape(), |x, dy, out| {
             let runs = x.chunks_exact(self.len).zip(dy.chunks_exact(self.len));
@@ -272,10 +270,6 @@ impl Operator for Normalization {
             }
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves::INPUTS
     }
 }
 

@@ -8,10 +8,9 @@ mod composed;
 
 use candle_core::{Result, Tensor};
 
-use crate::composition::Kept;
 use crate::kernels::loops;
 use crate::kernels::window::Window;
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator};
 
 /// ONNX `MaxPool` and `AveragePool` over images of one size.
 #[derive(Debug)]
@@ -248,28 +247,7 @@ impl Pool {
     }
 }
 
-impl Operator for Pool {
-    fn name(&self) -> &'static str {
-        match self.kind {
-            Kind::Average { .. } => "AveragePool",
-            Kind::Max => "MaxPool",
-        }
-    }
-
-    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
-        self.composed(&inputs[0], kept)
-    }
-
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(self.composed_gradient(&inputs[0], cotangent, kept)?)])
-    }
-
+impl Kernel for Pool {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (batch, channels, height, width) = inputs[0].dims4()?;
         let [out_height, out_width] = self.out_size;
@@ -297,16 +275,8 @@ impl Operator for Pool {
         })
     }
 
-    fn saves(&self) -> Saves {
-        Saves::INPUTS
-    }
-
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let x = &inputs[0];
         let (in_plane, out_plane) =
             (self.in_size.iter().product::<usize>(), self.out_size.iter().product::<usize>());

@@ -6,7 +6,7 @@ use crate::composition::Kept;
 use crate::kernels::activation::Activation;
 use crate::kernels::loops;
 use crate::operators::binary::{Arithmetic, Binary, Term};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 /// `x` above zero, `slope * x` below, slopes repeated as NumPy does.
 #[derive(Debug)]
@@ -40,17 +40,22 @@ impl Operator for PRelu {
         x.gt(0f32)?.where_cond(x, &scaled)
     }
 
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let scaled = self.scaled.compose(std::slice::from_ref(cotangent), kept)?;
         Ok(vec![Some(inputs[0].gt(0f32)?.where_cond(cotangent, &scaled)?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves::INPUTS
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for PRelu {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (x, scaled) = (&inputs[0], self.scaled.forward(inputs)?);
         loops::zip(self.name(), x, &scaled, x.shape(), |x, scaled, out| {
@@ -60,12 +65,8 @@ impl Operator for PRelu {
         })
     }
 
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let (x, dy) = (&inputs[0], cotangent);
         let scaled = self.scaled.forward(std::slice::from_ref(dy))?;
         let gradient =
@@ -75,9 +76,5 @@ impl Operator for PRelu {
                 }
             })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves::INPUTS
     }
 }

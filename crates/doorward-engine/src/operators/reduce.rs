@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use crate::composition::{Kept, only_where, with_rows};
 use crate::kernels::loops;
 use crate::operators::norm::lanes_sum;
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 /// ONNX `ReduceMean` and the like.
 #[derive(Debug)]
@@ -152,13 +152,8 @@ impl Operator for Reduce {
         y.reshape(with_rows(inputs[0].dim(0)?, &self.row))
     }
 
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, output, cotangent } = *at;
         let shape = with_rows(cotangent.dim(0)?, &self.in_row);
         let one = |tensor: &Tensor| tensor.reshape(((), 1, self.inner));
         let dy = one(cotangent)?;
@@ -186,6 +181,16 @@ impl Operator for Reduce {
         Ok(vec![Some(derivative.broadcast_mul(&dy)?.reshape(shape)?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves { inputs: !self.is_linear(), output: !self.is_linear() }
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for Reduce {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let shape = with_rows(inputs[0].dim(0)?, &self.row);
         loops::map(self.name(), &inputs[0], shape, |x, out| {
@@ -196,12 +201,8 @@ impl Operator for Reduce {
         })
     }
 
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, output, cotangent } = *at;
         let shape = with_rows(cotangent.dim(0)?, &self.in_row);
         let block = self.len * self.inner;
         if self.is_linear() {
@@ -230,9 +231,5 @@ impl Operator for Reduce {
             }
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves { inputs: !self.is_linear(), output: !self.is_linear() }
     }
 }

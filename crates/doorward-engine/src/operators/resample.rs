@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::composition::{Kept, along, sums, with_rows};
 use crate::kernels::loops;
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 /// ONNX `Resize` and `Upsample` along one dimension.
 #[derive(Debug)]
@@ -34,18 +34,23 @@ impl Operator for Resample {
         along(x, self.inner, &self.matrix(x, kept)?)?.reshape(shape)
     }
 
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         let shape = with_rows(cotangent.dim(0)?, &self.rows[0]);
         let matrix = self.matrix(cotangent, kept)?;
         Ok(vec![Some(along(cotangent, self.inner, &matrix.t()?)?.reshape(shape)?)])
     }
 
+    fn saves(&self) -> Saves {
+        Saves::NOTHING
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Kernel for Resample {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let shape = with_rows(inputs[0].dim(0)?, &self.rows[1]);
         loops::map(self.name(), &inputs[0], shape, |x, out| {
@@ -61,12 +66,8 @@ impl Operator for Resample {
         })
     }
 
-    fn vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         let shape = with_rows(cotangent.dim(0)?, &self.rows[0]);
         let gradient = loops::map(self.name(), cotangent, shape, |dy, out| {
             let blocks = dy.chunks_exact(self.taps.len() * self.inner);
@@ -80,9 +81,5 @@ impl Operator for Resample {
             }
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves::NOTHING
     }
 }

@@ -4,10 +4,10 @@ mod composed;
 
 use candle_core::{Result, Tensor};
 
-use crate::composition::{Kept, with_rows};
+use crate::composition::with_rows;
 use crate::kernels::loops;
 use crate::kernels::strided::{Walk, copy, row_major};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator};
 
 /// Values of a row by their strides: ONNX `Slice`, `Expand` and `Gather` of one index.
 #[derive(Debug)]
@@ -47,25 +47,7 @@ impl View {
     }
 }
 
-impl Operator for View {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
-        self.composed(&inputs[0], kept)
-    }
-
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(self.composed_gradient(cotangent, kept)?)])
-    }
-
+impl Kernel for View {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let n = inputs[0].dim(0)?;
         let walk = self.walk(n);
@@ -74,12 +56,8 @@ impl Operator for View {
         })
     }
 
-    fn vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         let n = cotangent.dim(0)?;
         let (walk, offset) = (self.walk(n), self.offset);
         let stride = walk.inner[1];
@@ -99,31 +77,9 @@ impl Operator for View {
         })?;
         Ok(vec![Some(gradient)])
     }
-
-    fn saves(&self) -> Saves {
-        Saves::NOTHING
-    }
 }
 
-impl Operator for Gather {
-    fn name(&self) -> &'static str {
-        "Gather"
-    }
-
-    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
-        self.composed(&inputs[0], kept)
-    }
-
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(self.composed_gradient(cotangent, kept)?)])
-    }
-
+impl Kernel for Gather {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let shape = with_rows(inputs[0].dim(0)?, &self.rows[1]);
         loops::map(self.name(), &inputs[0], shape, |x, out| {
@@ -136,12 +92,8 @@ impl Operator for Gather {
         })
     }
 
-    fn vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         let shape = with_rows(cotangent.dim(0)?, &self.rows[0]);
         let gradient = loops::map(self.name(), cotangent, shape, |dy, out| {
             let blocks = dy.chunks_exact(self.indices.len() * self.inner);
@@ -153,9 +105,5 @@ impl Operator for Gather {
             }
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves::NOTHING
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use crate::composition::{Kept, with_rows};
 use crate::kernels::loops;
 use crate::kernels::strided::{Walk, copy, row_major};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Fusible, Kernel, Operator, Saves};
 
 /// ONNX `Concat` along a dimension that is not the batch.
 #[derive(Debug)]
@@ -63,13 +63,8 @@ impl Operator for Concat {
         Tensor::cat(&parts, self.dim)
     }
 
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         let mut start = 0;
         let mut gradients = Vec::with_capacity(self.parts.len());
         for (part, &size) in self.parts.iter().zip(&self.sizes) {
@@ -95,13 +90,8 @@ impl Operator for Reshape {
         inputs[0].reshape(with_rows(inputs[0].dim(0)?, &self.rows[1]))
     }
 
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         let shape = with_rows(cotangent.dim(0)?, &self.rows[0]);
         Ok(vec![Some(cotangent.reshape(shape)?)])
     }
@@ -110,12 +100,17 @@ impl Operator for Reshape {
         Saves::NOTHING
     }
 
-    fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
-        previous.absorb_reshape(&self.rows[1])
+    fn fusible(&self) -> Option<Fusible<'_>> {
+        Some(Fusible::Row(&self.rows[1]))
     }
 
-    fn absorb_reshape(&self, row: &[usize]) -> Option<Box<dyn Operator>> {
-        Some(Box::new(Self { rows: [self.rows[0].clone(), row.to_vec()] }))
+    fn followed_by(&self, next: &Fusible<'_>) -> Option<Box<dyn Operator>> {
+        match next {
+            Fusible::Row(row) => {
+                Some(Box::new(Self { rows: [self.rows[0].clone(), row.to_vec()] }))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -132,13 +127,8 @@ impl Operator for Pad {
         Ok(y)
     }
 
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         let mut gradient = cotangent.clone();
         for &(dim, before, after) in &self.dims {
             gradient = resize(&gradient, dim, -before, -after, 0.0)?;
@@ -203,42 +193,41 @@ impl Operator for Transpose {
         composed_permuted(&inputs[0], &self.order)
     }
 
-    fn compose_vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
         Ok(vec![Some(composed_permuted(cotangent, &inverse(&self.order))?)])
-    }
-
-    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        Self::permuted(&inputs[0], &self.order)
-    }
-
-    fn vjp(
-        &self,
-        _inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(Self::permuted(cotangent, &inverse(&self.order))?)])
     }
 
     fn saves(&self) -> Saves {
         Saves::NOTHING
     }
 
-    fn absorbed_by(&self, previous: &dyn Operator) -> Option<Box<dyn Operator>> {
-        previous.absorb_order(&self.order)
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
     }
 
-    fn absorb_order(&self, order: &[usize]) -> Option<Box<dyn Operator>> {
-        Some(Box::new(Self { order: order.iter().map(|&dim| self.order[dim]).collect() }))
+    fn fusible(&self) -> Option<Fusible<'_>> {
+        let stays = self.order.iter().enumerate().all(|(to, &from)| to == from);
+        Some(if stays { Fusible::Identity } else { Fusible::Order(&self.order) })
     }
 
-    fn is_identity(&self) -> bool {
-        self.order.iter().enumerate().all(|(to, &from)| to == from)
+    fn followed_by(&self, next: &Fusible<'_>) -> Option<Box<dyn Operator>> {
+        match next {
+            Fusible::Order(order) => {
+                Some(Box::new(Self { order: order.iter().map(|&dim| self.order[dim]).collect() }))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Kernel for Transpose {
+    fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        Self::permuted(&inputs[0], &self.order)
+    }
+
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
+        Ok(vec![Some(Self::permuted(cotangent, &inverse(&self.order))?)])
     }
 }

@@ -4,9 +4,8 @@ mod composed;
 
 use candle_core::{Result, Tensor};
 
-use crate::composition::Kept;
 use crate::kernels::{loops, math};
-use crate::operators::{Operator, Saves};
+use crate::operators::{Backward, Kernel, Operator};
 
 /// A function of one value, with PyTorch's derivative where it has a kink.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -215,61 +214,15 @@ impl Unary {
     }
 }
 
-impl Operator for Unary {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Abs => "Abs",
-            Self::Celu { .. } => "Celu",
-            Self::Clip { .. } => "Clip",
-            Self::Elu { .. } => "Elu",
-            Self::Erf => "Erf",
-            Self::Exp => "Exp",
-            Self::Gelu | Self::GeluTanh => "Gelu",
-            Self::HardSigmoid { .. } => "HardSigmoid",
-            Self::HardSwish => "HardSwish",
-            Self::LeakyRelu { .. } => "LeakyRelu",
-            Self::Log => "Log",
-            Self::Mish => "Mish",
-            Self::Neg => "Neg",
-            Self::Power { .. } | Self::Square => "Pow",
-            Self::Reciprocal => "Reciprocal",
-            Self::Selu { .. } => "Selu",
-            Self::Sigmoid => "Sigmoid",
-            Self::Silu => "Silu",
-            Self::Softplus => "Softplus",
-            Self::Softsign => "Softsign",
-            Self::Sqrt => "Sqrt",
-            Self::Tanh => "Tanh",
-            Self::ThresholdedRelu { .. } => "ThresholdedRelu",
-        }
-    }
-
-    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
-        self.composed(&inputs[0])
-    }
-
-    fn compose_vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-        _kept: &Kept,
-    ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some((cotangent * self.composed_derivative(&inputs[0])?)?)])
-    }
-
+impl Kernel for Unary {
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor> {
         loops::map(self.name(), &inputs[0], inputs[0].shape(), |x, out| {
             specialised!(*self, f, out.iter_mut().zip(x).for_each(|(out, x)| *out = f.value(*x)));
         })
     }
 
-    fn vjp(
-        &self,
-        inputs: &[Tensor],
-        _output: &Tensor,
-        cotangent: &Tensor,
-    ) -> Result<Vec<Option<Tensor>>> {
+    fn vjp(&self, at: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
         let x = &inputs[0];
         let gradient = loops::zip(self.name(), x, cotangent, x.shape(), |x, dy, out| {
             specialised!(*self, f, {
@@ -279,10 +232,6 @@ impl Operator for Unary {
             });
         })?;
         Ok(vec![Some(gradient)])
-    }
-
-    fn saves(&self) -> Saves {
-        Saves::INPUTS
     }
 }
 

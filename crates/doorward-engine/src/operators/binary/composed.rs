@@ -3,15 +3,17 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{Arithmetic, Binary, Side, Term};
-use crate::composition::sum_to;
+use crate::composition::{Kept, sum_to};
+use crate::kernels::activation::Activation;
+use crate::operators::{Backward, Fusible, Kernel, Operator, Saves};
 
 impl Binary {
-    pub(super) fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
+    fn composed(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let (a, b) = Term::both([&self.left, &self.right], inputs)?;
         self.activation.compose(&self.function.compose(&a, &b)?)
     }
 
-    pub(super) fn composed_gradients(
+    fn composed_gradients(
         &self,
         inputs: &[Tensor],
         output: &Tensor,
@@ -101,4 +103,53 @@ fn power(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let of_negative = even.where_cond(&magnitude, &magnitude.neg()?)?;
     let of_negative = whole.where_cond(&of_negative, &none)?;
     a.lt(0f32)?.where_cond(&of_negative, &magnitude)
+}
+
+impl Operator for Binary {
+    fn name(&self) -> &'static str {
+        match self.function {
+            Arithmetic::Add => "Add",
+            Arithmetic::Div => "Div",
+            Arithmetic::Max => "Max",
+            Arithmetic::Min => "Min",
+            Arithmetic::Mul => "Mul",
+            Arithmetic::Pow => "Pow",
+            Arithmetic::Sub => "Sub",
+        }
+    }
+
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        self.composed(inputs)
+    }
+
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, output, cotangent } = *at;
+        self.composed_gradients(inputs, output, cotangent)
+    }
+
+    fn saves(&self) -> Saves {
+        Saves { inputs: !self.function.is_sum(), output: self.activation != Activation::Identity }
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+
+    fn fusible(&self) -> Option<Fusible<'_>> {
+        match (self.function, self.activation) {
+            (Arithmetic::Add, Activation::Identity) => Some(Fusible::Bias(self.last_dimension()?)),
+            _ => None,
+        }
+    }
+
+    fn followed_by(&self, next: &Fusible<'_>) -> Option<Box<dyn Operator>> {
+        match next {
+            Fusible::Affine(next) if self.activation == Activation::Identity && next.is_unit() => {
+                let (left, right) = (self.left.clone(), self.right.clone());
+                let (row, activation) = (self.row.clone(), next.activation);
+                Some(Box::new(Self { left, right, row, activation, ..*self }))
+            }
+            _ => None,
+        }
+    }
 }

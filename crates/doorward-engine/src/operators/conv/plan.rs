@@ -1,6 +1,6 @@
 //! Which kernel computes a convolution or its gradient on the CPU, and its plan.
 
-use super::Conv;
+use super::shape::ConvShape;
 use crate::kernels::activation::Activation;
 use crate::kernels::correlate::{Correlation, Geometry, Phase, Tap};
 use crate::kernels::depthwise::Depthwise;
@@ -68,8 +68,8 @@ impl Plan {
         }
     }
 
-    pub(super) fn forward(conv: &Conv, values: &[f32]) -> Self {
-        let sizes = ([conv.in_shape[1], conv.in_shape[2]], [conv.out_shape[1], conv.out_shape[2]]);
+    pub(super) fn forward(conv: &ConvShape, values: &[f32]) -> Self {
+        let sizes = ([conv.input[1], conv.input[2]], [conv.output[1], conv.output[2]]);
         if conv.is_depthwise() {
             if let Some(built) = Shifted::forward(&conv.window, [sizes.0, sizes.1], values) {
                 return Self::Shifted(built);
@@ -78,12 +78,12 @@ impl Plan {
             return Self::Depthwise(built);
         }
         if conv.is_matrix() {
-            let (ins, outs) = (conv.in_shape[0], conv.out_shape[0]);
+            let (ins, outs) = (conv.input[0], conv.output[0]);
             let built = Matrix::new(ins, outs, |channel, out| values[out * ins + channel]);
             return Self::Matrix(built);
         }
         if conv.is_pointwise() {
-            let (ins, outs) = (conv.in_shape[0], conv.out_shape[0]);
+            let (ins, outs) = (conv.input[0], conv.output[0]);
             return Self::Pointwise(Pointwise::forward(
                 [ins, outs],
                 [sizes.0, sizes.1],
@@ -99,13 +99,13 @@ impl Plan {
             return Self::Winograd(built);
         }
         let w = &conv.window;
-        let (outs, ins) = (conv.out_shape[0] / conv.groups, conv.in_shape[0] / conv.groups);
+        let (outs, ins) = (conv.output[0] / conv.groups, conv.input[0] / conv.groups);
         let geometry = Geometry {
             groups: conv.groups,
-            in_channels: conv.in_shape[0],
-            out_channels: conv.out_shape[0],
-            in_size: [conv.in_shape[1], conv.in_shape[2]],
-            out_size: [conv.out_shape[1], conv.out_shape[2]],
+            in_channels: conv.input[0],
+            out_channels: conv.output[0],
+            in_size: [conv.input[1], conv.input[2]],
+            out_size: [conv.output[1], conv.output[2]],
             in_stride: w.stride,
             out_stride: [1, 1],
             origin: w.pad_begin.map(|pad| pad as isize),
@@ -123,8 +123,8 @@ impl Plan {
         Self::Direct(built)
     }
 
-    pub(super) fn backward(conv: &Conv, values: &[f32]) -> Self {
-        let sizes = ([conv.in_shape[1], conv.in_shape[2]], [conv.out_shape[1], conv.out_shape[2]]);
+    pub(super) fn backward(conv: &ConvShape, values: &[f32]) -> Self {
+        let sizes = ([conv.input[1], conv.input[2]], [conv.output[1], conv.output[2]]);
         if conv.is_depthwise() {
             if let Some(built) = Shifted::backward(&conv.window, [sizes.0, sizes.1], values) {
                 return Self::Shifted(built);
@@ -133,12 +133,12 @@ impl Plan {
             return Self::Depthwise(built);
         }
         if conv.is_matrix() {
-            let (ins, outs) = (conv.in_shape[0], conv.out_shape[0]);
+            let (ins, outs) = (conv.input[0], conv.output[0]);
             let built = Matrix::new(outs, ins, |out, channel| values[out * ins + channel]);
             return Self::Matrix(built);
         }
         if conv.is_pointwise() {
-            let (ins, outs) = (conv.in_shape[0], conv.out_shape[0]);
+            let (ins, outs) = (conv.input[0], conv.output[0]);
             return Self::Pointwise(Pointwise::backward(
                 [outs, ins],
                 [sizes.0, sizes.1],
@@ -154,12 +154,12 @@ impl Plan {
             return Self::Winograd(built);
         }
         let w = &conv.window;
-        let (outs, ins) = (conv.out_shape[0] / conv.groups, conv.in_shape[0] / conv.groups);
+        let (outs, ins) = (conv.output[0] / conv.groups, conv.input[0] / conv.groups);
         // Along one axis: input index i = q * stride + phase - pad reads output
         // q - (k * dilation - phase) / stride for every k of the same phase.
         let axis = |axis: usize| -> Vec<AxisPhase> {
             let (stride, pad) = (w.stride[axis], w.pad_begin[axis]);
-            let size = conv.in_shape[1 + axis];
+            let size = conv.input[1 + axis];
             (0..stride)
                 .map(|phase| {
                     let q0 = pad.saturating_sub(phase).div_ceil(stride);
@@ -207,10 +207,10 @@ impl Plan {
         }
         let geometry = Geometry {
             groups: conv.groups,
-            in_channels: conv.out_shape[0],
-            out_channels: conv.in_shape[0],
-            in_size: [conv.out_shape[1], conv.out_shape[2]],
-            out_size: [conv.in_shape[1], conv.in_shape[2]],
+            in_channels: conv.output[0],
+            out_channels: conv.input[0],
+            in_size: [conv.output[1], conv.output[2]],
+            out_size: [conv.input[1], conv.input[2]],
             in_stride: [1, 1],
             out_stride: w.stride,
             origin,
@@ -222,16 +222,16 @@ impl Plan {
     }
 }
 
-// === impl Conv ===
+// === impl ConvShape ===
 
-impl Conv {
+impl ConvShape {
     /// The sizes of a direction that Winograd's algorithm is for.
     fn winograd(&self, direction: Direction) -> Option<Sizes> {
         let w = &self.window;
         if self.groups != 1 || w.kernel != [3, 3] || w.stride != [1, 1] || w.dilation != [1, 1] {
             return None;
         }
-        let ([ins, in_size @ ..], [outs, out_size @ ..]) = (self.in_shape, self.out_shape);
+        let ([ins, in_size @ ..], [outs, out_size @ ..]) = (self.input, self.output);
         let sizes = match direction {
             Direction::Forward => Sizes {
                 in_channels: ins,
@@ -249,24 +249,6 @@ impl Conv {
             },
         };
         sizes.suit().then_some(sizes)
-    }
-
-    /// One channel in and one out for every group.
-    pub(super) fn is_depthwise(&self) -> bool {
-        self.groups == self.in_shape[0] && self.groups == self.out_shape[0] && self.groups > 1
-    }
-
-    /// Images of one pixel before and after a 1x1 kernel.
-    fn is_matrix(&self) -> bool {
-        let pixels = [self.in_shape[1], self.in_shape[2], self.out_shape[1], self.out_shape[2]];
-        self.groups == 1 && self.window.kernel == [1, 1] && pixels == [1; 4]
-    }
-
-    /// A 1x1 kernel without padding.
-    fn is_pointwise(&self) -> bool {
-        let w = &self.window;
-        let padded = [w.pad_begin, w.pad_end] != [[0, 0], [0, 0]];
-        self.groups == 1 && w.kernel == [1, 1] && !padded
     }
 }
 

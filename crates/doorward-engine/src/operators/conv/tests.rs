@@ -2,6 +2,7 @@ use candle_core::Device;
 
 use super::plan::taps;
 use super::*;
+use crate::composition::Kept;
 
 /// What runs on an accelerator, checked here where there is none.
 #[test]
@@ -93,11 +94,11 @@ fn convolutions_equal_plain_loops() {
         let Some(conv) = Conv::new(window, groups, in_shape, tensor, Some(bias.clone())) else {
             continue;
         };
-        let [_, out_height, out_width] = conv.out_shape;
+        let [_, out_height, out_width] = conv.out_shape();
         let x = draw(batch * groups * ins * height * width);
         let dy = draw(batch * groups * outs * out_height * out_width);
         let (mut y, mut dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
-        let w = &conv.window;
+        let w = &conv.shape.window;
         for at_y in 0..y.len() {
             let (rest, ox) = (at_y / out_width, at_y % out_width);
             let (rest, oy) = (rest / out_height, rest % out_height);
@@ -126,14 +127,18 @@ fn convolutions_equal_plain_loops() {
         let dx = Tensor::from_vec(dx, in_shape, &Device::Cpu).unwrap();
         // Sums of up to 720 products of magnitude 1/3, each rounded.
         let difference = largest_difference(&conv.forward_cpu(&x, 1).unwrap(), &y);
-        assert!(difference < 2e-4, "case {case}: {difference} with {:?}", conv.window);
+        assert!(difference < 2e-4, "case {case}: {difference} with {:?}", conv.shape.window);
         for shares in 2..=4 {
             let shared = conv.forward_cpu(&x.narrow(0, 0, 1).unwrap(), shares).unwrap();
             let difference = largest_difference(&shared, &y.narrow(0, 0, 1).unwrap());
-            let window = &conv.window;
+            let window = &conv.shape.window;
             assert!(difference < 2e-4, "case {case}: {difference} in {shares} shares, {window:?}");
         }
         let difference = largest_difference(&conv.backward_cpu(&dy).unwrap(), &dx);
-        assert!(difference < 2e-4, "case {case}: gradient {difference} with {:?}", conv.window);
+        assert!(
+            difference < 2e-4,
+            "case {case}: gradient {difference} with {:?}",
+            conv.shape.window
+        );
     }
 }

@@ -7,9 +7,10 @@ use candle_core::{Result, Tensor};
 
 use super::{Kind, Pool};
 use crate::composition::{Kept, along, only_where, places, sums};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 impl Pool {
-    pub(super) fn composed(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+    fn composed(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         let Kind::Average { count_padding } = self.kind else {
             return self.maxima(&self.maxima(x, 1, kept)?, 0, kept);
         };
@@ -20,12 +21,7 @@ impl Pool {
         along(&y, out_width, &down)?.reshape((batch, channels, out_height, out_width))
     }
 
-    pub(super) fn composed_gradient(
-        &self,
-        x: &Tensor,
-        cotangent: &Tensor,
-        kept: &Kept,
-    ) -> Result<Tensor> {
+    fn composed_gradient(&self, x: &Tensor, cotangent: &Tensor, kept: &Kept) -> Result<Tensor> {
         let Kind::Average { count_padding } = self.kind else {
             let of_rows = self.maxima(x, 1, kept)?;
             let y = self.maxima(&of_rows, 0, kept)?;
@@ -94,5 +90,31 @@ impl Pool {
             })
         };
         Ok([matrix(0)?, matrix(1)?])
+    }
+}
+
+impl Operator for Pool {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Average { .. } => "AveragePool",
+            Kind::Max => "MaxPool",
+        }
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0], kept)
+    }
+
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
+        Ok(vec![Some(self.composed_gradient(&inputs[0], cotangent, kept)?)])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::INPUTS
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
     }
 }

@@ -5,15 +5,16 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::{Gather, View};
 use crate::composition::{Kept, places, with_rows};
 use crate::kernels::strided::{Walk, row_major};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 impl View {
-    pub(super) fn composed(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+    fn composed(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         let from = kept.get("from", || places(self.places(), x.device()))?;
         let n = x.dim(0)?;
         x.reshape((n, ()))?.index_select(&from, 1)?.reshape(with_rows(n, &self.row()))
     }
 
-    pub(super) fn composed_gradient(&self, cotangent: &Tensor, kept: &Kept) -> Result<Tensor> {
+    fn composed_gradient(&self, cotangent: &Tensor, kept: &Kept) -> Result<Tensor> {
         let n = cotangent.dim(0)?;
         let mut dy = cotangent.clone();
         for (dim, &(_, stride)) in self.dims.iter().enumerate() {
@@ -63,7 +64,7 @@ impl View {
 }
 
 impl Gather {
-    pub(super) fn composed(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+    fn composed(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         let n = x.dim(0)?;
         let indices = self.kept_indices(x, kept)?;
         x.reshape(((), self.size, self.inner))?
@@ -71,7 +72,7 @@ impl Gather {
             .reshape(with_rows(n, &self.rows[1]))
     }
 
-    pub(super) fn composed_gradient(&self, cotangent: &Tensor, kept: &Kept) -> Result<Tensor> {
+    fn composed_gradient(&self, cotangent: &Tensor, kept: &Kept) -> Result<Tensor> {
         let shape = with_rows(cotangent.dim(0)?, &self.rows[0]);
         let indices = self.kept_indices(cotangent, kept)?;
         let zeros = Tensor::zeros(shape.as_slice(), DType::F32, cotangent.device())?;
@@ -81,5 +82,51 @@ impl Gather {
 
     fn kept_indices(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         kept.get("indices", || places(self.indices.iter().copied(), x.device()))
+    }
+}
+
+impl Operator for View {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0], kept)
+    }
+
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
+        Ok(vec![Some(self.composed_gradient(cotangent, kept)?)])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::NOTHING
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
+}
+
+impl Operator for Gather {
+    fn name(&self) -> &'static str {
+        "Gather"
+    }
+
+    fn compose(&self, inputs: &[Tensor], kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0], kept)
+    }
+
+    fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let cotangent = at.cotangent;
+        Ok(vec![Some(self.composed_gradient(cotangent, kept)?)])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::NOTHING
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
     }
 }

@@ -3,10 +3,11 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{GELU, GELU_CUBIC, INV_SQRT_2_PI, Unary};
-use crate::composition::only_where;
+use crate::composition::{Kept, only_where};
+use crate::operators::{Backward, Kernel, Operator, Saves};
 
 impl Unary {
-    pub(super) fn composed(self, x: &Tensor) -> Result<Tensor> {
+    fn composed(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Abs => x.abs(),
             Self::Celu { alpha } => {
@@ -42,7 +43,7 @@ impl Unary {
         }
     }
 
-    pub(super) fn composed_derivative(self, x: &Tensor) -> Result<Tensor> {
+    fn composed_derivative(self, x: &Tensor) -> Result<Tensor> {
         let one = || x.ones_like();
         let step = |holds: Tensor| holds.to_dtype(DType::F32);
         match self {
@@ -117,4 +118,51 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
 
 fn softplus(x: &Tensor) -> Result<Tensor> {
     x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+impl Operator for Unary {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Abs => "Abs",
+            Self::Celu { .. } => "Celu",
+            Self::Clip { .. } => "Clip",
+            Self::Elu { .. } => "Elu",
+            Self::Erf => "Erf",
+            Self::Exp => "Exp",
+            Self::Gelu | Self::GeluTanh => "Gelu",
+            Self::HardSigmoid { .. } => "HardSigmoid",
+            Self::HardSwish => "HardSwish",
+            Self::LeakyRelu { .. } => "LeakyRelu",
+            Self::Log => "Log",
+            Self::Mish => "Mish",
+            Self::Neg => "Neg",
+            Self::Power { .. } | Self::Square => "Pow",
+            Self::Reciprocal => "Reciprocal",
+            Self::Selu { .. } => "Selu",
+            Self::Sigmoid => "Sigmoid",
+            Self::Silu => "Silu",
+            Self::Softplus => "Softplus",
+            Self::Softsign => "Softsign",
+            Self::Sqrt => "Sqrt",
+            Self::Tanh => "Tanh",
+            Self::ThresholdedRelu { .. } => "ThresholdedRelu",
+        }
+    }
+
+    fn compose(&self, inputs: &[Tensor], _kept: &Kept) -> Result<Tensor> {
+        self.composed(&inputs[0])
+    }
+
+    fn compose_vjp(&self, at: &Backward<'_>, _kept: &Kept) -> Result<Vec<Option<Tensor>>> {
+        let Backward { inputs, cotangent, .. } = *at;
+        Ok(vec![Some((cotangent * self.composed_derivative(&inputs[0])?)?)])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::INPUTS
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        Some(self)
+    }
 }
