@@ -1,14 +1,16 @@
 //! What calibration learns, timed: the universal perturbation and the patches of all labels.
 
 use std::error::Error;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
-use doorward::images::Images;
-use doorward::inspect::{Patches, Settings};
-use doorward::model::{Classifier, Model};
-use doorward::perturb::{Batch, Search, Universal, rows, universal, universal_by_deepfool};
+use doorward_detection::inspect::{Goal, Learning, Patches};
+use doorward_detection::perturb::{Universal, universal, universal_by_deepfool};
+use doorward_detection::{Algorithm, Perturbation, Probability};
+use doorward_engine::{Batch, Classifier, Model, rows};
+use doorward_images::Images;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -22,7 +24,15 @@ pub(crate) fn time_universal(
     seed: u64,
 ) -> Result<serde_json::Value, Box<dyn Error>> {
     let (model, clean) = load(model, images, count)?;
-    let search = Search { fooling_rate: rate, max_epsilon: 0.125, steps: 100, batch: 64 };
+    let count = |count| NonZeroUsize::new(count).ok_or("zero");
+    let search = Perturbation {
+        fooling_rate: Probability::new(rate).ok_or("expected a fooling rate from 0 to 1")?,
+        max_epsilon: 0.125,
+        steps: count(100)?,
+        batch: count(64)?,
+        algorithm: Algorithm::Gradient,
+        count: NonZeroUsize::MIN,
+    };
     let mut rng = StdRng::seed_from_u64(seed);
     let algorithm = if deepfool { universal_by_deepfool } else { universal };
     let (wall, cpu) = (Instant::now(), super::cpu_seconds()?);
@@ -45,25 +55,24 @@ pub(crate) fn time_patches(
     seed: u64,
 ) -> Result<serde_json::Value, Box<dyn Error>> {
     let (model, clean) = load(model, images, count)?;
-    let settings = Settings {
-        samples: 50,
+    let learning = Learning {
+        goal: Goal::Leave,
         steps,
         batch: 16,
+        first_lambda: 1e-4,
         lambda: 1e-4,
         success_rate: 0.95,
-        anomaly_threshold: 3.5,
-        clean_ratio: 0.9,
     };
     let tops = (0..model.labels())
         .map(|label| {
             let own = (0..clean.len()).filter(|&index| clean.labels[index] == label);
-            clean.select(&own.take(settings.samples).collect::<Vec<_>>())
+            clean.select(&own.take(SAMPLES).collect::<Vec<_>>())
         })
         .filter(|top| top.as_ref().map_or(true, |top| !top.is_empty()))
         .collect::<Result<Vec<_>, _>>()?;
     let mut rng = StdRng::seed_from_u64(seed);
     let (wall, cpu) = (Instant::now(), super::cpu_seconds()?);
-    let patches = Patches::learn(&model, &tops, &settings.learning(), &mut rng, &|_| {})?;
+    let patches = Patches::learn(&model, &tops, &learning, &mut rng, &|_| {})?;
     let (cpu, wall) = (super::cpu_seconds()? - cpu, wall.elapsed().as_secs_f64());
     let mut found = Vec::new();
     for (index, top) in tops.iter().enumerate() {
@@ -76,6 +85,9 @@ pub(crate) fn time_patches(
     }
     Ok(serde_json::json!({ "cpu_s": cpu, "wall_s": wall, "patches": found }))
 }
+
+/// Most confident samples per label.
+const SAMPLES: usize = 50;
 
 fn load(
     model: &Path,

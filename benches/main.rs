@@ -31,7 +31,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use clap::{Parser, Subcommand};
-use doorward::model::{Classifier, Model};
+use doorward_engine::{Classifier, Model};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

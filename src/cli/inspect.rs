@@ -8,16 +8,16 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use super::offline::load_model;
+use super::offline::{advised, load_model};
 use super::progress::Progress;
 use super::report::{self, Inspected, ReportRequest};
-use crate::artifact::InspectionSummary;
-use crate::calibrate::{self, Stage};
 use crate::config::Config;
-use crate::images::Images;
-use crate::inspect::{Diverging, Inspection, Reversed, data_inspection, neural_cleanse};
-use crate::model::{Classifier, Model};
-use crate::perturb::rows;
+use doorward_detection::inspect::{
+    Diverging, Inspection, InspectionSummary, Reversed, data_inspection, neural_cleanse,
+};
+use doorward_detection::prepare::{self, Stage};
+use doorward_engine::{Classifier, Model, rows};
+use doorward_images::Images;
 
 /// Baselines that are run as well.
 pub(super) struct Baselines {
@@ -41,12 +41,13 @@ pub(super) fn inspect(
             "calibration.training_images is not set: without training images there is no confidence to split by, and the verdict rests on the perturbations alone"
         );
     }
-    let material = calibrate::material(&config.detection, model.domain().shape)?;
+    let material = prepare::material(&config.detection, model.domain().shape)
+        .map_err(|error| advised(error, config))?;
     let seed = config.detection.calibration.seed.unwrap_or_else(|| rand::rng().random());
     let (progress, start) = (Progress::new(), Instant::now());
     let mut rng = StdRng::seed_from_u64(seed);
     let update = |stage, share| progress.update(stage, share);
-    let (learned, _) = calibrate::learn(&*model, &config.detection, &material, &mut rng, &update)?;
+    let (learned, _) = prepare::learn(&*model, &config.detection, &material, &mut rng, &update)?;
     let seconds = start.elapsed().as_secs_f64();
     let reversed = match baselines.neural_cleanse {
         false => None,
@@ -66,7 +67,7 @@ pub(super) fn inspect(
         false => None,
         true => Some(diverging(&model, config, &inspection, &images)?),
     };
-    let summary = calibrate::inspection_summary(&inspection)?;
+    let summary = inspection.summary();
     let infected = !summary.infected.is_empty();
     if as_json {
         let report = json!({
@@ -160,7 +161,8 @@ fn diverging(
     let pixels = (0..training.len()).map(|index| training.image(index));
     let training = rows(model.domain(), pixels, model.device())?;
     let splits = inspection.labels.iter();
-    let splits = splits.map(|label| (label.label, label.top.as_slice(), label.bottom.as_slice()));
+    let splits =
+        splits.map(|label| (label.figures.label, label.top.as_slice(), label.bottom.as_slice()));
     let threshold = config.detection.inspection.anomaly_threshold.into();
     match data_inspection(model, &training, splits, threshold)? {
         Some(found) => Ok(found),

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
 use crate::config::injection;
-use crate::k8s::{Access, Keeper, Webhook, inject_manifest};
-use crate::telemetry;
+use doorward_injector::{Access, Keeper, Webhook, inject_manifest};
+use doorward_proxy::telemetry;
 
 /// The manifest with the sidecar goes to standard output, what its author should know to standard error.
 pub(super) fn inject(manifest: &Path, settings: Option<&Path>) -> Result<ExitCode> {

@@ -18,8 +18,8 @@ use clap::{Args, Parser, Subcommand};
 use report::ReportRequest;
 
 use crate::config::{Config, Rule, Settings};
-use crate::scan::Shard;
-use crate::telemetry;
+use doorward_detection::scan::Shard;
+use doorward_proxy::telemetry;
 
 /// Turns away inputs that carry a backdoor trigger.
 #[derive(Debug, Parser)]
@@ -215,7 +215,7 @@ pub fn run() -> Result<ExitCode> {
         }
         Command::Demo { serve, json } => online::demo(serve, json),
         Command::Evaluate { config, clean, triggered, target, rule, json } => {
-            let rules = if rule.is_empty() { Rule::CHEAP.to_vec() } else { rule };
+            let rules = if rule.is_empty() { Rule::without_baselines().collect() } else { rule };
             let sources = offline::EvaluationSources { clean, triggered, target, rules };
             offline::evaluate(&config.load()?, &sources, json)
         }

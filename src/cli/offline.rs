@@ -5,18 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rand::Rng;
+use doorward_detection::evaluate::{Evaluation, evaluate as measure};
+use doorward_detection::prepare::{self, Preparation, Seconds, Stored};
+use doorward_detection::{Rule, open};
+use doorward_engine::{Classifier, Error, Model, device};
+use doorward_images::Images;
 use serde_json::json;
 
 use super::progress::Progress;
-use crate::artifact::{self, Artifact};
-use crate::calibrate::{self, Seconds};
-use crate::config::{Config, Rule};
-use crate::evaluate::{Evaluation, evaluate as measure};
-use crate::images::Images;
-use crate::model::{Classifier, Error, Model, device};
+use crate::config::{Config, advice};
 use crate::storage::Store;
-use sha2::{Digest, Sha256};
 
 /// What `evaluate` reads.
 pub(super) struct EvaluationSources {
@@ -39,45 +37,33 @@ pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
         error => error.into(),
     })
     .with_context(|| format!("cannot load the model {}", path.display()))?;
-    calibrate::frame(&config.detection, model.domain().shape)?;
+    prepare::frame(&config.detection.preprocess, model.domain().shape)?;
     Ok(Arc::new(model))
-}
-
-/// An artifact and what it is stored as.
-pub(super) struct Stored {
-    pub(super) artifact: Artifact,
-    /// Of its bytes.
-    pub(super) sha256: String,
 }
 
 /// The artifact if a valid one is there, else a fresh one, written.
 pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Stored> {
-    let location = &config.artifact.location;
-    let advise = |error: anyhow::Error| match error.downcast_ref() {
-        Some(artifact::Error::Replaced { .. }) | None => error,
-        Some(_) => {
-            error.context(format!("run `doorward calibrate` to replace {location}, or remove it"))
-        }
-    };
-    if let Some(stored) = read_artifact(config, model).map_err(advise)? {
-        tracing::info!(artifact = %location, sha256 = stored.sha256, "read");
-        return Ok(stored);
-    }
-    if let Some(sha256) = &config.artifact.sha256 {
-        bail!(
-            "artifact {location} is not there, and a fresh one would not have calibration.artifact_sha256 {sha256}"
-        );
-    }
-    Ok(write_artifact(config, model)?.0)
+    let (store, progress) = (store(config)?, Progress::new());
+    let preparation = preparation(config, model, &store);
+    let stored = preparation.read_or_make(&|stage, share| progress.update(stage, share));
+    let stored = stored.map_err(|error| advised(error, config))?;
+    progress.finish();
+    Ok(stored)
 }
 
-/// The artifact that is there, checked.
-pub(super) fn read_artifact(config: &Config, model: &Model) -> Result<Option<Stored>> {
-    let Some(bytes) = store(config)?.read()? else { return Ok(None) };
-    let expected = calibrate::expected(&config.detection, model, config.artifact.sha256.clone())?;
-    let name = config.artifact.location.to_string();
-    let artifact = Artifact::decode(&bytes, &name, &expected, model.device())?;
-    Ok(Some(Stored { artifact, sha256: hex::encode(Sha256::digest(&bytes)) }))
+/// What an artifact is made from, and where it is kept.
+pub(super) fn preparation<'a>(
+    config: &'a Config,
+    model: &'a Arc<Model>,
+    store: &'a Store,
+) -> Preparation<'a> {
+    let pinned = config.artifact.sha256.as_deref();
+    Preparation { model, settings: &config.detection, store, pinned }
+}
+
+/// The error with the key that it is about.
+pub(super) fn advised(error: prepare::Error, config: &Config) -> anyhow::Error {
+    anyhow::Error::from_boxed(advice::of_preparation(error, &config.artifact.location))
 }
 
 /// Where the artifact is, or will be.
@@ -85,26 +71,12 @@ pub(super) fn store(config: &Config) -> Result<Store> {
     Ok(Store::open(&config.artifact.location, super::environment())?)
 }
 
-fn write_artifact(config: &Config, model: &Arc<Model>) -> Result<(Stored, Seconds)> {
-    let store = store(config)?;
-    store.check_writable()?;
-    let material = calibrate::material(&config.detection, model.domain().shape)?;
-    let seed = config.detection.calibration.seed.unwrap_or_else(|| rand::rng().random());
-    let progress = Progress::new();
-    let (artifact, seconds) =
-        calibrate::calibrate(model, &config.detection, &material, seed, &|stage, share| {
-            progress.update(stage, share);
-        })?;
-    progress.finish();
-    let bytes = artifact.encode()?;
-    store.write(&bytes)?;
-    Ok((Stored { artifact, sha256: hex::encode(Sha256::digest(&bytes)) }, seconds))
-}
-
 pub(super) fn calibrate(config: &Config, rotate: bool, json: bool) -> Result<ExitCode> {
     let model = load_model(config)?;
+    let store = store(config)?;
+    let preparation = preparation(config, &model, &store);
     if !rotate {
-        match read_artifact(config, &model) {
+        match preparation.read() {
             Ok(Some(stored)) => {
                 let location = &config.artifact.location;
                 tracing::info!(artifact = %location, "already valid; --rotate replaces it");
@@ -112,16 +84,19 @@ pub(super) fn calibrate(config: &Config, rotate: bool, json: bool) -> Result<Exi
                 return Ok(ExitCode::SUCCESS);
             }
             Ok(None) => {}
-            Err(error) if error.is::<artifact::Error>() => {
+            Err(prepare::Error::Artifact(error)) => {
                 tracing::warn!(%error, "replacing the artifact");
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(advised(error, config)),
         }
     }
     if rotate && config.detection.calibration.seed.is_some() {
         bail!("calibration.seed is set, so that --rotate would make the same artifact again");
     }
-    let (stored, seconds) = write_artifact(config, &model)?;
+    let progress = Progress::new();
+    let made = preparation.make(&|stage, share| progress.update(stage, share));
+    let (stored, seconds) = made.map_err(|error| advised(error, config))?;
+    progress.finish();
     if config.artifact.sha256.is_some() {
         tracing::warn!(stored.sha256, "calibration.artifact_sha256 has to become this");
     }
@@ -133,9 +108,8 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
     let Stored { artifact, sha256 } = stored;
     let manifest = &artifact.manifest;
     let perturbation = &manifest.perturbation;
-    let bound =
-        calibrate::thresholds(artifact, &config.detection.policy).false_rejection_rate_bound;
-    let (own, needed) = calibrate::own_thresholds(artifact, &config.detection.policy);
+    let bound = open::thresholds(artifact, &config.detection.policy).false_rejection_rate_bound;
+    let (own, needed) = open::own_thresholds(artifact, &config.detection.policy);
     let location = &config.artifact.location;
     let infected = manifest.inspection.as_ref().map(|inspection| &inspection.infected);
     if as_json {
@@ -199,14 +173,14 @@ pub(super) fn evaluate(
 ) -> Result<ExitCode> {
     let model = load_model(config)?;
     let Stored { artifact, .. } = artifact(config, &model)?;
-    let frame = calibrate::frame(&config.detection, model.domain().shape)?;
+    let frame = prepare::frame(&config.detection.preprocess, model.domain().shape)?;
     let clean = Images::read_all(&sources.clean, frame).context("cannot use --clean")?;
     let triggered =
         Images::read_all(&sources.triggered, frame).context("cannot use --triggered")?;
-    let signals = calibrate::signals(model, &artifact, &config.detection.policy)?;
-    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
+    let scorer = open::scorer(model, &artifact, &config.detection.policy)?;
+    let thresholds = open::thresholds(&artifact, &config.detection.policy);
     let evaluation =
-        measure(&signals, &thresholds, &clean, &triggered, &sources.target, &sources.rules)?;
+        measure(&scorer, &thresholds, &clean, &triggered, &sources.target, &sources.rules)?;
     if as_json {
         println!("{}", serde_json::to_string(&evaluation)?);
     } else {

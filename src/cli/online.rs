@@ -9,9 +9,10 @@ use tokio::runtime::Runtime;
 use super::offline;
 use super::progress::Progress;
 use crate::config::{self, Settings};
-use crate::server::Server;
+use crate::demo;
 use crate::watch::Reloader;
-use crate::{demo, telemetry};
+use doorward_proxy::server::Server;
+use doorward_proxy::telemetry;
 
 /// The sidecar: serves at once, and judges as soon as there is an artifact. `read` reads the settings,
 /// now and whenever `file`, if any, changes.

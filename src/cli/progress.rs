@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::calibrate::Stage;
+use doorward_detection::prepare::Stage;
 
 /// Shows how far each stage is.
 pub(super) struct Progress {

@@ -1,19 +1,20 @@
 //! `inspect --report`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
-use super::offline::{Stored, read_artifact, store};
-use crate::calibrate;
+use super::offline::{advised, preparation, store};
 use crate::config::Config;
-use crate::detect::Needed;
-use crate::evaluate::score;
-use crate::images::{Images, digest_sources};
-use crate::inspect::Inspection;
-use crate::model::{Classifier, Model};
 use crate::report::{Firewall, Report};
+use doorward_detection::batches::score;
+use doorward_detection::inspect::Inspection;
+use doorward_detection::prepare::Stored;
+use doorward_detection::{Needs, open, prepare as preparing};
+use doorward_engine::{Classifier, Model};
+use doorward_images::{Images, digest_sources};
 
 /// What a report is made of, and where it goes.
 pub(super) struct ReportRequest {
@@ -49,22 +50,21 @@ pub(super) fn prepare(config: &Config, request: &ReportRequest) -> Result<()> {
 /// Writes the page and returns its path.
 pub(super) fn write(
     config: &Config,
-    model: &std::sync::Arc<Model>,
+    model: &Arc<Model>,
     inspected: &Inspected<'_>,
     request: &ReportRequest,
 ) -> Result<PathBuf> {
     let (stored, without_firewall) = usable_artifact(config, model);
     let artifact = stored.as_ref().map(|stored| &stored.artifact);
-    let thresholds =
-        artifact.map(|artifact| calibrate::thresholds(artifact, &config.detection.policy));
+    let thresholds = artifact.map(|artifact| open::thresholds(artifact, &config.detection.policy));
     let mut triggered = Vec::new();
     if !request.triggered.is_empty() {
         let Some(artifact) = artifact else { bail!("--triggered: {without_firewall}") };
-        let frame = calibrate::frame(&config.detection, model.domain().shape)?;
+        let frame = preparing::frame(&config.detection.preprocess, model.domain().shape)?;
         let images =
             Images::read_all(&request.triggered, frame).context("cannot use --triggered")?;
-        let signals = calibrate::signals(model.clone(), artifact, &config.detection.policy)?;
-        triggered = score(&signals, &images, Needed::All)?;
+        let scorer = open::scorer(model.clone(), artifact, &config.detection.policy)?;
+        triggered = score(&scorer, &images, 0..images.len(), Needs::ALL, &|_| ())?;
     }
     let firewall = match (artifact, &thresholds) {
         (Some(artifact), Some(thresholds)) => {
@@ -88,8 +88,15 @@ pub(super) fn write(
 }
 
 /// The artifact, or why there is none: a report is of use without it.
-fn usable_artifact(config: &Config, model: &Model) -> (Option<Stored>, String) {
-    match read_artifact(config, model) {
+fn usable_artifact(config: &Config, model: &Arc<Model>) -> (Option<Stored>, String) {
+    let read = store(config).and_then(|store| {
+        let read = preparation(config, model, &store).read();
+        read.map_err(|error| match error {
+            preparing::Error::Artifact(error) => error.into(),
+            error => advised(error, config),
+        })
+    });
+    match read {
         Ok(Some(stored)) => (Some(stored), String::new()),
         Ok(None) => {
             let location = &config.artifact.location;

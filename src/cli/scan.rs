@@ -7,16 +7,17 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::offline::{Stored, artifact, load_model};
+use super::offline::{artifact, load_model};
 use super::progress::Progress;
-use crate::calibrate;
 use crate::config::Config;
-use crate::images::digest_sources;
-use crate::model::Model;
-use crate::scan::{
+use doorward_detection::prepare::Stored;
+use doorward_detection::scan::{
     Error, Finding, Header, Output, Plan, Position, Shard, Tally, scan as run, write_clean_list,
 };
-use crate::stats::most_exceedances;
+use doorward_detection::stats::most_exceedances;
+use doorward_detection::{open, prepare};
+use doorward_engine::Model;
+use doorward_images::digest_sources;
 
 /// What `scan` counted, and what a clean set would have had.
 struct Summary {
@@ -39,12 +40,12 @@ pub(super) fn scan(
     }
     let model = load_model(config)?;
     let Stored { artifact, sha256: artifact_digest } = artifact(config, &model)?;
-    let signals = calibrate::signals(model.clone(), &artifact, &config.detection.policy)?;
-    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
+    let scorer = open::scorer(model.clone(), &artifact, &config.detection.policy)?;
+    let thresholds = open::thresholds(&artifact, &config.detection.policy);
     let rule = config.detection.policy.rule;
-    let frame = calibrate::frame(&config.detection, signals.model().domain().shape)?;
+    let frame = prepare::frame(&config.detection.preprocess, scorer.model().domain().shape)?;
     let plan =
-        Plan { signals: &signals, thresholds: &thresholds, rule, sources: images, frame, shard };
+        Plan { scorer: &scorer, thresholds: &thresholds, rule, sources: images, frame, shard };
     let progress = Progress::new();
     let show = |share| progress.show("scanned", share);
     let summarise = |tally: Tally| {

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+pub mod advice;
 pub mod injection;
 mod layers;
 mod location;

@@ -184,8 +184,7 @@ impl RawConfig {
         let limits = self.limits.convert()?;
         let (policy, judged) = self.policy.convert()?;
         let predictions = required("model.predictions", self.model.predictions)?;
-        let remote = [Rule::Both, Rule::Calibrated, Rule::Either, Rule::Patch, Rule::Uap];
-        if predictions == Predictions::Upstream && !remote.contains(&judged.rule) {
+        if predictions == Predictions::Upstream && judged.rule.is_baseline() {
             return invalid(
                 "model.predictions",
                 format!("\"upstream\" with policy.rule = {:?}", judged.rule.name()),

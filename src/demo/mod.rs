@@ -15,19 +15,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
-use rand::Rng;
 use serde::Serialize;
 
-use crate::artifact::InspectionSummary;
-use crate::calibrate::{self, Stage};
 use crate::config::{Config, Rule};
-use crate::detect::{self, Judge, Judgement};
-use crate::evaluate::{Rows, RuleFigures, evaluate};
-use crate::images::Images;
-use crate::model::{Classifier, InputDomain, Model, device};
-use crate::server::Server;
-use crate::stats::quantile;
 use crate::storage::Store;
+use doorward_detection::evaluate::{Rows, RuleFigures, evaluate};
+use doorward_detection::inspect::InspectionSummary;
+use doorward_detection::open;
+use doorward_detection::prepare::{self, Preparation, Stage, Stored};
+use doorward_detection::stats::quantile;
+use doorward_detection::{self, Judge, Judgement};
+use doorward_engine::{Classifier, InputDomain, Model, device};
+use doorward_images::Images;
+use doorward_proxy::server::Server;
 
 use client::{Answer, Client, request};
 use upstream::{MODEL_NAME, Upstream};
@@ -95,28 +95,28 @@ pub struct Demo {
 pub enum Error {
     /// Calibration failed.
     #[error(transparent)]
-    Calibrate(#[from] calibrate::Error),
+    Calibrate(#[from] prepare::Error),
     /// The demo's configuration is not valid.
     #[error(transparent)]
     Config(#[from] crate::config::Error),
     /// Detection failed.
     #[error(transparent)]
-    Detect(#[from] detect::Error),
+    Detect(#[from] doorward_detection::Error),
     /// A request was not answered.
     #[error("a request was not answered: {0}")]
     Exchange(String),
     /// The embedded images cannot be read back.
     #[error(transparent)]
-    Images(#[from] crate::images::Error),
+    Images(#[from] doorward_images::Error),
     /// The run's folder cannot be written.
     #[error("cannot write the demo's files")]
     Io(#[from] std::io::Error),
     /// The embedded model cannot be loaded.
     #[error(transparent)]
-    Model(#[from] crate::model::Error),
+    Model(#[from] doorward_engine::Error),
     /// The firewall cannot be started.
     #[error(transparent)]
-    Server(#[from] crate::server::Error),
+    Server(#[from] doorward_proxy::server::Error),
     /// The artifact cannot be written.
     #[error(transparent)]
     Storage(#[from] crate::storage::Error),
@@ -134,20 +134,19 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
     let server = Server::bind(&config.server).await?;
 
     let start = Instant::now();
-    let (calibrated, settings) = (model.clone(), config.clone());
-    let seed = config.detection.calibration.seed.unwrap_or_else(|| rand::rng().random());
+    let (calibrated, settings) = (model.clone(), config.detection.clone());
+    let store = Store::open(&config.artifact.location, [])?;
     let offline = tokio::task::spawn_blocking(move || {
-        let material = calibrate::material(&settings.detection, calibrated.domain().shape)?;
-        calibrate::calibrate(&calibrated, &settings.detection, &material, seed, &progress)
+        Preparation { model: &calibrated, settings: &settings, store: &store, pinned: None }
+            .make(&progress)
     });
-    let (artifact, _) = offline.await.map_err(|error| Error::Exchange(error.to_string()))??;
-    let stored = artifact.encode().map_err(calibrate::Error::from)?;
-    Store::open(&config.artifact.location, [])?.write(&stored)?;
+    let (Stored { artifact, .. }, _) =
+        offline.await.map_err(|error| Error::Exchange(error.to_string()))??;
     let calibration_seconds = start.elapsed().as_secs_f64();
 
     let took = Arc::new(Mutex::new(Vec::new()));
     let times = Arc::clone(&took);
-    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
+    let thresholds = open::thresholds(&artifact, &config.detection.policy);
     server.handle().detect_through(model.clone(), artifact.clone(), |detector| {
         Arc::new(Timed { detector, took: times })
     })?;
@@ -166,11 +165,12 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
     let detection_seconds = percentiles(&seconds(&took));
     let added_seconds = added(&bare, &guarded, &clean_requests).await?;
 
-    let signals = calibrate::signals(model, &artifact, &config.detection.policy)?;
+    let scorer = open::scorer(model, &artifact, &config.detection.policy)?;
     let evaluation = {
         let (clean, triggered) = (clean.clone(), triggered.clone());
         let measured = tokio::task::spawn_blocking(move || {
-            evaluate(&signals, &thresholds, &clean, &triggered, &[TARGET], &Rule::CHEAP)
+            let rules: Vec<Rule> = Rule::without_baselines().collect();
+            evaluate(&scorer, &thresholds, &clean, &triggered, &[TARGET], &rules)
         });
         measured.await.map_err(|error| Error::Exchange(error.to_string()))??
     };
@@ -208,7 +208,7 @@ pub async fn run(progress: impl Fn(Stage, f64) + Send + 'static) -> Result<Demo,
         detection_seconds,
         added_seconds,
         calibration_seconds,
-        seed,
+        seed: artifact.manifest.seed,
         epsilon: artifact.manifest.perturbation.epsilon,
         fooling_rate: artifact.manifest.perturbation.fooling_rate,
     };
@@ -313,7 +313,7 @@ impl Judge for Timed {
         self.detector.domain()
     }
 
-    fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, detect::Error> {
+    fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, doorward_detection::Error> {
         let start = Instant::now();
         let judged = self.detector.judge(rows);
         if let Ok(mut took) = self.took.lock() {

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::model::{Classifier, Model};
+use doorward_engine::{Classifier, Model};
 
 /// A running model server; it ends with the runtime.
 pub(super) struct Upstream {

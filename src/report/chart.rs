@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use crate::stats::quantile;
+use doorward_detection::stats::quantile;
 
 use super::LabelScores;
 

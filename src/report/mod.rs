@@ -11,12 +11,11 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use crate::artifact::{Artifact, Thresholds};
-use crate::detect::{RowSignals, excess};
-use crate::images::Images;
-use crate::inspect::{Inspected, Inspection};
-use crate::model::{Classifier, Error};
-use crate::perturb::{labels, rows};
+use doorward_detection::conformal::Thresholds;
+use doorward_detection::inspect::{Inspected, Inspection, LabelInspection};
+use doorward_detection::{Artifact, RowSignals};
+use doorward_engine::{Classifier, Error, labels, rows};
+use doorward_images::Images;
 use doorward_proxy::picture::Painter;
 
 /// What a page is made of.
@@ -48,10 +47,9 @@ pub struct Firewall<'a> {
 }
 
 /// What the page shows of one label.
-struct LabelCard<'a> {
-    inspected: &'a Inspected,
+struct LabelCard {
+    figures: LabelInspection,
     infected: bool,
-    mask_l1: f64,
     /// Pictures; absent for labels beyond `PICTURED`.
     patch: Option<PatchPictures>,
 }
@@ -90,7 +88,10 @@ impl Report<'_> {
         // Infected first, then the most anomalous.
         let mut order: Vec<&Inspected> = self.inspection.labels.iter().collect();
         order.sort_by(|a, b| {
-            let key = |label: &Inspected| (infected.contains(&label.label), label.anomaly_index);
+            let key = |label: &Inspected| {
+                let LabelInspection { label, anomaly_index, .. } = label.figures;
+                (infected.contains(&label), anomaly_index)
+            };
             key(b).partial_cmp(&key(a)).unwrap_or(std::cmp::Ordering::Equal)
         });
         let mut cards = Vec::with_capacity(order.len());
@@ -100,9 +101,8 @@ impl Report<'_> {
                 false => None,
             };
             cards.push(LabelCard {
-                inspected,
-                infected: infected.contains(&inspected.label),
-                mask_l1: inspected.patch.mask_l1()?,
+                figures: inspected.figures,
+                infected: infected.contains(&inspected.figures.label),
                 patch,
             });
         }
@@ -168,7 +168,7 @@ fn scores(firewall: &Firewall<'_>) -> Vec<LabelScores> {
         by_label.entry(label).or_default().0.push(above);
     }
     for row in firewall.triggered {
-        by_label.entry(row.label).or_default().1.push(excess(row, thresholds));
+        by_label.entry(row.label).or_default().1.push(thresholds.excess(row));
     }
     let mut scores: Vec<LabelScores> = by_label
         .into_iter()

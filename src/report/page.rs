@@ -8,7 +8,7 @@ use super::{Example, Firewall, LabelCard, LabelScores, PatchPictures, Report};
 
 pub(super) fn page(
     report: &Report<'_>,
-    cards: &[LabelCard<'_>],
+    cards: &[LabelCard],
     eta: Option<&str>,
     scores: &[LabelScores],
 ) -> String {
@@ -65,33 +65,32 @@ fn basis(report: &Report<'_>) -> String {
     )
 }
 
-fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
-    let mut by_label: Vec<&LabelCard<'_>> = cards.iter().collect();
-    by_label.sort_by_key(|card| card.inspected.label);
-    let bars = |value: &dyn Fn(&LabelCard<'_>) -> f64| {
-        by_label.iter().map(|card| (card.inspected.label, value(card), card.infected)).collect()
+fn labels(report: &Report<'_>, cards: &[LabelCard]) -> Markup {
+    let mut by_label: Vec<&LabelCard> = cards.iter().collect();
+    by_label.sort_by_key(|card| card.figures.label);
+    let bars = |value: &dyn Fn(&LabelCard) -> f64| {
+        by_label.iter().map(|card| (card.figures.label, value(card), card.infected)).collect()
     };
-    let share = |title: &'static str, value: &dyn Fn(&LabelCard<'_>) -> f64| {
+    let share = |title: &'static str, value: &dyn Fn(&LabelCard) -> f64| {
         Bars { title, bars: bars(value), end: 1.0, line: None }.svg()
     };
-    let index = |title: &'static str, value: &dyn Fn(&LabelCard<'_>) -> f64| {
+    let index = |title: &'static str, value: &dyn Fn(&LabelCard) -> f64| {
         let threshold = report.anomaly_threshold;
         let line = Some((threshold, format!("infected above {threshold}")));
         Bars { title, bars: bars(value), end: 1.0, line }.svg()
     };
-    let ratios = share("Transfer ratio per label", &|card| card.inspected.transfer_ratio);
-    let anomalies = index("Anomaly index per label", &|card| card.inspected.anomaly_index);
+    let ratios = share("Transfer ratio per label", &|card| card.figures.transfer_ratio);
+    let anomalies = index("Anomaly index per label", &|card| card.figures.anomaly_index);
     let excesses = share("Survivors beyond clean images per label", &|card| {
-        card.inspected.survival.excess.max(0.0)
+        card.figures.survival_excess.max(0.0)
     });
     let survivals = index("Anomaly index of the survivors per label", &|card| {
-        card.inspected.survival.anomaly_index
+        card.figures.survival_anomaly_index
     });
-    let shifts = share("Separation of training and clean images per label", &|card| {
-        card.inspected.shift.auroc
-    });
+    let shifts =
+        share("Separation of training and clean images per label", &|card| card.figures.shift);
     let shift_indices = index("Anomaly index of the separation per label", &|card| {
-        card.inspected.shift.anomaly_index
+        card.figures.shift_anomaly_index
     });
     html! {
         section {
@@ -134,15 +133,15 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
                     tbody {
                         @for card in &by_label {
                             tr .infected[card.infected] {
-                                td { (card.inspected.label) }
-                                td { (format!("{:.2}", card.inspected.transfer_ratio)) }
-                                td { (format!("{:.2}", card.inspected.anomaly_index)) }
-                                td { (percent(card.inspected.top_k_changed)) }
-                                td { (format!("{:.1}", card.mask_l1)) }
-                                td { (percent(card.inspected.survival.share)) }
-                                td { (percent(card.inspected.survival.excess)) }
-                                td { (percent(card.inspected.top_k_survival)) }
-                                td { (format!("{:.2}", card.inspected.shift.auroc)) }
+                                td { (card.figures.label) }
+                                td { (format!("{:.2}", card.figures.transfer_ratio)) }
+                                td { (format!("{:.2}", card.figures.anomaly_index)) }
+                                td { (percent(card.figures.top_k_changed)) }
+                                td { (format!("{:.1}", card.figures.mask_l1)) }
+                                td { (percent(card.figures.survival)) }
+                                td { (percent(card.figures.survival_excess)) }
+                                td { (percent(card.figures.top_k_survival)) }
+                                td { (format!("{:.2}", card.figures.shift)) }
                                 td .verdict { @if card.infected { "infected" } @else { "clean" } }
                             }
                         }
@@ -153,7 +152,7 @@ fn labels(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
     }
 }
 
-fn patches(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
+fn patches(report: &Report<'_>, cards: &[LabelCard]) -> Markup {
     let left_out = cards.iter().filter(|card| card.patch.is_none()).count();
     html! {
         section {
@@ -172,8 +171,8 @@ fn patches(report: &Report<'_>, cards: &[LabelCard<'_>]) -> Markup {
     }
 }
 
-fn patch(report: &Report<'_>, card: &LabelCard<'_>, pictures: &PatchPictures) -> Markup {
-    let label = card.inspected.label;
+fn patch(report: &Report<'_>, card: &LabelCard, pictures: &PatchPictures) -> Markup {
+    let label = card.figures.label;
     html! {
         article .infected[card.infected] {
             h3 {
@@ -181,9 +180,9 @@ fn patch(report: &Report<'_>, card: &LabelCard<'_>, pictures: &PatchPictures) ->
                 @if card.infected { span .badge { "infected" } }
             }
             p .figures {
-                "ratio " (format!("{:.2}", card.inspected.transfer_ratio))
-                " · anomaly " (format!("{:.2}", card.inspected.anomaly_index))
-                " · mask " (format!("{:.1}", card.mask_l1)) " px"
+                "ratio " (format!("{:.2}", card.figures.transfer_ratio))
+                " · anomaly " (format!("{:.2}", card.figures.anomaly_index))
+                " · mask " (format!("{:.1}", card.figures.mask_l1)) " px"
             }
             div .pictures {
                 (picture(report, &pictures.mask, &format!("Mask of label {label}"), "mask"))

@@ -1,8 +1,8 @@
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::inspect::{Patch, Shift, Survival};
-use crate::model::{Cotangent, InputDomain};
+use doorward_detection::inspect::{LabelInspection, Patch};
+use doorward_engine::{Cotangent, InputDomain};
 
 /// Answers with the label 0 whatever it is asked.
 struct Constant {
@@ -40,18 +40,26 @@ fn inspected(label: usize, ratio: f64, shape: [usize; 3]) -> Inspected {
     let full = |dims: (usize, usize, usize, usize)| {
         Tensor::ones(dims, candle_core::DType::F32, &Device::Cpu).unwrap()
     };
-    Inspected {
+    let figures = LabelInspection {
         label,
+        transfer_ratio: ratio,
+        anomaly_index: (1.0 - ratio) * 10.0,
+        top_k_changed: 1.0,
+        mask_l1: (height * width) as f64,
+        top_k_survival: 0.0,
+        survival: 0.1,
+        survival_excess: -0.01,
+        survival_anomaly_index: 0.0,
+        shift: 0.5,
+        shift_anomaly_index: 0.0,
+    };
+    Inspected {
+        figures,
         patch: Patch {
             mask: full((1, 1, height, width)),
             pattern: full((1, channels, height, width)),
         },
-        transfer_ratio: ratio,
-        anomaly_index: (1.0 - ratio) * 10.0,
-        top_k_changed: 1.0,
-        top_k_survival: 0.0,
-        survival: Survival { share: 0.1, excess: -0.01, anomaly_index: 0.0, survivors: Vec::new() },
-        shift: Shift { auroc: 0.5, anomaly_index: 0.0 },
+        survivors: Vec::new(),
         members: vec![0, 1, 2],
         top: vec![0, 1],
         bottom: vec![2],

@@ -7,6 +7,8 @@
 mod file;
 mod s3;
 
+use doorward_detection::prepare::{self, StoreError};
+
 use crate::config::Location;
 
 /// Why an artifact cannot be read or written.
@@ -52,6 +54,24 @@ pub struct Store {
 enum Place {
     File(file::File),
     S3(Box<s3::Object>),
+}
+
+impl prepare::Store for Store {
+    fn name(&self) -> String {
+        self.location.clone()
+    }
+
+    fn read(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.read()?)
+    }
+
+    fn check_writable(&self) -> Result<(), StoreError> {
+        Ok(self.check_writable()?)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        Ok(self.write(bytes)?)
+    }
 }
 
 // === impl Store ===

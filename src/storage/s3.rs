@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
 
 use super::Cause;
-use crate::tls;
+use doorward_proxy::tls;
 
 /// One object.
 #[derive(Debug)]

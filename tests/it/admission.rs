@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use doorward::config::UpstreamTls;
 use doorward::config::injection;
-use doorward::k8s::Webhook;
+use doorward_injector::Webhook;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
@@ -75,7 +75,7 @@ impl Setup {
 fn client(ca: &Path) -> Client<hyper_rustls::HttpsConnector<HttpConnector>, Full<Bytes>> {
     let settings = UpstreamTls { ca: ca.to_owned(), identity: None };
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(doorward::tls::client(Some(&settings)).expect("settings"))
+        .with_tls_config(doorward_proxy::tls::client(Some(&settings)).expect("settings"))
         .https_only()
         .enable_http1()
         .build();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use doorward::server::Server;
+use doorward_proxy::server::Server;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;

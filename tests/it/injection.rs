@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use doorward::k8s::{ManifestError, Settings, inject_manifest};
+use doorward_injector::{ManifestError, Settings, inject_manifest};
 use serde_json::Value;
 
 pub(crate) fn golden() -> PathBuf {

@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use doorward::config::{Config, Error, Mode, Settings};
-use doorward::images::Images;
-use doorward::{server::Server, watch::Reloader};
+use doorward::watch::Reloader;
+use doorward_images::Images;
+use doorward_proxy::server::Server;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -1,7 +1,7 @@
 //! What clients and the upstream see of the request path.
 
 use bytes::Bytes;
-use doorward::server::Server;
+use doorward_proxy::server::Server;
 use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device, Tensor};
-use doorward::artifact::Artifact;
 use doorward::config::Settings;
-use doorward::model::Model;
-use doorward::server::Handle;
 use doorward::watch::Reloader;
+use doorward_detection::artifact::Artifact;
+use doorward_engine::Model;
+use doorward_proxy::server::Handle;
 use hyper::StatusCode;
 use serde_json::json;
 use tempfile::TempDir;

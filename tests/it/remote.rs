@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
-use doorward::artifact::{Artifact, Expected};
-use doorward::calibrate;
 use doorward::config::{Config, Rule};
-use doorward::detect::{Judge, Judgement};
-use doorward::images::Images;
-use doorward::inspect::Representation;
-use doorward::model::{Classifier, Model};
-use doorward::server::Server;
 use doorward_detection::Policy;
+use doorward_detection::artifact::{Artifact, Expected};
+use doorward_detection::inspect::Representation;
+use doorward_detection::{Judge, Judgement};
+use doorward_detection::{PerSignal, Signal, open, prepare};
+use doorward_engine::{Classifier, Model};
+use doorward_images::Images;
+use doorward_proxy::server::Server;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -54,9 +54,9 @@ fn victim() -> &'static Victim {
             Model::load(&config.server.model.path, &[0.0], &[1.0], &Device::Cpu).expect("a model");
         let model = Arc::new(model);
         let shape = model.domain().shape;
-        let material = calibrate::material(&config.detection, shape).expect("images");
+        let material = prepare::material(&config.detection, shape).expect("images");
         let (mut artifact, _) =
-            calibrate::calibrate(&model, &config.detection, &material, 5, &|_, _| {})
+            prepare::calibrate(&model, &config.detection, &material, 5, &|_, _| {})
                 .expect("an artifact");
         artifact.manifest.inspection.as_mut().expect("inspected").infected = vec![0];
         let read = |name: &str, count| {
@@ -93,8 +93,8 @@ impl Setup {
         let config = support::config(&upstream.url(), &settings);
         let server = Server::bind(&config.server).await.expect("free ports");
         let model = Arc::clone(&victim.model);
-        let (detector, _) = calibrate::detector(model, artifact, &config.detection.policy, rule)
-            .expect("a detector");
+        let (detector, _) =
+            open::detector(model, artifact, &config.detection.policy, rule).expect("a detector");
         let judge: Arc<dyn Judge> = Arc::new(detector);
         server.ready(Arc::clone(&judge), &artifact.manifest).expect("the first detector");
         let client = Client::new(&format!("http://{}", server.proxy_addr()));
@@ -195,14 +195,14 @@ async fn several_universal_perturbations_go_in_one_request_and_the_least_margin_
     let alone = [one, other].map(|universal| {
         let artifact = Artifact { universal, ..artifact.clone() };
         let (model, policy) = (Arc::clone(&victim().model), &setup.policy);
-        calibrate::detector(model, &artifact, policy, Rule::Uap).expect("a detector").0
+        open::detector(model, &artifact, policy, Rule::Uap).expect("a detector").0
     });
     for (row, judgement) in victim().rows.iter().zip(setup.locally(&victim().rows)) {
         let margins = alone.each_ref().map(|judge| {
-            judge.judge(row).expect("a judgement")[0].scores.universal.expect("a margin")
+            judge.judge(row).expect("a judgement")[0].scores[Signal::Universal].expect("a margin")
         });
         let least = margins[0].min(margins[1]);
-        let found = judgement.scores.universal.expect("a margin");
+        let found = judgement.scores[Signal::Universal].expect("a margin");
         assert!((found - least).abs() <= 1e-4 * least.abs().max(1.0), "{found}, {margins:?}");
         let answer = setup.infer(std::slice::from_ref(row)).await;
         assert_eq!(answer.status == 403, judgement.rejected);
@@ -229,7 +229,8 @@ async fn how_an_infected_label_is_represented_is_told_by_the_local_model() {
     let places = Representation { clean, way };
     let mut artifact = artifact.clone();
     artifact.representations = [(0, places.clone())].into();
-    artifact.manifest.thresholds.weights = [(0, [0.0, 0.0, 0.0, 1.0])].into();
+    let alone = PerSignal::from_fn(|it| f32::from(u8::from(it == Signal::Representation)));
+    artifact.manifest.thresholds.weights = [(0, alone)].into();
     let bytes = artifact.encode().expect("an artifact");
     let manifest = &artifact.manifest;
     let expected = Expected {
@@ -243,7 +244,7 @@ async fn how_an_infected_label_is_represented_is_told_by_the_local_model() {
     let setup = Setup::with(Rule::Calibrated, "", &read).await;
     let judgements = setup.locally(rows);
     for (row, judgement) in rows.iter().zip(&judgements) {
-        match (judgement.label, judgement.scores.representation) {
+        match (judgement.label, judgement.scores[Signal::Representation]) {
             (0, Some(found)) => {
                 let expected = places.score(&features(row));
                 assert!((found - expected).abs() < 1e-3, "{found} and {expected}");
@@ -325,7 +326,8 @@ async fn labels_alone_are_judged_by_what_survives() {
         let expected: Vec<bool> = (setup.locally(rows).iter())
             .map(|local| {
                 let scores = local.scores;
-                let signals = [scores.universal, scores.class_conditional, scores.patch];
+                let copied = [Signal::Universal, Signal::ClassConditional, Signal::Patch];
+                let signals = copied.map(|signal| scores[signal]);
                 signals.into_iter().flatten().all(|signal| signal > 0.0)
             })
             .collect();

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use doorward::artifact::Artifact;
-use doorward::calibrate::{self, Material};
 use doorward::config::{Config, Rule};
-use doorward::detect::{Judge, strip};
-use doorward::evaluate::evaluate;
-use doorward::images::Images;
-use doorward::model::{Classifier, Model};
+use doorward_detection::Judge;
+use doorward_detection::artifact::Artifact;
+use doorward_detection::baselines::strip;
+use doorward_detection::evaluate::evaluate;
+use doorward_detection::open;
+use doorward_detection::prepare::{self, Material};
+use doorward_engine::{Classifier, Model};
+use doorward_images::Images;
 
 use super::support::{models_cannot_be_loaded, onnx::Graph};
 
@@ -81,12 +83,12 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
         training: None,
         data_digest: String::new(),
     };
-    let (artifact, _) = calibrate::calibrate(&model, &config.detection, &material, 2, &|_, _| {})
+    let (artifact, _) = prepare::calibrate(&model, &config.detection, &material, 2, &|_, _| {})
         .expect("an artifact");
 
     // What STRIP needs survives the file, and is wanted by the settings.
     let stored = artifact.encode().expect("encoded");
-    let mut expected = calibrate::expected(&config.detection, &model, None).expect("digests");
+    let mut expected = prepare::expected(&config.detection, &model, None).expect("digests");
     expected.data_digest = None;
     let mut artifact = Artifact::decode(&stored, "test", &expected, &Device::Cpu).expect("read");
     let strip = artifact.strip.as_ref().expect("overlays");
@@ -94,13 +96,13 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
     assert_eq!(strip.entropies.len(), 60);
     let text = text.replace("policy.rule = 'strip'", "policy.rule = 'uap'");
     let other = Config::parse("test", &text, std::iter::empty::<(&str, &str)>()).expect("valid");
-    let other = calibrate::expected(&other.detection, &model, None).expect("digests");
+    let other = prepare::expected(&other.detection, &model, None).expect("digests");
     assert_ne!(other.settings_digest, expected.settings_digest);
 
     let (clean, triggered) = (clean.slice(9000..9006), triggered.slice(0..4));
     let signals =
-        calibrate::signals(model.clone(), &artifact, &config.detection.policy).expect("signals");
-    let thresholds = calibrate::thresholds(&artifact, &config.detection.policy);
+        open::scorer(model.clone(), &artifact, &config.detection.policy).expect("signals");
+    let thresholds = open::thresholds(&artifact, &config.detection.policy);
     let evaluation =
         evaluate(&signals, &thresholds, &clean, &triggered, &[0], &Rule::ALL).expect("figures");
     let rules: &BTreeMap<_, _> = &evaluation.rules;
@@ -125,8 +127,7 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
         (0..clean.len()).flat_map(|index| model.domain().normalise(clean.image(index))).collect();
     for rule in Rule::ALL {
         let (detector, _) =
-            calibrate::detector(model.clone(), &artifact, &config.detection.policy, rule)
-                .expect("one");
+            open::detector(model.clone(), &artifact, &config.detection.policy, rule).expect("one");
         let judged = detector.judge(&rows).expect("judgements");
         let passed = judged.iter().filter(|judgement| !judgement.rejected).count();
         let evaluated = rules[rule.name()].ciir * clean.len() as f64;
@@ -134,7 +135,7 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
     }
 
     artifact.strip = None;
-    let signals = calibrate::signals(model, &artifact, &config.detection.policy).expect("signals");
+    let signals = open::scorer(model, &artifact, &config.detection.policy).expect("signals");
     let error = evaluate(&signals, &thresholds, &clean, &triggered, &[0], &[Rule::Strip])
         .expect_err("no overlays");
     assert!(error.to_string().contains("policy.rule = \"strip\""), "{error}");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use doorward::images::Images;
+use doorward_images::Images;
 use serde_json::Value;
 use tempfile::TempDir;
 

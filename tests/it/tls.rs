@@ -71,7 +71,7 @@ async fn infer(
     row: [f32; 4],
 ) -> Result<StatusCode, String> {
     let settings = UpstreamTls { ca: ca.to_owned(), identity };
-    let tls = doorward::tls::client(Some(&settings)).expect("settings");
+    let tls = doorward_proxy::tls::client(Some(&settings)).expect("settings");
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_only()
@@ -94,7 +94,7 @@ async fn infer(
 /// server has judged it, so a request may fail by this alert or because the connection is gone by then.
 async fn alert(setup: &Setup, ca: &Path) -> String {
     let settings = UpstreamTls { ca: ca.to_owned(), identity: None };
-    let tls = doorward::tls::client(Some(&settings)).expect("settings");
+    let tls = doorward_proxy::tls::client(Some(&settings)).expect("settings");
     let stream = TcpStream::connect(setup.proxy_tcp()).await.expect("a connection");
     let name = "localhost".try_into().expect("a name");
     let mut stream = match TlsConnector::from(Arc::new(tls)).connect(name, stream).await {
@@ -148,7 +148,7 @@ async fn infer_grpc(
     row: [f32; 4],
 ) -> Result<String, String> {
     let settings = UpstreamTls { ca: ca.to_owned(), identity };
-    let tls = doorward::tls::client(Some(&settings)).expect("settings");
+    let tls = doorward_proxy::tls::client(Some(&settings)).expect("settings");
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_only()
@@ -182,7 +182,7 @@ async fn upstream_is_asked_in_http2_over_tls() {
         let settings =
             format!("upstream.http2 = {http2}\nupstream.tls.ca = '{}'", authority.ca().display());
         let front = config(&url, &settings);
-        let server = doorward::server::Server::bind(&front.server).await.expect("free ports");
+        let server = doorward_proxy::server::Server::bind(&front.server).await.expect("free ports");
         server.ready(model.setup.judge.clone(), &manifest()).expect("the first detector");
         let client = crate::support::Client::new(&format!("http://{}", server.proxy_addr()));
         let answer = client.infer(request(&[CLEAN])).await;
@@ -218,7 +218,7 @@ async fn calls_have_tls_on_both_sides_and_reloaded_certificates() {
         )
     };
     let front = config("http://127.0.0.1:1", &settings(&authority.ca()));
-    let server = doorward::server::Server::bind(&front.server).await.expect("free ports");
+    let server = doorward_proxy::server::Server::bind(&front.server).await.expect("free ports");
     server.ready(model.setup.judge.clone(), &manifest()).expect("the first detector");
     let address = server.grpc_addr().expect("a listener for calls");
     let raw = RawClient::new(&format!("http://{address}"));
@@ -287,7 +287,7 @@ async fn the_upstream_is_reached_by_tls_with_a_client_certificate() {
     let url = format!("https://localhost:{}", model.proxy_tcp().port());
     let mut setup = Setup::calibrating("").await;
     let front = config(&url, &settings(&authority.ca()));
-    let server = doorward::server::Server::bind(&front.server).await.expect("free ports");
+    let server = doorward_proxy::server::Server::bind(&front.server).await.expect("free ports");
     setup.client = crate::support::Client::new(&format!("http://{}", server.proxy_addr()));
     setup.server = server;
     setup.server.ready(setup.judge.clone(), &manifest()).expect("the first detector");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use doorward::config::Config;
-use doorward::server::Server;
+use doorward_proxy::server::Server;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{http1, http2};
 use hyper::{Method, Request, Response, StatusCode};
@@ -24,7 +24,7 @@ use crate::support::{
 async fn firewall(
     (http, grpc): (&str, Option<&str>),
     (upstream, grpc_upstream): (&str, Option<&str>),
-) -> Result<Server, doorward::server::Error> {
+) -> Result<Server, doorward_proxy::server::Error> {
     let mut settings = format!(
         "listen.http = '{http}'\nadmin.listen = '127.0.0.1:0'\nupstream.url = '{upstream}'\n\
          model.path = 'm.onnx'\ncalibration.clean_images = 'clean'\n"

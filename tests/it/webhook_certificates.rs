@@ -14,8 +14,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use doorward::config::Tls;
 use doorward::config::injection;
-use doorward::k8s::{Access, Keeper, Settings, Webhook};
-use doorward::server::{Listener, Security, Speaks};
+use doorward_injector::{Access, Keeper, Settings, Webhook};
+use doorward_proxy::server::{Listener, Security, Speaks};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -192,7 +192,7 @@ async fn trusts(bundle: &str, webhook: &Webhook) -> bool {
     let ca = folder.path().join("ca.crt");
     std::fs::write(&ca, bundle).expect("written");
     let settings = doorward::config::UpstreamTls { ca, identity: None };
-    let client = doorward::tls::client(Some(&settings)).expect("a bundle");
+    let client = doorward_proxy::tls::client(Some(&settings)).expect("a bundle");
     let stream =
         TcpStream::connect(webhook.address().tcp().expect("a port")).await.expect("a connection");
     let name = "doorward-webhook.doorward.svc".try_into().expect("a name");

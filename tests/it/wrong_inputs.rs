@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::process::Command;
 
-use doorward::artifact::FORMAT;
-use doorward::artifact::{Artifact, Expected};
+use doorward_detection::artifact::FORMAT;
+use doorward_detection::artifact::{Artifact, Expected};
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;

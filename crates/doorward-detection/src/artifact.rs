@@ -12,7 +12,8 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::inspect::{Patch, Representation};
+use crate::conformal::Thresholds;
+use crate::inspect::{InspectionSummary, Patch, Representation};
 
 /// What the offline flow learned.
 #[derive(Clone, Debug)]
@@ -95,16 +96,16 @@ pub enum Error {
         /// The digest at hand.
         expected: String,
     },
-    /// It is not the one that the settings pin.
+    /// It is not the one that is pinned.
     #[error(
-        "artifact {artifact} has SHA-256 {got}, expected calibration.artifact_sha256 {expected}: somebody has replaced it, or another one is meant"
+        "artifact {artifact} has SHA-256 {got}, expected {expected}: somebody has replaced it, or another one is meant"
     )]
     Replaced {
         /// Where it is.
         artifact: String,
         /// Its own digest.
         got: String,
-        /// The digest in the settings.
+        /// The digest that is pinned.
         expected: String,
     },
 }
@@ -167,71 +168,6 @@ pub struct PerturbationSummary {
     pub sink: usize,
     /// Share of the held-out images that land there.
     pub sink_share: f64,
-}
-
-/// DTInspector's findings on every label.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct InspectionSummary {
-    /// One entry per label that had enough samples, by label.
-    pub labels: Vec<LabelInspection>,
-    /// Labels named as a backdoor's target.
-    pub infected: Vec<usize>,
-}
-
-/// DTInspector's findings on one label.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LabelInspection {
-    /// The label.
-    pub label: usize,
-    /// Share of the low-confidence samples whose label the patch changes.
-    pub transfer_ratio: f64,
-    /// MAD anomaly index on the low side, 0 above the median.
-    pub anomaly_index: f64,
-    /// Share of the high-confidence samples whose label the patch changes.
-    pub top_k_changed: f64,
-    /// l1 norm of the mask, pixels.
-    pub mask_l1: f64,
-    /// Share of the high-confidence samples that keep their label under the perturbations.
-    pub top_k_survival: f64,
-    /// Share of the training images predicted as the label that keep it under the perturbations.
-    pub survival: f64,
-    /// That share less the share of clean images that keep it.
-    pub survival_excess: f64,
-    /// MAD anomaly index of the excess on the high side, 0 below the median.
-    pub survival_anomaly_index: f64,
-    /// AUROC between its training images and its clean ones, along the way that the model represents them apart.
-    pub shift: f64,
-    /// Anomaly index of that on the high side, 0 below the median.
-    pub shift_anomaly_index: f64,
-}
-
-/// The calibrated rule, fitted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Thresholds {
-    /// One per label, by label.
-    pub labels: Vec<LabelThreshold>,
-    /// Of infected labels: the weights of `s_u`, `s_c`, `s_p` and `s_r` in the score; of the others the
-    /// least signal is the score.
-    pub weights: BTreeMap<usize, [f32; SIGNALS]>,
-    /// Upper bound on the probability that an input like the calibration images is rejected.
-    pub false_rejection_rate_bound: f64,
-    /// Share of the held-out images that the thresholds turn away.
-    pub holdout_rejected: f64,
-}
-
-/// A label's threshold: reject when `(score - location) / spread > threshold`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LabelThreshold {
-    /// Centre of the label's clean scores.
-    pub location: f32,
-    /// Spread of the label's clean scores.
-    pub spread: f32,
-    /// Largest standardised score that passes.
-    pub threshold: f32,
-    /// Held-out images behind the threshold.
-    pub images: usize,
-    /// Whether the threshold is shared with other labels.
-    pub pooled: bool,
 }
 
 // === impl Artifact ===
@@ -423,9 +359,6 @@ fn digest<'a>(manifest: &str, tensors: impl Iterator<Item = (&'a String, &'a [u8
     }
     hex::encode(hash.finalize())
 }
-
-/// Signals that an infected label's score is made of.
-pub const SIGNALS: usize = 4;
 
 /// Layout of the file.
 pub const FORMAT: u32 = 4;

@@ -3,15 +3,17 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::Tensor;
+use doorward_images::Images;
 use serde::Serialize;
 
-use crate::artifact::Thresholds;
-use crate::detect::{Error, Needed, RowSignals, Signals, apply, excess, needed};
-use crate::perturb::rows;
-use crate::settings::Rule;
+use crate::Error;
+use crate::batches::score;
+use crate::conformal::Thresholds;
+use crate::row::RowSignals;
+use crate::rule::{Needs, Rule};
+use crate::scorer::Scorer;
+use crate::signal::Signal;
 use crate::stats::{auroc, true_positive_rate_at};
-use doorward_images::Images;
 
 /// What a rule does to clean and triggered rows. Fractions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,7 +60,7 @@ pub struct Evaluation {
 /// attack's label is taken to be the one that most triggered rows not of that label are answered
 /// with.
 pub fn evaluate(
-    signals: &Signals,
+    scorer: &Scorer,
     thresholds: &Thresholds,
     clean: &Images,
     triggered: &Images,
@@ -67,10 +69,10 @@ pub fn evaluate(
 ) -> Result<Evaluation, Error> {
     let mut scored = HashMap::new();
     for &rule in rules {
-        let needed = scored_for(rule);
-        if let Entry::Vacant(place) = scored.entry(needed) {
-            let rows = (score(signals, clean, needed)?, score(signals, triggered, needed)?);
-            place.insert(rows);
+        let needs = scored_for(rule);
+        if let Entry::Vacant(place) = scored.entry(needs) {
+            let of = |images: &Images| score(scorer, images, 0..images.len(), needs, &|_| ());
+            place.insert((of(clean)?, of(triggered)?));
         }
     }
     let labels = |scored: &(Vec<RowSignals>, Vec<RowSignals>)| -> Vec<usize> {
@@ -100,22 +102,9 @@ pub fn evaluate(
     })
 }
 
-/// The cheap rules read their signals from one scoring, so that all of them cost what one does.
-fn scored_for(rule: Rule) -> Needed {
-    if Rule::CHEAP.contains(&rule) { Needed::All } else { needed(rule) }
-}
-
-/// The signals of all images.
-pub fn score(signals: &Signals, images: &Images, needed: Needed) -> Result<Vec<RowSignals>, Error> {
-    let model = signals.model();
-    let mut scored = Vec::with_capacity(images.len());
-    for first in (0..images.len()).step_by(SCORED_AT_ONCE) {
-        let last = images.len().min(first + SCORED_AT_ONCE);
-        let batch: Tensor =
-            rows(model.domain(), (first..last).map(|index| images.image(index)), model.device())?;
-        scored.extend(signals.score(&batch, needed)?);
-    }
-    Ok(scored)
+/// All rules but the baselines read their signals from one scoring, so that they cost what one does.
+fn scored_for(rule: Rule) -> Needs {
+    if rule.is_baseline() { rule.needs() } else { Needs::ALL }
 }
 
 /// One rule's figures on scored rows.
@@ -126,11 +115,11 @@ pub fn figures(
     successful: &[RowSignals],
 ) -> RuleFigures {
     let rejected = |rows: &[RowSignals]| {
-        let count = rows.iter().filter(|row| apply(rule, row, thresholds).rejected).count();
+        let count = rows.iter().filter(|row| rule.rejects(row, thresholds)).count();
         count as f64 / rows.len() as f64
     };
     let scores = |rows: &[RowSignals]| -> Vec<f64> {
-        rows.iter().map(|row| rank(rule, row, thresholds)).collect()
+        rows.iter().map(|row| rule.score(row, thresholds)).collect()
     };
     let (negatives, positives) = (scores(clean), scores(successful));
     let at = |rate: f64| true_positive_rate_at(&negatives, &positives, rate);
@@ -149,33 +138,18 @@ pub fn figures(
     }
 }
 
-/// What a rule orders rows by.
-fn rank(rule: Rule, row: &RowSignals, thresholds: &Thresholds) -> f64 {
-    let or_never = |score: Option<f32>| score.map_or(f64::NEG_INFINITY, f64::from);
-    match rule {
-        Rule::Both => or_never(row.universal).min(or_never(row.patch)),
-        Rule::Calibrated => excess(row, thresholds).into(),
-        Rule::CarliniWagner | Rule::DeepFool | Rule::Pgd => or_never(row.specific),
-        Rule::Either => or_never(row.universal).max(or_never(row.patch)),
-        Rule::Patch => or_never(row.patch),
-        Rule::Strip => or_never(row.strip.map(|entropy| -entropy.bits)),
-        Rule::Uap => or_never(row.universal),
-    }
-}
-
 /// What the rule alone would cost a row; see [`scored_for`].
 fn forwards(rule: Rule, row: &RowSignals) -> f64 {
-    let patch = usize::from(row.patch.is_some());
+    let has = |signal: Signal| usize::from(row.scores[signal].is_some());
+    let patch = has(Signal::Patch);
     // Beside the row itself, its own perturbation and what its label calls for.
-    let universal =
-        row.forwards.saturating_sub(2 + patch + usize::from(row.representation.is_some()));
-    let count = match needed(rule) {
-        Needed::All | Needed::Specific(_) | Needed::Strip => row.forwards,
-        Needed::Patch => 1 + patch,
-        Needed::Universal => 1 + universal,
-        Needed::UniversalAndPatch => 1 + universal + patch,
-    };
-    count as f64
+    let universal = row.forwards.saturating_sub(2 + patch + has(Signal::Representation));
+    let needs = rule.needs();
+    if needs == Needs::ALL || rule.is_baseline() {
+        return row.forwards as f64;
+    }
+    let asked = |signal: Signal, count: usize| if needs.include(signal) { count } else { 0 };
+    (1 + asked(Signal::Universal, universal) + asked(Signal::Patch, patch)) as f64
 }
 
 fn usual_target(predicted: &[usize], truth: &[Option<usize>], labels: usize) -> usize {
@@ -187,5 +161,3 @@ fn usual_target(predicted: &[usize], truth: &[Option<usize>], labels: usize) -> 
     }
     (0..labels).max_by_key(|&label| counts[label]).unwrap_or(0)
 }
-
-const SCORED_AT_ONCE: usize = 256;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use doorward_images::Pictures;
 use serde::{Deserialize, Serialize};
 
+use crate::rule::Rule;
+
 /// What preparation and detection run on.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -104,31 +106,6 @@ pub struct Policy {
     pub infected_budget: f32,
 }
 
-/// How signals become a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rule {
-    /// Reject when `Uap` and `Patch` both do.
-    Both,
-    /// Joined margins against split-conformal thresholds per predicted label.
-    Calibrated,
-    /// Reject when the label survives the perturbation that Carlini and Wagner's attack finds for this input.
-    CarliniWagner,
-    /// Reject when the label survives the perturbation that DeepFool finds for this input.
-    #[serde(rename = "deepfool")]
-    DeepFool,
-    /// Reject when `Uap` or `Patch` does.
-    Either,
-    /// DTInspector's: reject when the patch of the predicted, infected label changes the label.
-    Patch,
-    /// Reject when the label survives the perturbation that PGD finds for this input.
-    Pgd,
-    /// Reject when the predictions of blends with clean images are too certain.
-    Strip,
-    /// Intentional adversarial perturbations: reject when the label survives the universal perturbation.
-    Uap,
-}
-
 /// A number in [0, 1].
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Probability(f64);
@@ -144,53 +121,5 @@ impl Probability {
     /// The number.
     pub fn value(self) -> f64 {
         self.0
-    }
-}
-
-// === impl Rule ===
-
-impl Rule {
-    /// Every rule.
-    pub const ALL: [Self; 9] = [
-        Self::Both,
-        Self::Calibrated,
-        Self::CarliniWagner,
-        Self::DeepFool,
-        Self::Either,
-        Self::Patch,
-        Self::Pgd,
-        Self::Strip,
-        Self::Uap,
-    ];
-
-    /// Those of at most four predictions an input.
-    pub const CHEAP: [Self; 5] =
-        [Self::Both, Self::Calibrated, Self::Either, Self::Patch, Self::Uap];
-
-    /// As the configuration writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Both => "both",
-            Self::Calibrated => "calibrated",
-            Self::CarliniWagner => "carlini_wagner",
-            Self::DeepFool => "deepfool",
-            Self::Either => "either",
-            Self::Patch => "patch",
-            Self::Pgd => "pgd",
-            Self::Strip => "strip",
-            Self::Uap => "uap",
-        }
-    }
-}
-
-impl std::str::FromStr for Rule {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let known = || Self::ALL.map(Self::name).join(", ");
-        Self::ALL
-            .into_iter()
-            .find(|rule| rule.name() == text)
-            .ok_or_else(|| format!("{text:?} is no rule, expected one of {}", known()))
     }
 }

@@ -3,10 +3,10 @@
 #![no_main]
 
 use bytes::{Bytes, BytesMut};
-use doorward::images::Frame;
-use doorward::model::InputDomain;
-use doorward::protocol::oip_grpc::messages::ModelInferRequest;
-use doorward::protocol::{Bounds, Pictures, grpc_frame, oip_grpc};
+use doorward_images::Frame;
+use doorward_engine::InputDomain;
+use doorward_protocol::oip_grpc::messages::ModelInferRequest;
+use doorward_protocol::{Bounds, Pictures, grpc_frame, oip_grpc};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 

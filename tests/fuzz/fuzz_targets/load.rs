@@ -3,7 +3,7 @@
 #![no_main]
 
 use candle_core::{DType, Device, Tensor};
-use doorward::model::Program;
+use doorward_engine::Program;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -7,9 +7,9 @@
 
 use bytes::Bytes;
 use doorward::config::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
-use doorward::images::Frame;
-use doorward::model::InputDomain;
-use doorward::protocol::{self, Bounds, Checked, DecodeError, raw_image};
+use doorward_images::Frame;
+use doorward_engine::InputDomain;
+use doorward_protocol::{self, Bounds, Checked, DecodeError, raw_image};
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use libfuzzer_sys::fuzz_target;

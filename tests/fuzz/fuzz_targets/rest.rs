@@ -5,12 +5,12 @@
 #![no_main]
 
 use bytes::Bytes;
-use doorward::images::Frame;
-use doorward::model::InputDomain;
-use doorward::protocol::append::append;
-use doorward::protocol::binary::JSON_LENGTH;
-use doorward::protocol::rest::Rest;
-use doorward::protocol::{Bounds, Checked, DecodeError, Encoded, Pictures};
+use doorward_images::Frame;
+use doorward_engine::InputDomain;
+use doorward_protocol::append::append;
+use doorward_protocol::binary::JSON_LENGTH;
+use doorward_protocol::rest::Rest;
+use doorward_protocol::{Bounds, Checked, DecodeError, Encoded, Pictures};
 use hyper::HeaderMap;
 use libfuzzer_sys::fuzz_target;
 

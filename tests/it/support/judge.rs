@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
-use doorward::detect::{Error, Judge, Judgement, Scores};
-use doorward::model::InputDomain;
+use doorward_detection::{Error, Judge, Judgement, Scores, Signal};
+use doorward_engine::InputDomain;
 
 /// Rejects rows whose first value is above 0.5, and calls them label 1.
 pub(crate) struct FakeJudge {
@@ -100,15 +100,10 @@ impl Judge for FakeJudge {
             .map(|row| {
                 let rejected = row[0] > 0.5;
                 let score = if rejected { SCORE } else { -1.0 };
-                Judgement {
-                    label: usize::from(rejected),
-                    rejected,
-                    scores: Scores {
-                        universal: Some(score),
-                        joined: Some(score),
-                        ..Scores::default()
-                    },
-                }
+                let mut scores = Scores::default();
+                scores[Signal::Universal] = Some(score);
+                let joined = Some(score);
+                Judgement { label: usize::from(rejected), rejected, scores, joined }
             })
             .collect();
         *self.seen.lock().expect("no panic while held") = rows.to_vec();
@@ -118,7 +113,7 @@ impl Judge for FakeJudge {
             Behaviour::Answer | Behaviour::Wait => {}
             Behaviour::Fail => {
                 let cause = candle_core::Error::Msg("as told".to_owned());
-                return Err(doorward::model::Error::from(cause).into());
+                return Err(doorward_engine::Error::from(cause).into());
             }
             Behaviour::Omit => {
                 judgements.pop();

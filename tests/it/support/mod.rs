@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doorward::artifact::{
-    ImageCounts, InspectionSummary, LabelInspection, LabelThreshold, Manifest, PerturbationSummary,
-    Thresholds,
-};
 use doorward::config::Config;
-use doorward::server::Server;
+use doorward_detection::artifact::{ImageCounts, Manifest, PerturbationSummary};
+use doorward_detection::conformal::{LabelThreshold, Thresholds};
+use doorward_detection::inspect::{InspectionSummary, LabelInspection};
+use doorward_proxy::server::Server;
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::client::legacy::Client as HttpClient;
@@ -301,7 +300,7 @@ pub(crate) fn models_cannot_be_loaded() -> bool {
     #[cfg(feature = "ort")]
     {
         use candle_core::Device;
-        use doorward::model::{Error, Model};
+        use doorward_engine::{Error, Model};
         let model = onnx::Graph::new(&[1, 1, 2]).node("Flatten", &["x"], "y", vec![]).encode();
         let model = Model::decode(&model, &[0.0], &[1.0], &Device::Cpu);
         if let Err(Error::Onnxruntime { reason }) = &model {

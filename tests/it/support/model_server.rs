@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use candle_core::Tensor;
-use doorward::model::{Classifier, Model};
+use doorward_engine::{Classifier, Model};
 use http_body_util::BodyExt;
 use hyper::{Request, StatusCode};
 use serde_json::{Value, json};

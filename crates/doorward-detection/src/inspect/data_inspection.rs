@@ -6,9 +6,8 @@
 
 use candle_core::Tensor;
 
-use crate::perturb::gather;
 use crate::stats::low_anomaly_indices;
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Classifier, Error, gather};
 
 /// How differently the model represents a label's most and least confident samples.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,6 +7,7 @@
 //! the others: a low transfer ratio (section 3.3).
 
 mod data_inspection;
+mod finding;
 mod neural_cleanse;
 mod patch;
 mod representation;
@@ -19,10 +20,12 @@ mod transfer;
 use candle_core::Tensor;
 use rand::rngs::StdRng;
 
-use crate::perturb::{Batch, labels};
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Batch, Classifier, Error, labels};
+
+use crate::settings::Inspection as Settings;
 
 pub use data_inspection::{Diverging, data_inspection};
+pub use finding::{Inspected, Inspection, InspectionSummary, LabelInspection};
 pub use neural_cleanse::{Reversed, neural_cleanse};
 pub use patch::{Goal, Learning, Patch, Patches};
 pub use representation::Representation;
@@ -31,61 +34,6 @@ pub use space::Space;
 pub use survival::{Probe, Survival};
 pub use suspects::Suspects;
 pub use transfer::{Judged, judge};
-
-/// How the inspection runs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// Most and least confident samples per label, the paper's K.
-    pub samples: usize,
-    /// Optimisation steps.
-    pub steps: usize,
-    /// Most confident samples a step.
-    pub batch: usize,
-    /// Start value of lambda, the mask's weight.
-    pub lambda: f32,
-    /// Share of the most confident samples that must change.
-    pub success_rate: f64,
-    /// Anomaly index above which a label is infected.
-    pub anomaly_threshold: f64,
-    /// A model with all transfer ratios above this is clean.
-    pub clean_ratio: f64,
-}
-
-/// What was learned of a model.
-#[derive(Clone, Debug)]
-pub struct Inspection {
-    /// One per inspected label, in order.
-    pub labels: Vec<Inspected>,
-    /// The labels named as a backdoor's target.
-    pub infected: Vec<usize>,
-}
-
-/// What was learned of one label.
-#[derive(Clone, Debug)]
-pub struct Inspected {
-    /// The label.
-    pub label: usize,
-    /// What changes its most confident samples.
-    pub patch: Patch,
-    /// Share of the least confident samples whose label the patch changes.
-    pub transfer_ratio: f64,
-    /// How far the ratio lies below the others', in scaled median absolute deviations.
-    pub anomaly_index: f64,
-    /// Share of the most confident samples whose label the patch changes.
-    pub top_k_changed: f64,
-    /// Share of the most confident samples that survive the perturbations.
-    pub top_k_survival: f64,
-    /// How many of the training images survive the perturbations.
-    pub survival: Survival,
-    /// How unlike clean ones the model represents its training images.
-    pub shift: Shift,
-    /// Rows of all samples that are predicted as it, the most confident first.
-    pub members: Vec<usize>,
-    /// Rows of its most confident samples, the most confident first.
-    pub top: Vec<usize>,
-    /// Rows of its least confident samples, the least confident last.
-    pub bottom: Vec<usize>,
-}
 
 /// Inspects a model with its training images.
 ///
@@ -108,78 +56,68 @@ pub fn inspect(
         .collect();
     let batch = Batch { rows: training.clone(), labels };
     let splits: Vec<Split> = (0..model.labels())
-        .filter_map(|label| Split::new(label, &batch.labels, &doubts, settings.samples))
+        .filter_map(|label| Split::new(label, &batch.labels, &doubts, settings.samples.get()))
         .collect();
     if splits.is_empty() {
         return Ok(Inspection { labels: Vec::new(), infected: Vec::new() });
     }
     let tops: Vec<Batch> =
         splits.iter().map(|split| batch.select(&split.top)).collect::<Result<_, _>>()?;
-    let patches = Patches::learn(model, &tops, &settings.learning(), rng, progress)?;
+    let patches = Patches::learn(model, &tops, &learning(settings), rng, progress)?;
     let inspected: Vec<usize> = splits.iter().map(|split| split.label).collect();
     let survival = probe.survival(model, &batch, &inspected, rng)?;
     let shifts = shift::shifts(model, probe, &batch, &inspected)?;
-    let mut labels = Vec::with_capacity(splits.len());
-    let learned = splits.iter().zip(&tops).zip(survival).zip(shifts);
-    for (index, (((split, top), survival), shift)) in learned.enumerate() {
+    let mut learned = Vec::with_capacity(splits.len());
+    for (index, (split, top)) in splits.iter().zip(&tops).enumerate() {
         let patch = patches.patch(index)?;
-        let bottom = batch.select(&split.bottom)?;
+        let transfer_ratio = patch.changed(model, &batch.select(&split.bottom)?)?;
+        let top_k_changed = patch.changed(model, top)?;
         let survivors = probe.survives(model, top)?.into_iter().filter(|kept| *kept).count();
-        labels.push(Inspected {
+        learned.push((patch, transfer_ratio, top_k_changed, survivors as f64 / top.len() as f64));
+    }
+    let ratios: Vec<f64> = learned.iter().map(|&(_, transfer_ratio, ..)| transfer_ratio).collect();
+    let threshold = settings.anomaly_threshold.into();
+    let judged = judge(&ratios, threshold, settings.clean_ratio.value());
+    let (mut labels, mut infected) = (Vec::with_capacity(splits.len()), Vec::new());
+    let findings = splits.into_iter().zip(learned).zip(survival).zip(shifts);
+    for (index, (((split, learned), survival), shift)) in findings.enumerate() {
+        let (patch, transfer_ratio, top_k_changed, top_k_survival) = learned;
+        let confirmed = top_k_survival >= CONFIRMED;
+        if survival.anomaly_index > threshold
+            || shift.anomaly_index > threshold
+            || (judged.infected.contains(&index) && confirmed)
+        {
+            infected.push(split.label);
+        }
+        let figures = LabelInspection {
             label: split.label,
-            transfer_ratio: patch.changed(model, &bottom)?,
-            top_k_changed: patch.changed(model, top)?,
-            anomaly_index: 0.0,
-            top_k_survival: survivors as f64 / top.len() as f64,
-            survival,
-            shift,
-            patch,
-            members: split.members.clone(),
-            top: split.top.clone(),
-            bottom: split.bottom.clone(),
-        });
+            transfer_ratio,
+            anomaly_index: judged.anomaly_indices[index],
+            top_k_changed,
+            mask_l1: patch.mask_l1()?,
+            top_k_survival,
+            survival: survival.share,
+            survival_excess: survival.excess,
+            survival_anomaly_index: survival.anomaly_index,
+            shift: shift.auroc,
+            shift_anomaly_index: shift.anomaly_index,
+        };
+        let Split { members, top, bottom, .. } = split;
+        let survivors = survival.survivors;
+        labels.push(Inspected { figures, patch, survivors, members, top, bottom });
     }
-    let ratios: Vec<f64> = labels.iter().map(|inspected| inspected.transfer_ratio).collect();
-    let judged = judge(&ratios, settings.anomaly_threshold, settings.clean_ratio);
-    for (inspected, index) in labels.iter_mut().zip(&judged.anomaly_indices) {
-        inspected.anomaly_index = *index;
-    }
-    let infected = labels
-        .iter()
-        .enumerate()
-        .filter(|(index, inspected)| {
-            let confirmed = inspected.top_k_survival >= CONFIRMED;
-            inspected.survival.anomaly_index > settings.anomaly_threshold
-                || inspected.shift.anomaly_index > settings.anomaly_threshold
-                || (judged.infected.contains(index) && confirmed)
-        })
-        .map(|(_, inspected)| inspected.label)
-        .collect();
     Ok(Inspection { labels, infected })
 }
 
-// === impl Inspection ===
-
-impl Inspection {
-    /// What was learned of the infected labels.
-    pub fn infected(&self) -> impl Iterator<Item = &Inspected> {
-        self.labels.iter().filter(|inspected| self.infected.contains(&inspected.label))
-    }
-}
-
-// === impl Settings ===
-
-impl Settings {
-    /// How the patches are learned.
-    pub fn learning(&self) -> Learning {
-        Learning {
-            goal: Goal::Leave,
-            steps: self.steps,
-            batch: self.batch,
-            first_lambda: self.lambda,
-            lambda: self.lambda,
-            success_rate: self.success_rate,
-        }
+/// How the patches are learned.
+pub fn learning(settings: &Settings) -> Learning {
+    Learning {
+        goal: Goal::Leave,
+        steps: settings.steps.get(),
+        batch: settings.batch.get(),
+        first_lambda: settings.lambda,
+        lambda: settings.lambda,
+        success_rate: settings.success_rate.value(),
     }
 }
 

@@ -8,9 +8,8 @@
 use rand::rngs::StdRng;
 
 use super::patch::{Goal, Learning, Patch, Patches};
-use crate::perturb::Batch;
 use crate::stats::low_anomaly_indices;
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Batch, Classifier, Error};
 
 /// The trigger that was reversed for one label.
 #[derive(Clone, Debug)]
@@ -55,17 +54,22 @@ pub fn neural_cleanse(
         .map(|label| Batch { rows: clean.rows.clone(), labels: vec![label; clean.len()] })
         .collect();
     let patches = Patches::learn(model, &targets, &learning, rng, progress)?;
-    let mut found = Vec::with_capacity(targets.len());
+    let mut learned = Vec::with_capacity(targets.len());
     for (label, target) in targets.iter().enumerate() {
         let patch = patches.patch(label)?;
         let (mask_l1, reached) = (patch.mask_l1()?, patch.reached(model, Goal::Reach, target)?);
-        found.push(Reversed { label, patch, mask_l1, reached, anomaly_index: 0.0 });
+        learned.push((patch, mask_l1, reached));
     }
-    let norms: Vec<f64> = found.iter().map(|reversed| reversed.mask_l1).collect();
-    for (reversed, index) in found.iter_mut().zip(low_anomaly_indices(&norms, MAD_FLOOR)) {
-        reversed.anomaly_index = index;
-    }
-    Ok(found)
+    let norms: Vec<f64> = learned.iter().map(|&(_, mask_l1, _)| mask_l1).collect();
+    let indices = low_anomaly_indices(&norms, MAD_FLOOR);
+    let reversed = |(label, ((patch, mask_l1, reached), anomaly_index))| Reversed {
+        label,
+        patch,
+        mask_l1,
+        reached,
+        anomaly_index,
+    };
+    Ok(learned.into_iter().zip(indices).enumerate().map(reversed).collect())
 }
 
 /// The authors'.

@@ -15,8 +15,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
-use crate::perturb::{Adam, Batch, Bounds, labels, margin_cotangent, margins};
-use doorward_engine::{Classifier, Error};
+use crate::perturb::adam::Adam;
+use doorward_engine::{Batch, Bounds, Classifier, Error, labels, margin_cotangent, margins};
 
 /// A mask and a pattern: `x' = (1 - mask) * x + mask * pattern`.
 #[derive(Clone, Debug)]

@@ -10,9 +10,8 @@ use candle_core::Tensor;
 use super::space::Space;
 use super::survival::Probe;
 use super::suspects::{MIN_CLEAN, some};
-use crate::perturb::{Batch, gather};
 use crate::stats::{auroc, median, scaled_mad};
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Batch, Classifier, Error, gather};
 
 /// How one label's training images are represented, beside its clean ones.
 #[derive(Clone, Copy, Debug, PartialEq)]

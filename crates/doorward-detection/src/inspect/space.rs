@@ -8,8 +8,7 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::perturb::{Batch, gather};
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Batch, Classifier, Error, gather};
 
 /// The space of a model's representations.
 #[derive(Clone, Debug)]

@@ -13,9 +13,9 @@ use rand::seq::index::sample;
 
 use super::space::Space;
 use super::suspects::{Centre, border};
-use crate::perturb::{Batch, gather, kept};
+use crate::perturb::kept;
 use crate::stats::low_anomaly_indices;
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Batch, Classifier, Error, gather};
 
 /// The perturbations, and clean images that they were not fitted on.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ impl Probe<'_> {
         rng: &mut StdRng,
     ) -> Result<Vec<Survival>, Error> {
         let survives = self.survives(model, self.clean)?;
-        let mut found = Vec::with_capacity(labels.len());
+        let mut counted = Vec::with_capacity(labels.len());
         for &label in labels {
             let members = training.members(label);
             let count = members.len().min(SAMPLED);
@@ -90,18 +90,17 @@ impl Probe<'_> {
                 (of(&clean_kept) + share * PRIOR_IMAGES) / (clean.len() as f64 + PRIOR_IMAGES);
             let survivors =
                 sampled.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(row, _)| row);
-            found.push(Survival {
-                share,
-                excess: share - expected,
-                anomaly_index: 0.0,
-                survivors: survivors.collect(),
-            });
+            counted.push((share, share - expected, survivors.collect()));
         }
-        let below: Vec<f64> = found.iter().map(|label| -label.excess).collect();
-        for (found, index) in found.iter_mut().zip(low_anomaly_indices(&below, MAD_FLOOR)) {
-            found.anomaly_index = index;
-        }
-        Ok(found)
+        let below: Vec<f64> = counted.iter().map(|&(_, excess, _)| -excess).collect();
+        let indices = low_anomaly_indices(&below, MAD_FLOOR);
+        let survival = |((share, excess, survivors), anomaly_index)| Survival {
+            share,
+            excess,
+            anomaly_index,
+            survivors,
+        };
+        Ok(counted.into_iter().zip(indices).map(survival).collect())
     }
 }
 

@@ -8,7 +8,7 @@
 
 use candle_core::Tensor;
 
-use super::Inspected;
+use super::finding::Inspected;
 use super::space::Space;
 use doorward_engine::{Classifier, Error};
 
@@ -41,7 +41,7 @@ impl Suspects {
         inspected: &Inspected,
     ) -> Result<Self, Error> {
         let Some(centre) = Centre::new(model, space, clean)? else {
-            return Ok(Self { triggered: inspected.survival.survivors.clone(), clean: Vec::new() });
+            return Ok(Self { triggered: inspected.survivors.clone(), clean: Vec::new() });
         };
         let mut looked_at = some(&inspected.members);
         looked_at.sort_unstable();

@@ -197,20 +197,23 @@ fn suspects_are_what_lies_apart_from_a_labels_clean_images() {
     rows.extend([(1, 5.0); 4]);
     let training = batch(&rows);
     let nothing = Tensor::zeros((1, 1, 1, LABELS), DType::F32, &Device::Cpu).unwrap();
-    let inspected = Inspected {
+    let figures = LabelInspection {
         label: 2,
-        patch: Patch { mask: nothing.clone(), pattern: nothing },
         transfer_ratio: 1.0,
         anomaly_index: 0.0,
         top_k_changed: 1.0,
+        mask_l1: 0.0,
         top_k_survival: 0.0,
-        survival: Survival {
-            share: 0.0,
-            excess: 0.0,
-            anomaly_index: 0.0,
-            survivors: vec![3, 5, 7],
-        },
-        shift: Shift { auroc: 0.5, anomaly_index: 0.0 },
+        survival: 0.0,
+        survival_excess: 0.0,
+        survival_anomaly_index: 0.0,
+        shift: 0.5,
+        shift_anomaly_index: 0.0,
+    };
+    let inspected = Inspected {
+        figures,
+        patch: Patch { mask: nothing.clone(), pattern: nothing },
+        survivors: vec![3, 5, 7],
         members: (0..42).rev().collect(),
         top: Vec::new(),
         bottom: Vec::new(),

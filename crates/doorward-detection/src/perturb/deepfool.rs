@@ -7,7 +7,7 @@
 
 use candle_core::{Result as CandleResult, Tensor};
 
-use super::{Batch, Bounds, labels};
+use doorward_engine::{Batch, Bounds, labels};
 use doorward_engine::{Classifier, Error};
 
 /// How far and how long to search.

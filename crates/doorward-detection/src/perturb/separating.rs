@@ -3,9 +3,11 @@
 use candle_core::Tensor;
 use rand::rngs::StdRng;
 
-use super::uap::{HINGE, Search, draw, margin_gradient, step_against, survives};
-use super::{Batch, Bounds};
+use super::uap::{HINGE, draw, margin_gradient, step_against, survives};
+use doorward_engine::{Batch, Bounds};
 use doorward_engine::{Classifier, Error};
+
+use crate::settings::Perturbation;
 
 /// Fits a perturbation `[1, C, H, W]` under which the rows of `moved` lose the label that they share
 /// with the rows of `spared`, and those keep it.
@@ -17,21 +19,21 @@ pub fn separating(
     moved: &Batch,
     spared: &Batch,
     epsilon: f32,
-    search: &Search,
+    search: &Perturbation,
     rng: &mut StdRng,
 ) -> Result<Tensor, Error> {
     let bounds = Bounds::new(model.domain(), model.device())?;
     let epsilon = (epsilon * WIDER).min(search.max_epsilon);
-    let half = (search.batch / 2).max(1);
+    let half = (search.batch.get() / 2).max(1);
     let sides = [(0..moved.len()).collect::<Vec<_>>(), (0..spared.len()).collect()];
     let mut eta = moved.rows.narrow(0, 0, 1)?.zeros_like()?;
-    for step in 0..search.steps {
+    for step in 0..search.steps.get() {
         let away = moved.select(&draw(&sides[0], half, rng))?;
         let keep = spared.select(&draw(&sides[1], half, rng))?;
         let fall = margin_gradient(model, &away, &bounds, &eta, survives)?.sum_keepdim(0)?;
         let rise = margin_gradient(model, &keep, &bounds, &eta, lost)?.sum_keepdim(0)?;
         let gradient = (fall - (rise * SPARED)?)?;
-        eta = step_against(&bounds, &eta, &gradient, epsilon, step, search.steps)?;
+        eta = step_against(&bounds, &eta, &gradient, epsilon, step, search.steps.get())?;
     }
     Ok(eta)
 }

@@ -11,21 +11,11 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
-use super::{Batch, Bounds, fooling_rate, margin_cotangent, margins};
+use super::effect::fooling_rate;
+use doorward_engine::{Batch, Bounds, margin_cotangent, margins};
 use doorward_engine::{Classifier, Error};
 
-/// How far and how long to search.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Search {
-    /// Share of the clean images whose label must change.
-    pub fooling_rate: f64,
-    /// Largest radius tried.
-    pub max_epsilon: f32,
-    /// Steps at the final radius.
-    pub steps: usize,
-    /// Images a step.
-    pub batch: usize,
-}
+use crate::settings::Perturbation;
 
 /// A universal perturbation and what it reached on the images it was fitted on.
 #[derive(Clone, Debug)]
@@ -45,7 +35,7 @@ pub struct Universal {
 pub fn universal(
     model: &dyn Classifier,
     clean: &Batch,
-    search: &Search,
+    search: &Perturbation,
     rng: &mut StdRng,
     progress: &dyn Fn(f64),
 ) -> Result<Universal, Error> {
@@ -54,17 +44,18 @@ pub fn universal(
     let rungs = ladder(search.max_epsilon);
     let mut reached = rungs.len() - 1;
     for (rung, &epsilon) in rungs.iter().enumerate() {
-        let steps = search.steps.div_ceil(STEPS_PER_RUNG);
-        eta = descend(model, clean, &bounds, eta, epsilon, steps, search.batch, rng)?;
+        let steps = search.steps.get().div_ceil(STEPS_PER_RUNG);
+        eta = descend(model, clean, &bounds, eta, epsilon, steps, search.batch.get(), rng)?;
         progress(0.5 * (rung + 1) as f64 / rungs.len() as f64);
-        if fooling_rate(model, clean, &eta)? >= search.fooling_rate {
+        if fooling_rate(model, clean, &eta)? >= search.fooling_rate.value() {
             reached = rung;
             break;
         }
     }
     let epsilon = rungs[reached];
     progress(0.5);
-    eta = descend(model, clean, &bounds, eta, epsilon, search.steps, search.batch, rng)?;
+    eta =
+        descend(model, clean, &bounds, eta, epsilon, search.steps.get(), search.batch.get(), rng)?;
     progress(1.0);
     Ok(Universal { fooling_rate: fooling_rate(model, clean, &eta)?, eta, epsilon })
 }
@@ -76,7 +67,7 @@ pub fn several(
     clean: &Batch,
     first: &Universal,
     count: usize,
-    search: &Search,
+    search: &Perturbation,
     rng: &mut StdRng,
 ) -> Result<Tensor, Error> {
     let bounds = Bounds::new(model.domain(), model.device())?;
@@ -91,7 +82,7 @@ pub fn several(
         }
         left = left.select(&kept)?;
         let start = first.eta.zeros_like()?;
-        let (epsilon, steps, batch) = (first.epsilon, search.steps, search.batch);
+        let (epsilon, steps, batch) = (first.epsilon, search.steps.get(), search.batch.get());
         all.push(descend(model, &left, &bounds, start, epsilon, steps, batch, rng)?);
     }
     Ok(Tensor::cat(&all, 0)?)
@@ -104,7 +95,7 @@ pub fn class_conditional(
     clean: &Batch,
     fallback: &Tensor,
     epsilon: f32,
-    search: &Search,
+    search: &Perturbation,
     rng: &mut StdRng,
     progress: &dyn Fn(f64),
 ) -> Result<Tensor, Error> {
@@ -115,13 +106,13 @@ pub fn class_conditional(
     }
     let fitted: Vec<usize> =
         (0..model.labels()).filter(|&label| !members[label].is_empty()).collect();
-    let images = search.batch.div_ceil(fitted.len()).max(IMAGES_PER_LABEL);
+    let images = search.batch.get().div_ceil(fitted.len()).max(IMAGES_PER_LABEL);
     let [channels, height, width] = model.domain().shape;
     // Not from the universal one: where that has the attacker's label as its sink, it starts this
     // label's own on the wrong side.
     let repeated = vec![fallback.zeros_like()?; fitted.len()];
     let mut eta = Tensor::cat(&repeated, 0)?;
-    for step in 0..search.steps {
+    for step in 0..search.steps.get() {
         let indices: Vec<usize> =
             fitted.iter().flat_map(|&label| draw(&members[label], images, rng)).collect();
         let batch = clean.select(&indices)?;
@@ -132,8 +123,8 @@ pub fn class_conditional(
         let gradient = margin_gradient(model, &batch, &bounds, &spread, survives)?
             .reshape((fitted.len(), images, channels, height, width))?
             .sum(1)?;
-        eta = step_against(&bounds, &eta, &gradient, epsilon, step, search.steps)?;
-        progress((step + 1) as f64 / search.steps as f64);
+        eta = step_against(&bounds, &eta, &gradient, epsilon, step, search.steps.get())?;
+        progress((step + 1) as f64 / search.steps.get() as f64);
     }
     let mut all = vec![fallback.clone(); model.labels()];
     for (index, &label) in fitted.iter().enumerate() {

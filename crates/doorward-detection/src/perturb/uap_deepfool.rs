@@ -11,9 +11,12 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use super::deepfool::{DeepFool, deepfool};
-use super::uap::{Search, Universal, ladder};
-use super::{Batch, Bounds, fooling_rate};
+use super::effect::fooling_rate;
+use super::uap::{Universal, ladder};
+use doorward_engine::{Batch, Bounds};
 use doorward_engine::{Classifier, Error};
+
+use crate::settings::Perturbation;
 
 /// Fits one perturbation for all images of `clean`; of `search`, steps and batch play no part.
 ///
@@ -22,7 +25,7 @@ use doorward_engine::{Classifier, Error};
 pub fn universal_by_deepfool(
     model: &dyn Classifier,
     clean: &Batch,
-    search: &Search,
+    search: &Perturbation,
     rng: &mut StdRng,
     progress: &dyn Fn(f64),
 ) -> Result<Universal, Error> {
@@ -48,7 +51,7 @@ pub fn universal_by_deepfool(
         }
         let fooling_rate = fooling_rate(model, clean, &eta)?;
         reached = Universal { eta: eta.clone(), epsilon, fooling_rate };
-        if fooling_rate >= search.fooling_rate {
+        if fooling_rate >= search.fooling_rate.value() {
             break;
         }
     }

@@ -21,18 +21,21 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::Thresholds;
-use crate::detect::{Needed, RowSignals, Signals, apply, excess, needed};
-use crate::perturb::rows;
-use crate::settings::Rule;
+use doorward_engine::rows;
 use doorward_images::{Frame, Image, Stream};
+
+use crate::conformal::Thresholds;
+use crate::row::RowSignals;
+use crate::rule::{Needs, Rule};
+use crate::scorer::Scorer;
+use crate::signal::{Scores, by_symbol};
 
 pub use output::{Header, Output, clean_list_path, write_clean_list};
 
 /// What is scanned, and how it is judged.
 pub struct Plan<'a> {
     /// Score the images.
-    pub signals: &'a Signals,
+    pub scorer: &'a Scorer,
     /// Of the calibrated rule.
     pub thresholds: &'a Thresholds,
     /// The rule that says what is suspicious.
@@ -77,14 +80,9 @@ pub struct Finding {
     pub label: Option<usize>,
     /// The label that the model gives.
     pub predicted: usize,
-    /// Margin left under the universal perturbation.
-    pub s_u: Option<f32>,
-    /// Margin left under the predicted label's own perturbation.
-    pub s_c: Option<f32>,
-    /// How far the patch of the predicted label moves it; infected labels only.
-    pub s_p: Option<f32>,
-    /// How far along the way to the triggered images of the predicted label the model represents it; infected labels only.
-    pub s_r: Option<f32>,
+    /// The signals, each under its symbol.
+    #[serde(flatten, with = "by_symbol")]
+    pub scores: Scores,
     /// How far the calibrated score lies above its threshold, in spreads of the label's clean scores.
     pub excess: f32,
     /// Whether each rule would remove the image.
@@ -121,7 +119,7 @@ pub struct LabelTally {
 pub enum Error {
     /// The detection failed.
     #[error(transparent)]
-    Detect(#[from] crate::detect::Error),
+    Detect(#[from] crate::Error),
     /// The output or the list cannot be read or written.
     #[error("cannot read or write {}", path.display())]
     File {
@@ -214,21 +212,20 @@ pub fn scan(
 }
 
 fn judge(plan: &Plan<'_>, source: &str, batch: &[(usize, Image)]) -> Result<Vec<Finding>, Error> {
-    let model = plan.signals.model();
+    let model = plan.scorer.model();
     let pixels = batch.iter().map(|(_, image)| image.pixels.as_slice());
-    let tensor =
-        rows(model.domain(), pixels, model.device()).map_err(crate::detect::Error::from)?;
-    let scored = plan.signals.score(&tensor, Needed::All)?;
+    let tensor = rows(model.domain(), pixels, model.device()).map_err(crate::Error::from)?;
+    let scored = plan.scorer.score(&tensor, Needs::ALL)?;
     let rule = plan.rule;
-    let by_rule = match Rule::CHEAP.contains(&rule) {
-        true => scored.clone(),
-        false => plan.signals.score(&tensor, needed(rule))?,
+    let by_rule = match rule.is_baseline() {
+        true => plan.scorer.score(&tensor, rule.needs())?,
+        false => scored.clone(),
     };
     batch
         .iter()
         .zip(scored.iter().zip(&by_rule))
         .map(|((index, image), (row, by_rule))| {
-            let suspicious = apply(rule, by_rule, plan.thresholds).rejected;
+            let suspicious = rule.rejects(by_rule, plan.thresholds);
             finding(plan, source, *index, image, row, suspicious)
         })
         .collect()
@@ -244,7 +241,7 @@ fn finding(
 ) -> Result<Finding, Error> {
     let path = &image.place.path;
     let file = path.to_str().ok_or_else(|| Error::Name { path: path.clone() })?;
-    let removes = |rule: Rule| apply(rule, row, plan.thresholds).rejected;
+    let removes = |rule: Rule| rule.rejects(row, plan.thresholds);
     Ok(Finding {
         source: source.to_owned(),
         index,
@@ -252,12 +249,11 @@ fn finding(
         number: image.place.number,
         label: image.label,
         predicted: row.label,
-        s_u: row.universal,
-        s_c: row.class_conditional,
-        s_p: row.patch,
-        s_r: row.representation,
-        excess: excess(row, plan.thresholds),
-        rules: Rule::CHEAP.iter().map(|&rule| (rule.name().to_owned(), removes(rule))).collect(),
+        scores: row.scores,
+        excess: plan.thresholds.excess(row),
+        rules: Rule::without_baselines()
+            .map(|rule| (rule.name().to_owned(), removes(rule)))
+            .collect(),
         suspicious,
     })
 }

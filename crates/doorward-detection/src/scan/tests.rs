@@ -4,6 +4,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
+use crate::signal::Signal;
 
 fn header(model: &str) -> Header {
     Header {
@@ -20,6 +21,9 @@ fn header(model: &str) -> Header {
 }
 
 fn finding(source: &str, index: usize, suspicious: bool) -> Finding {
+    let mut scores = Scores::default();
+    scores[Signal::Universal] = Some(-1.5);
+    scores[Signal::ClassConditional] = Some(0.1);
     Finding {
         source: source.into(),
         index,
@@ -27,10 +31,7 @@ fn finding(source: &str, index: usize, suspicious: bool) -> Finding {
         number: Some(index),
         label: Some(3),
         predicted: index % 2,
-        s_u: Some(-1.5),
-        s_c: Some(0.1),
-        s_p: None,
-        s_r: None,
+        scores,
         excess: 0.25,
         rules: [("calibrated".to_owned(), suspicious), ("uap".to_owned(), true)].into(),
         suspicious,

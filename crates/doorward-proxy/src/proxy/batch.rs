@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::settings::Limits;
 use crate::telemetry::metrics::Metrics;
-use doorward_detection::detect::{self, Judge, Judgement};
+use doorward_detection::{self as detection, Judge, Judgement};
 use doorward_engine::InputDomain;
 
 /// The queue's open end. The thread ends when the last one is dropped.
@@ -116,7 +116,7 @@ impl Queue {
     pub(super) fn ask<T: Send + 'static>(
         &self,
         rows: usize,
-        question: impl FnOnce(&dyn Judge) -> Result<T, detect::Error> + Send + 'static,
+        question: impl FnOnce(&dyn Judge) -> Result<T, detection::Error> + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, Full> {
         let places = self.occupy(rows)?;
         let (reply, receiver) = oneshot::channel();
@@ -237,7 +237,7 @@ impl Worker {
 }
 
 /// The answer, unless there is none; then the log says why.
-fn attempt<T>(rows: usize, question: impl FnOnce() -> Result<T, detect::Error>) -> Option<T> {
+fn attempt<T>(rows: usize, question: impl FnOnce() -> Result<T, detection::Error>) -> Option<T> {
     // A judge is only read from, so a panic leaves nothing half-written behind.
     match catch_unwind(AssertUnwindSafe(question)) {
         Ok(Ok(answer)) => return Some(answer),

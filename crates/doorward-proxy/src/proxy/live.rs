@@ -9,7 +9,7 @@ use crate::settings::Settings;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::Spans;
-use doorward_detection::detect::Judge;
+use doorward_detection::Judge;
 
 /// Always one whole proxy. A request stays with the one that it began with, so that it sees either
 /// the old settings or the new ones and never some of both.

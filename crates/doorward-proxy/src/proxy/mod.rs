@@ -25,7 +25,7 @@ use crate::telemetry::Verdict;
 use crate::telemetry::audit::{Audit, Tap};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::{Interval, Spans};
-use doorward_detection::detect::{Judge, Judgement};
+use doorward_detection::{Judge, Judgement};
 use doorward_protocol::rest::Rest;
 use doorward_protocol::{Encoded, Route, binary};
 

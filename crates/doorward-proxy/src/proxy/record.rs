@@ -12,7 +12,7 @@ use crate::telemetry::audit::{Inputs, Tap};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::{Interval, Span};
 use crate::telemetry::{Outcome, Protocol, UpstreamError, Verdict};
-use doorward_detection::detect::Judgement;
+use doorward_detection::Judgement;
 
 /// One request's outcome in the making.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use super::respond::Failure;
 use crate::settings::{Action, Limits, Mode, Policy, Settings};
 use crate::telemetry::audit::Inputs;
 use crate::telemetry::{Reason, Verdict};
-use doorward_detection::detect::{self, Judge, Judgement};
+use doorward_detection::{self as detection, Judge, Judgement};
 use doorward_images::{EncodedError, Frame};
 use doorward_protocol::ImageProtocol;
 use doorward_protocol::oip_grpc::GrpcError;
@@ -182,7 +182,7 @@ impl Screen {
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         rows: usize,
-        question: impl FnOnce(&dyn Judge) -> Result<T, detect::Error> + Send + 'static,
+        question: impl FnOnce(&dyn Judge) -> Result<T, detection::Error> + Send + 'static,
     ) -> Result<T, Unverified> {
         let unverified = |failure, reason| Unverified { rows, ..Unverified::new(failure, reason) };
         let Some(queue) = self.queue.get() else {

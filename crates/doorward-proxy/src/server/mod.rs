@@ -24,9 +24,8 @@ use crate::telemetry::audit::{self, Audit};
 use crate::telemetry::spans::Spans;
 use crate::telemetry::{self, metrics::Metrics};
 use crate::tls;
+use doorward_detection::Judge;
 use doorward_detection::artifact::Manifest;
-use doorward_detection::calibrate;
-use doorward_detection::detect::Judge;
 
 mod admin;
 mod listener;
@@ -96,7 +95,7 @@ pub enum Error {
     },
     /// No detector can be made of the artifact for this policy.
     #[error(transparent)]
-    Calibrate(#[from] calibrate::Error),
+    Detector(#[from] doorward_detection::Error),
     /// Requests in flight did not end in time.
     #[error("requests in flight did not end within {timeout:?}")]
     Drain {

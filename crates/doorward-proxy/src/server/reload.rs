@@ -9,9 +9,10 @@ use super::status::Pictures;
 use super::{Error, Handle};
 use crate::proxy;
 use crate::settings::Settings;
-use doorward_detection::artifact::{Artifact, Manifest, Thresholds};
-use doorward_detection::calibrate;
-use doorward_detection::detect::{Judge, excess_of};
+use doorward_detection::Judge;
+use doorward_detection::artifact::{Artifact, Manifest};
+use doorward_detection::conformal::Thresholds;
+use doorward_detection::open;
 use doorward_engine::Classifier;
 
 /// What a running firewall works with. Locked by who changes it, so that changes come one by one.
@@ -205,15 +206,14 @@ impl Source {
         policy: &doorward_detection::Policy,
     ) -> Result<(Arc<dyn Judge>, Thresholds), Error> {
         let model = Arc::clone(&self.model);
-        let (detector, thresholds) =
-            calibrate::detector(model, &self.artifact, policy, policy.rule)?;
+        let (detector, thresholds) = open::detector(model, &self.artifact, policy, policy.rule)?;
         Ok((Arc::new(detector), thresholds))
     }
 
     /// What the held-out images' scores are to a detector with these thresholds.
     fn excesses(&self, thresholds: &Thresholds) -> Vec<f32> {
         let held_out = self.artifact.holdout.iter();
-        held_out.map(|&(label, joined)| excess_of(label, joined, thresholds)).collect()
+        held_out.map(|&(label, joined)| thresholds.excess_of(label, joined)).collect()
     }
 
     fn manifest(&self, thresholds: Thresholds) -> Manifest {

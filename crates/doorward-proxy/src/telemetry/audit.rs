@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Outcome, Verdict};
 use crate::settings::{self, AuditEvents, Settings};
-use doorward_detection::detect::Scores;
+use doorward_detection::Scores;
 use writer::Writer;
 
 pub use quarantine::{Kept, newest as newest_quarantined};
@@ -117,7 +117,8 @@ struct Row {
     index: usize,
     label: usize,
     rejected: bool,
-    scores: Option<Scores>,
+    /// With the joined score.
+    scores: Option<(Scores, Option<f32>)>,
 }
 
 /// Inputs that count as queued until they are dropped.
@@ -208,7 +209,7 @@ impl Tap {
                 index,
                 label: judgement.label,
                 rejected: judgement.rejected,
-                scores: self.scores.then_some(judgement.scores),
+                scores: self.scores.then_some((judgement.scores, judgement.joined)),
             })
             .collect();
         let routine = matches!(outcome.verdict, Verdict::Bypassed | Verdict::Passed);

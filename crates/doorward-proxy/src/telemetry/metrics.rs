@@ -16,9 +16,9 @@ mod families;
 
 use super::drift::Drift;
 use super::recent::{Recent, Rejection};
-use super::{Error, Outcome, Protocol, Reason, RemoteRows, Signal, UpstreamError, Verdict};
+use super::{Error, Outcome, Protocol, Reason, RemoteRows, UpstreamError, Verdict};
 use doorward_detection::artifact::Manifest;
-use doorward_detection::detect::Judgement;
+use doorward_detection::{Judgement, Signal};
 use families::Families;
 
 /// The metrics of one process.
@@ -57,6 +57,9 @@ pub struct Metrics {
 }
 
 const OTHER: &str = "other";
+
+/// The label of the score that signals are joined to.
+const JOINED: &str = "joined";
 
 const RELOADS: [&str; 2] = ["failure", "success"];
 
@@ -306,7 +309,7 @@ impl Metrics {
     /// Live scores are compared with these excesses of held-out images from now on.
     pub fn compare_with(&self, held_out: Vec<f32>) {
         self.held_out_score.reset();
-        let scores = self.held_out_score.with_label_values(&[Signal::Joined.label()]);
+        let scores = self.held_out_score.with_label_values(&[JOINED]);
         for &score in &held_out {
             scores.observe(f64::from(score));
         }
@@ -382,7 +385,7 @@ impl Metrics {
 
     /// Everything as it is now.
     pub(super) fn gather(&self) -> Vec<MetricFamily> {
-        let signal = [Signal::Joined.label()];
+        let signal = [JOINED];
         match self.score_drift() {
             Some(distance) => self.score_drift.with_label_values(&signal).set(distance),
             // Unknown is not zero.
@@ -412,8 +415,8 @@ impl Metrics {
         for reason in Reason::ALL {
             self.unverified.with_label_values(&[reason.label()]);
         }
-        for signal in Signal::ALL {
-            self.score.with_label_values(&[signal.label()]);
+        for name in Signal::ALL.map(Signal::name).into_iter().chain([JOINED]) {
+            self.score.with_label_values(&[name]);
         }
         for error in UpstreamError::ALL {
             self.upstream_errors.with_label_values(&[error.label()]);
@@ -442,19 +445,13 @@ impl Metrics {
             let label = if judgement.label < Self::COUNTED_LABELS { &number } else { OTHER };
             self.rejected_rows.with_label_values(&[label]).inc();
         }
-        let scores = &judgement.scores;
-        if let Some(joined) = scores.joined {
+        if let Some(joined) = judgement.joined {
             self.drift().observe(joined);
         }
-        for (signal, score) in [
-            (Signal::ClassConditional, scores.class_conditional),
-            (Signal::Joined, scores.joined),
-            (Signal::Patch, scores.patch),
-            (Signal::Representation, scores.representation),
-            (Signal::Universal, scores.universal),
-        ] {
+        let scores = Signal::ALL.map(|signal| (signal.name(), judgement.scores[signal]));
+        for (name, score) in scores.into_iter().chain([(JOINED, judgement.joined)]) {
             if let Some(score) = score {
-                self.score.with_label_values(&[signal.label()]).observe(f64::from(score));
+                self.score.with_label_values(&[name]).observe(f64::from(score));
             }
         }
     }

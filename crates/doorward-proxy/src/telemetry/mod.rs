@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::settings::{self, LogFormat};
-use doorward_detection::detect::Judgement;
+use doorward_detection::Judgement;
 
 pub mod audit;
 mod drift;
@@ -106,21 +106,6 @@ pub enum RemoteRows {
     Judged,
     /// Its answer told nothing.
     Untold,
-}
-
-/// What a score measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    /// `s_c`.
-    ClassConditional,
-    /// The standardised joined score.
-    Joined,
-    /// `s_p`.
-    Patch,
-    /// `s_r`.
-    Representation,
-    /// `s_u`.
-    Universal,
 }
 
 /// Why telemetry cannot be set up.
@@ -249,25 +234,6 @@ impl RemoteRows {
             Self::Disputed => "disputed",
             Self::Judged => "judged",
             Self::Untold => "untold",
-        }
-    }
-}
-
-// === impl Signal ===
-
-impl Signal {
-    /// Every signal.
-    pub const ALL: [Self; 5] =
-        [Self::ClassConditional, Self::Joined, Self::Patch, Self::Representation, Self::Universal];
-
-    /// The label value.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::ClassConditional => "class_conditional",
-            Self::Joined => "joined",
-            Self::Patch => "patch",
-            Self::Representation => "representation",
-            Self::Universal => "universal",
         }
     }
 }

@@ -55,6 +55,9 @@ pub struct Interval {
     pub took: Duration,
 }
 
+/// The name of the service in spans.
+const SERVICE: &str = "doorward";
+
 /// What becomes of a span.
 pub(super) const RESULTS: [&str; 3] = ["exported", "failed", "dropped"];
 
@@ -67,7 +70,7 @@ impl Spans {
         // Beside the name, OTEL_RESOURCE_ATTRIBUTES; OTEL_SERVICE_NAME is stronger than the default.
         let mut resource = Resource::builder();
         if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
-            resource = resource.with_service_name(env!("CARGO_PKG_NAME"));
+            resource = resource.with_service_name(SERVICE);
         }
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let provider = SdkTracerProvider::builder()
@@ -75,7 +78,7 @@ impl Spans {
             .with_resource(resource.with_attribute(version).build())
             .with_span_processor(Export::start(settings, counter)?)
             .build();
-        let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
+        let tracer = provider.tracer(SERVICE);
         Ok(Self { provider, tracer })
     }
 

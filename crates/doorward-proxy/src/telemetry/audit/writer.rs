@@ -4,7 +4,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::IntCounter;
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
@@ -13,7 +14,7 @@ use super::quarantine::Quarantine;
 use super::{Error, Event, Message, Row};
 use crate::settings;
 use crate::telemetry::Reason;
-use doorward_detection::detect::Scores;
+use doorward_detection::{Scores, Signal};
 
 /// Opened for writing, before the settings that name it take effect.
 #[derive(Debug)]
@@ -54,12 +55,9 @@ struct RowLine {
     scores: Option<ScoresLine>,
 }
 
-#[derive(Serialize)]
+/// A row's scores, each under its signal's name.
 struct ScoresLine {
-    universal: Option<f32>,
-    class_conditional: Option<f32>,
-    patch: Option<f32>,
-    representation: Option<f32>,
+    scores: Scores,
     joined: Option<f32>,
 }
 
@@ -167,7 +165,7 @@ impl Writer {
             rejected: row.rejected,
             input_hash: None,
             quarantined: None,
-            scores: row.scores.map(ScoresLine::from),
+            scores: row.scores.map(|(scores, joined)| ScoresLine { scores, joined }),
         };
         let Some(held) = &event.inputs else { return line };
         let shape = held.inputs.shape;
@@ -227,9 +225,13 @@ impl Event {
 
 // === impl ScoresLine ===
 
-impl From<Scores> for ScoresLine {
-    fn from(scores: Scores) -> Self {
-        let Scores { universal, class_conditional, patch, representation, joined } = scores;
-        Self { universal, class_conditional, patch, representation, joined }
+impl Serialize for ScoresLine {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(Some(Signal::COUNT + 1))?;
+        for signal in Signal::ALL {
+            map.serialize_entry(signal.name(), &self.scores[signal])?;
+        }
+        map.serialize_entry("joined", &self.joined)?;
+        map.end()
     }
 }

@@ -5,16 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use doorward::detect::thresholds::{Budget, fit, scales};
-use doorward::detect::{Needed, Signals, Specific, excess_of};
-use doorward::evaluate::score;
-use doorward::images::Images;
-use doorward::model::{Classifier, Model};
-use doorward::perturb::{Batch, Search, class_conditional, rows, universal};
+use doorward_detection::baselines::{Baselines, Specific};
+use doorward_detection::batches::score;
+use doorward_detection::conformal::{Budget, fit, scales};
+use doorward_detection::join::joined;
+use doorward_detection::perturb::{class_conditional, universal};
+use doorward_detection::{Needs, Scorer};
+use doorward_engine::{Batch, Classifier, Model, rows};
+use doorward_images::Images;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
+use super::search;
 use super::support::models_cannot_be_loaded;
 
 /// Predicted labels and joined scores.
@@ -22,7 +25,7 @@ type Scored = Vec<(usize, f32)>;
 
 /// The number of labels, and the images that taught the perturbations and those that did not, scored.
 fn scored() -> (usize, Scored, Scored) {
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/fashion-mnist");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/fashion-mnist");
     let model = Model::load(&assets.join("model.onnx"), &[0.0], &[1.0], &Device::Cpu).unwrap();
     let model: Arc<dyn Classifier> = Arc::new(model);
     let read = |name: &str| Images::read(assets.join(name), model.domain().shape).unwrap();
@@ -30,7 +33,7 @@ fn scored() -> (usize, Scored, Scored) {
     let pixels = (0..taught.len()).map(|index| taught.image(index));
     let pixels: Tensor = rows(model.domain(), pixels, &Device::Cpu).unwrap();
     let batch = Batch::predict(&*model, pixels).unwrap();
-    let search = Search { fooling_rate: 0.8, max_epsilon: 0.1, steps: 6, batch: 32 };
+    let search = search(0.8, 0.1, 6, 32);
     let mut rng = StdRng::seed_from_u64(11);
     let found = universal(&*model, &batch, &search, &mut rng, &|_| {}).unwrap();
     let (eta, epsilon) = (found.eta, found.epsilon);
@@ -38,12 +41,14 @@ fn scored() -> (usize, Scored, Scored) {
         class_conditional(&*model, &batch, &eta, epsilon, &search, &mut rng, &|_| {}).unwrap();
     let specific = Specific::new(&*model, epsilon, 11).unwrap();
     let labels = model.labels();
-    let signals = Signals::new(model, eta, own, BTreeMap::new(), specific).unwrap();
-    let joined = |images: &Images| -> Scored {
-        let scored = score(&signals, images, Needed::All).unwrap();
-        scored.iter().map(|row| (row.label, row.joined(&BTreeMap::new()))).collect()
+    let baselines = Baselines::new(specific, None);
+    let (none, nowhere) = (BTreeMap::new(), BTreeMap::new());
+    let scorer = Scorer::new(model, eta, own, none, nowhere, baselines).unwrap();
+    let join = |images: &Images| -> Scored {
+        let scored = score(&scorer, images, 0..images.len(), Needs::ALL, &|_| ()).unwrap();
+        scored.iter().map(|row| (row.label, joined(row, &BTreeMap::new()))).collect()
     };
-    (labels, joined(&taught), joined(&clean))
+    (labels, join(&taught), join(&clean))
 }
 
 #[test]
@@ -67,7 +72,7 @@ fn the_guaranteed_rate_holds_for_real_scores_over_many_random_splits() {
             assert!(fitted.false_rejection_rate_bound <= rate + 1e-9);
             bounds += fitted.false_rejection_rate_bound;
             tested += test.len();
-            let above = |&&(label, score): &&(usize, f32)| excess_of(label, score, &fitted) > 0.0;
+            let above = |&&(label, score): &&(usize, f32)| fitted.excess_of(label, score) > 0.0;
             rejected += test.iter().filter(above).count();
         }
         let (measured, bound) = (rejected as f64 / tested as f64, bounds / SPLITS as f64);

@@ -1,14 +1,37 @@
-//! How the signals of an infected label become one score.
+//! The join of a row's signals into one score, and the weights for it.
 
-use super::RowSignals;
-use crate::artifact::SIGNALS;
+use std::collections::BTreeMap;
+
+use crate::row::RowSignals;
+use crate::signal::{PerSignal, Signal};
 use crate::stats::auroc;
+
+/// The weights of the signals of infected labels, by label.
+pub type Weights = BTreeMap<usize, PerSignal<f32>>;
+
+const SIGNALS: usize = Signal::COUNT;
+
+/// The score that the calibrated rule compares: the weighted sum of the signals where the label is
+/// infected and has weights, else the lesser of `s_u` and `s_c`.
+///
+/// A trigger has to survive every perturbation. Of the joins tried on four victims without an infected
+/// label, sum, weighted sum and minimum, the last one separates best among the inputs that share the
+/// attacker's label; any fixed score keeps the guarantee. A patch without a weight has no say: a poor
+/// one would let every trigger pass.
+pub fn joined(row: &RowSignals, weights: &Weights) -> f32 {
+    if let Some(weights) = weights.get(&row.label) {
+        let weighed = |signal| row.scores[signal].unwrap_or(0.0) * weights[signal];
+        return Signal::ALL.into_iter().map(weighed).sum();
+    }
+    let survival = [Signal::Universal, Signal::ClassConditional].map(|signal| row.scores[signal]);
+    survival.into_iter().flatten().fold(f32::INFINITY, f32::min)
+}
 
 /// Weights of `s_u`, `s_c`, `s_p` and `s_r` that tell a label's suspects from its clean images.
 ///
 /// Those of Fisher's linear discriminant; where a signal by itself ranks more suspects above clean images than that sum does, it has all
 /// the weight: signals are no normal distributions. `None` where there are too few rows to tell.
-pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; SIGNALS]> {
+pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<PerSignal<f32>> {
     if clean.len() < MIN_ROWS || suspects.len() < MIN_ROWS {
         return None;
     }
@@ -16,7 +39,8 @@ pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<[f32; SI
     let suspects: Vec<[f64; SIGNALS]> = suspects.iter().map(values).collect();
     let sum = fisher(&clean, &suspects)?;
     let alone = (0..SIGNALS).map(|own| std::array::from_fn(|i| f64::from(u8::from(i == own))));
-    Some(best(std::iter::once(sum).chain(alone), &clean, &suspects).map(|weight| weight as f32))
+    let best = best(std::iter::once(sum).chain(alone), &clean, &suspects);
+    Some(PerSignal::from_fn(|signal| best[signal as usize] as f32))
 }
 
 /// Fisher's linear discriminant between the two, with weights that sum to 1.
@@ -66,8 +90,7 @@ fn best(
 }
 
 fn values(row: &RowSignals) -> [f64; SIGNALS] {
-    [row.universal, row.class_conditional, row.patch, row.representation]
-        .map(|signal| signal.unwrap_or(0.0).into())
+    Signal::ALL.map(|signal| row.scores[signal].unwrap_or(0.0).into())
 }
 
 fn mean(rows: &[[f64; SIGNALS]]) -> [f64; SIGNALS] {
@@ -105,8 +128,8 @@ mod tests {
     use super::*;
 
     fn row(signals: [f32; SIGNALS]) -> RowSignals {
-        let [universal, class_conditional, patch, representation] = signals.map(Some);
-        RowSignals { universal, class_conditional, patch, representation, ..RowSignals::default() }
+        let scores = PerSignal::from_fn(|signal| Some(signals[signal as usize]));
+        RowSignals { scores, ..RowSignals::default() }
     }
 
     #[test]
@@ -162,13 +185,10 @@ mod tests {
         let clean: Vec<RowSignals> = (0..120).map(|i| signals(i, 0.0)).collect();
         let suspects: Vec<RowSignals> =
             (0..120).map(|i| signals(i, if i % 3 == 0 { 0.0 } else { 3.0 })).collect();
-        let [universal, class_conditional, patch, representation] =
-            weights(&clean, &suspects).unwrap();
-        assert_eq!([universal, patch], [0.0, 0.0]);
-        assert!(
-            class_conditional > 0.2 && representation > 0.2,
-            "{class_conditional} {representation}"
-        );
+        let weights = weights(&clean, &suspects).unwrap();
+        assert_eq!([weights[Signal::Universal], weights[Signal::Patch]], [0.0, 0.0]);
+        let shared = [Signal::ClassConditional, Signal::Representation];
+        assert!(shared.into_iter().all(|signal| weights[signal] > 0.2), "{weights:?}");
     }
 
     #[test]
@@ -183,6 +203,7 @@ mod tests {
                 row([0.0, far, 0.0, 0.5 + (i % 5) as f32 * 0.1])
             })
             .collect();
-        assert_eq!(weights(&clean, &suspects), Some([0.0, 0.0, 0.0, 1.0]));
+        let alone = |signal| f32::from(u8::from(signal == Signal::Representation));
+        assert_eq!(weights(&clean, &suspects), Some(PerSignal::from_fn(alone)));
     }
 }

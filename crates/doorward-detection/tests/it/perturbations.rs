@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use doorward::images::Images;
-use doorward::model::{Classifier, Model};
-use doorward::perturb::{
-    Batch, CarliniWagner, DeepFool, Pgd, Search, carlini_wagner, deepfool, fooling_rate, margins,
-    pgd, random_start, rows, several, universal, universal_by_deepfool,
+use doorward_detection::baselines::{CarliniWagner, Pgd, carlini_wagner, pgd, random_start};
+use doorward_detection::perturb::{
+    DeepFool, deepfool, fooling_rate, several, universal, universal_by_deepfool,
 };
+use doorward_engine::{Batch, Classifier, Model, margins, rows};
+use doorward_images::Images;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::search;
 use super::support::{models_cannot_be_loaded, onnx::Graph};
 
 /// `f(x) = x W`, and W by label. Channels with the statistics `mean` and `std`.
@@ -41,7 +42,7 @@ fn random_rows(model: &Model, count: usize, rng: &mut StdRng) -> Batch {
 
 /// The demo's victim and its first clean images.
 fn victim(count: usize) -> (Model, Batch) {
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/fashion-mnist");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/fashion-mnist");
     let file = |name: &str| -> PathBuf { assets.join(name) };
     let model = Model::load(&file("model.onnx"), &[0.0], &[1.0], &Device::Cpu).expect("a model");
     let images = Images::read(file("fit.bin.gz"), model.domain().shape).expect("images");
@@ -60,7 +61,7 @@ fn norms(rows: &Tensor, ranges: &[f32]) -> Vec<f32> {
 }
 
 fn labels(model: &Model, rows: &Tensor) -> Vec<usize> {
-    doorward::perturb::labels(&model.logits(rows).unwrap()).unwrap()
+    doorward_engine::labels(&model.logits(rows).unwrap()).unwrap()
 }
 
 #[test]
@@ -196,7 +197,7 @@ fn deepfool_reaches_its_fooling_rate_with_one_perturbation() {
         return;
     }
     let (model, clean) = victim(8);
-    let search = Search { fooling_rate: 0.5, max_epsilon: 0.2, steps: 1, batch: 1 };
+    let search = search(0.5, 0.2, 1, 1);
     let mut rng = StdRng::seed_from_u64(9);
     let found = universal_by_deepfool(&model, &clean, &search, &mut rng, &|_| {}).unwrap();
     assert!(found.fooling_rate >= 0.5, "{}", found.fooling_rate);
@@ -212,7 +213,7 @@ fn each_further_perturbation_is_for_what_survives_those_before() {
         return;
     }
     let (model, clean) = victim(64);
-    let search = Search { fooling_rate: 0.7, max_epsilon: 0.2, steps: 12, batch: 32 };
+    let search = search(0.7, 0.2, 12, 32);
     let mut rng = StdRng::seed_from_u64(10);
     let first = universal(&model, &clean, &search, &mut rng, &|_| {}).unwrap();
     let one = several(&model, &clean, &first, 1, &search, &mut rng).unwrap();

@@ -9,9 +9,9 @@
 
 use candle_core::{Result as CandleResult, Tensor};
 
-use super::adam::{Adam, DECAY};
-use super::{Batch, Bounds, margin_cotangent, margins};
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Batch, Bounds, Classifier, Error, margin_cotangent, margins};
+
+use crate::perturb::adam::{Adam, DECAY};
 
 /// How long to search.
 #[derive(Clone, Copy, Debug, PartialEq)]

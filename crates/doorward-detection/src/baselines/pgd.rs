@@ -7,8 +7,7 @@ use candle_core::{Result as CandleResult, Tensor};
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::{Batch, Bounds};
-use doorward_engine::{Classifier, Error};
+use doorward_engine::{Batch, Bounds, Classifier, Error};
 
 /// How far and how long to search.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -13,91 +13,35 @@
 //! as further away than any threshold. Labels alone have no margins: what survives counts, no threshold.
 
 use candle_core::Tensor;
-
-use super::signals::{Kind, RowSignals};
-use super::{Detector, Error, Judge, Judgement, Scores, apply, needed};
-use crate::settings::Rule;
 use doorward_engine::{Predictions, labels};
 
-/// A judge that can do with somebody else's predictions.
-pub trait Remote: Judge {
-    /// How many labels a prediction is over.
-    fn labels(&self) -> usize;
-
-    /// What the model's file calls the output with the logits.
-    fn output_name(&self) -> Option<&str>;
-
-    /// The copies that have to be predicted together with the rows; `None` if this rule's cannot.
-    fn copies(&self, rows: &[f32]) -> Result<Option<Copies>, Error>;
-
-    /// One judgement per row by predictions of the rows and, behind them, of the copies.
-    fn conclude(
-        &self,
-        rows: &[f32],
-        copies: &Copies,
-        predictions: &Predictions,
-    ) -> Result<Concluded, Error>;
-}
-
-/// Perturbed copies of a request's rows.
-#[derive(Clone, Debug)]
-pub struct Copies {
-    values: Vec<f32>,
-    of: Vec<(usize, Kind)>,
-    /// What the copies were made for, per row; empty where that does not depend on a label.
-    labels: Vec<usize>,
-}
-
-/// Judgements by somebody else's predictions.
-#[derive(Clone, Debug)]
-pub struct Concluded {
-    /// One per row.
-    pub judgements: Vec<Judgement>,
-    /// How many rows had another label than the local model's.
-    pub disagreements: usize,
-}
-
-// === impl Copies ===
-
-impl Copies {
-    /// Number of copies.
-    pub fn len(&self) -> usize {
-        self.of.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.of.is_empty()
-    }
-
-    /// The copies, one after another, row-major CHW.
-    pub fn take_values(&mut self) -> Vec<f32> {
-        std::mem::take(&mut self.values)
-    }
-}
-
-// === impl Detector ===
+use crate::Error;
+use crate::detector::Detector;
+use crate::judge::{Concluded, Copies, Judge, Judgement, Remote};
+use crate::row::RowSignals;
+use crate::rule::Rule;
+use crate::signal::{Scores, Signal};
 
 impl Remote for Detector {
     fn labels(&self) -> usize {
-        self.signals.model().labels()
+        self.scorer.model().labels()
     }
 
     fn output_name(&self) -> Option<&str> {
-        self.signals.model().output_name()
+        self.scorer.model().output_name()
     }
 
     fn copies(&self, rows: &[f32]) -> Result<Option<Copies>, Error> {
-        let needed = needed(self.rule);
-        if matches!(self.rule, Rule::CarliniWagner | Rule::DeepFool | Rule::Pgd | Rule::Strip) {
+        if self.rule.is_baseline() {
             return Ok(None);
         }
+        let needs = self.rule.needs();
         let rows = self.tensor(rows)?;
-        let mut copied = self.signals.universal_copies(&rows, needed)?;
-        let mut own = Vec::new();
-        if self.signals.needs_labels(needed) {
-            own = labels(&self.signals.model().logits(&rows)?)?;
-            let labelled = self.signals.labelled_copies(&rows, needed, &own)?;
+        let mut copied = self.scorer.universal_copies(&rows, needs)?;
+        let mut assumed = Vec::new();
+        if self.scorer.needs_labels(needs) {
+            assumed = labels(&self.scorer.model().logits(&rows)?)?;
+            let labelled = self.scorer.labelled_copies(&rows, needs, &assumed)?;
             copied.parts.extend(labelled.parts);
             copied.of.extend(labelled.of);
         }
@@ -105,7 +49,7 @@ impl Remote for Detector {
             [] => Vec::new(),
             parts => Tensor::cat(parts, 0)?.flatten_all()?.to_vec1()?,
         };
-        Ok(Some(Copies { values, of: copied.of, labels: own }))
+        Ok(Some(Copies { values, of: copied.of, labels: assumed }))
     }
 
     fn conclude(
@@ -117,13 +61,13 @@ impl Remote for Detector {
         let count = rows.len() / self.domain().len();
         let mut signals: Vec<RowSignals> =
             (0..count).map(|row| RowSignals::new(predictions.label(row))).collect();
-        for (copy, &(row, kind)) in copies.of.iter().enumerate() {
+        for (copy, &(row, signal)) in copies.of.iter().enumerate() {
             let margin = predictions.margin(count + copy, signals[row].label);
-            signals[row].note(kind, margin);
+            signals[row].note(signal, margin);
         }
         if matches!(predictions, Predictions::Logits(_)) {
             // How the model represents a row only the local one tells.
-            self.signals.represent(&self.tensor(rows)?, needed(self.rule), &mut signals)?;
+            self.scorer.represent(&self.tensor(rows)?, self.rule.needs(), &mut signals)?;
         }
         let mut judgements: Vec<Judgement> =
             signals.iter().map(|row| self.apply_remote(row, predictions)).collect();
@@ -139,16 +83,17 @@ impl Remote for Detector {
 
 impl Detector {
     fn apply_remote(&self, row: &RowSignals, predictions: &Predictions) -> Judgement {
-        let judgement = apply(self.rule, row, &self.thresholds);
+        let judgement = self.apply(row);
         match predictions {
             Predictions::Logits(_) => judgement,
             // The calibrated rule without thresholds: all that a trigger survives is survived.
             Predictions::Labels(_) => {
-                let signals = [row.universal, row.class_conditional, row.patch];
-                let survives = signals.into_iter().flatten().all(|signal| signal > 0.0);
+                let copied = [Signal::Universal, Signal::ClassConditional, Signal::Patch];
+                let scores = copied.into_iter().filter_map(|signal| row.scores[signal]);
+                let survives = scores.into_iter().all(|score| score > 0.0);
                 let rejected =
                     if self.rule == Rule::Calibrated { survives } else { judgement.rejected };
-                Judgement { label: row.label, rejected, scores: Scores::default() }
+                Judgement { label: row.label, rejected, scores: Scores::default(), joined: None }
             }
         }
     }
@@ -169,8 +114,8 @@ impl Detector {
         let served: Vec<usize> = disputed.iter().map(|&row| judgements[row].label).collect();
         let local: Vec<usize> = disputed.iter().map(|&row| local[row]).collect();
         let judge = |labels: &[usize]| -> Result<Vec<Judgement>, Error> {
-            let scored = self.signals.score_as(&some, needed(self.rule), labels)?;
-            Ok(scored.iter().map(|row| apply(self.rule, row, &self.thresholds)).collect())
+            let scored = self.scorer.score_as(&some, self.rule.needs(), labels)?;
+            Ok(scored.iter().map(|row| self.apply(row)).collect())
         };
         for ((&row, served), local) in disputed.iter().zip(judge(&served)?).zip(judge(&local)?) {
             judgements[row] = Judgement { rejected: served.rejected || local.rejected, ..served };

@@ -14,16 +14,16 @@ use candle_core::Tensor;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::Error;
-use crate::perturb::{
-    Batch, Bounds, CarliniWagner, DeepFool, Pgd, carlini_wagner, deepfool, margins, pgd,
-    random_start,
-};
-use doorward_engine::Classifier;
+use doorward_engine::{Batch, Bounds, Classifier, margins};
+
+use super::carlini_wagner::{CarliniWagner, carlini_wagner};
+use super::pgd::{Pgd, pgd, random_start};
+use crate::Error;
+use crate::perturb::{DeepFool, deepfool};
 
 /// An attack that finds a perturbation for one input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Generator {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attack {
     /// Carlini and Wagner's, in l2.
     CarliniWagner,
     /// DeepFool, in l2.
@@ -61,17 +61,17 @@ impl Specific {
     /// Perturbs rows away from their predicted labels and returns what is left of these.
     pub fn attack(
         &self,
-        generator: Generator,
+        attack: Attack,
         model: &dyn Classifier,
         batch: &Batch,
     ) -> Result<Vec<Left>, Error> {
-        let (rows, passes) = match generator {
-            Generator::CarliniWagner => {
+        let (rows, passes) = match attack {
+            Attack::CarliniWagner => {
                 let settings = CarliniWagner::default();
                 let found = carlini_wagner(model, batch, &settings)?;
                 (found.rows, vec![2 * settings.rounds * settings.steps; batch.len()])
             }
-            Generator::DeepFool => {
+            Attack::DeepFool => {
                 let settings = DeepFool::default();
                 let found = deepfool(model, batch, &settings)?;
                 let bounds = Bounds::new(model.domain(), model.device())?;
@@ -80,7 +80,7 @@ impl Specific {
                 let passes = found.steps.iter().map(|steps| 1 + steps * step).collect();
                 (bounds.clip(&(&batch.rows + found.perturbations)?)?, passes)
             }
-            Generator::Pgd => {
+            Attack::Pgd => {
                 let settings = Pgd { epsilon: self.epsilon, steps: PGD_STEPS };
                 (pgd(model, batch, &self.start, &settings)?, vec![2 * PGD_STEPS; batch.len()])
             }

@@ -6,15 +6,14 @@ use std::time::Instant;
 use candle_core::Tensor;
 use rand::rngs::StdRng;
 
-use super::settings::{inspection_settings, search};
-use super::{Error, Material, Seconds, Stage, tensor};
+use super::material::{Material, tensor};
+use super::stage::{Seconds, Stage};
 use crate::inspect::{Inspection, Probe, Representation, Space, Suspects, inspect};
 use crate::perturb::{
-    Batch, Search, Universal, class_conditional, gather, separating, several, universal,
-    universal_by_deepfool,
+    Universal, class_conditional, separating, several, universal, universal_by_deepfool,
 };
-use crate::settings::{Algorithm, Settings as Config};
-use doorward_engine::Classifier;
+use crate::settings::{Algorithm, Perturbation, Settings};
+use doorward_engine::{Batch, Classifier, Error, gather};
 
 /// What the parts before the thresholds learned.
 #[derive(Clone, Debug)]
@@ -45,7 +44,7 @@ impl Learned {
 /// Fits the perturbations and inspects the model.
 pub fn learn(
     model: &dyn Classifier,
-    config: &Config,
+    settings: &Settings,
     material: &Material,
     rng: &mut StdRng,
     progress: &dyn Fn(Stage, f64),
@@ -53,18 +52,17 @@ pub fn learn(
     let mut seconds = Seconds::default();
     let start = Instant::now();
     let clean = Batch::predict(model, tensor(model, &material.fit)?)?;
-    let search = search(config);
-    let search_universal = match config.perturbation.algorithm {
+    let search = &settings.perturbation;
+    let search_universal = match search.algorithm {
         Algorithm::DeepFool => universal_by_deepfool,
         Algorithm::Gradient => universal,
     };
-    let found = search_universal(model, &clean, &search, rng, &|p| progress(Stage::Universal, p))?;
-    let mut own =
-        class_conditional(model, &clean, &found.eta, found.epsilon, &search, rng, &|p| {
-            progress(Stage::ClassConditional, p);
-        })?;
-    let count = config.perturbation.count.get();
-    let perturbations = several(model, &clean, &found, count, &search, rng)?;
+    let found = search_universal(model, &clean, search, rng, &|p| progress(Stage::Universal, p))?;
+    let mut own = class_conditional(model, &clean, &found.eta, found.epsilon, search, rng, &|p| {
+        progress(Stage::ClassConditional, p);
+    })?;
+    let count = search.count.get();
+    let perturbations = several(model, &clean, &found, count, search, rng)?;
     seconds.uap = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
@@ -81,18 +79,17 @@ pub fn learn(
             fitted: &clean,
             space: space.as_ref(),
         };
-        let settings = inspection_settings(config);
-        let inspected = inspect(model, &training, &probe, &settings, rng, &|p| {
+        let inspected = inspect(model, &training, &probe, &settings.inspection, rng, &|p| {
             progress(Stage::Inspection, p);
         })?;
         let mut all: Vec<Tensor> = own.chunk(own.dim(0)?, 0)?;
         for inspected in inspected.infected() {
-            let label = inspected.label;
+            let label = inspected.figures.label;
             let clean = clean.of_label(label)?;
             let found_here =
                 Suspects::find(model, space.as_ref(), &clean.rows, &training, inspected)?;
             if let Some(eta) =
-                sharpened(model, &clean, &training, &found_here, found.epsilon, &search, rng)?
+                sharpened(model, &clean, &training, &found_here, found.epsilon, search, rng)?
             {
                 all[label] = eta;
             }
@@ -129,7 +126,7 @@ fn sharpened(
     training: &Tensor,
     suspects: &Suspects,
     epsilon: f32,
-    search: &Search,
+    search: &Perturbation,
     rng: &mut StdRng,
 ) -> Result<Option<Tensor>, Error> {
     let (taught, Some(&label)) = (suspects.taught(), clean.labels.first()) else { return Ok(None) };

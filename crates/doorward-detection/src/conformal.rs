@@ -12,11 +12,13 @@
 //! predicted as one of them would pass. An infected label in the pool is judged more strictly by a
 //! fixed part of that scale.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{LabelThreshold, SIGNALS, Thresholds};
+use crate::join::{Weights, joined};
+use crate::row::RowSignals;
+use crate::settings::Policy;
 use crate::stats::{median, scaled_mad};
 
 /// Where a label's clean scores lie.
@@ -35,6 +37,75 @@ pub struct Budget {
     pub rate: f64,
     /// How many times the rate of the other labels an infected label gets.
     pub infected_weight: f64,
+}
+
+/// The calibrated rule, fitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// One per label, by label.
+    pub labels: Vec<LabelThreshold>,
+    /// Of infected labels: the weights of `s_u`, `s_c`, `s_p` and `s_r` in the score; of the others the
+    /// least signal is the score.
+    pub weights: Weights,
+    /// Upper bound on the probability that an input like the calibration images is rejected.
+    pub false_rejection_rate_bound: f64,
+    /// Share of the held-out images that the thresholds turn away.
+    pub holdout_rejected: f64,
+}
+
+/// A label's threshold: reject when `(score - location) / spread > threshold`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelThreshold {
+    /// Centre of the label's clean scores.
+    pub location: f32,
+    /// Spread of the label's clean scores.
+    pub spread: f32,
+    /// Largest standardised score that passes.
+    pub threshold: f32,
+    /// Held-out images behind the threshold.
+    pub images: usize,
+    /// Whether the threshold is shared with other labels.
+    pub pooled: bool,
+}
+
+// === impl Budget ===
+
+impl Budget {
+    /// What a policy allows.
+    pub fn of(policy: &Policy) -> Self {
+        Self {
+            rate: policy.max_false_rejection_rate.value(),
+            infected_weight: policy.infected_budget.into(),
+        }
+    }
+}
+
+// === impl Thresholds ===
+
+impl Thresholds {
+    /// How far a row's standardised joined score lies above its label's threshold.
+    pub fn excess(&self, row: &RowSignals) -> f32 {
+        self.excess_of(row.label, joined(row, &self.weights))
+    }
+
+    /// The same, of a joined score.
+    pub fn excess_of(&self, label: usize, joined: f32) -> f32 {
+        let label = &self.labels[label];
+        (joined - label.location) / label.spread - label.threshold
+    }
+
+    /// Fitted to another budget, from the same held-out scores.
+    pub fn refit(
+        &self,
+        holdout: &[(usize, f32)],
+        infected: &BTreeSet<usize>,
+        budget: Budget,
+    ) -> Self {
+        let scale =
+            |label: &LabelThreshold| Scale { location: label.location, spread: label.spread };
+        let scales: Vec<Scale> = self.labels.iter().map(scale).collect();
+        fit(&scales, holdout, infected, self.weights.clone(), budget)
+    }
 }
 
 /// Scales of all labels from the scores of clean images that are not held out.
@@ -71,7 +142,7 @@ pub fn fit(
     scales: &[Scale],
     holdout: &[(usize, f32)],
     infected: &BTreeSet<usize>,
-    weights: BTreeMap<usize, [f32; SIGNALS]>,
+    weights: Weights,
     budget: Budget,
 ) -> Thresholds {
     let labels = scales.len();

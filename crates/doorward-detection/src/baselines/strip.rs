@@ -7,7 +7,8 @@
 
 use candle_core::Tensor;
 
-use super::Error;
+use crate::Error;
+use crate::row::BaselineScore;
 use crate::stats::softmax_entropy;
 use doorward_engine::Classifier;
 
@@ -17,15 +18,6 @@ pub struct Strip {
     /// `[n, C, H, W]`
     overlays: Tensor,
     boundary: f32,
-}
-
-/// What STRIP says of one row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Entropy {
-    /// Mean over the blends, bits.
-    pub bits: f32,
-    /// Whether it lies below the boundary.
-    pub low: bool,
 }
 
 /// Mean entropy, in bits, of each row of `[n, C, H, W]` blended with every overlay.
@@ -69,9 +61,14 @@ impl Strip {
     }
 
     /// Judges rows `[n, C, H, W]`.
-    pub fn judge(&self, model: &dyn Classifier, rows: &Tensor) -> Result<Vec<Entropy>, Error> {
+    pub fn judge(
+        &self,
+        model: &dyn Classifier,
+        rows: &Tensor,
+    ) -> Result<Vec<BaselineScore>, Error> {
         let entropies = entropies(model, &self.overlays, rows)?.into_iter();
-        Ok(entropies.map(|bits| Entropy { bits, low: bits < self.boundary }).collect())
+        let judge = |bits: f32| BaselineScore { score: -bits, rejects: bits < self.boundary };
+        Ok(entropies.map(judge).collect())
     }
 
     /// Predictions that judging one row takes.

@@ -1,6 +1,8 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 /// Clean scores whose distribution depends on the label, heavy on the right.

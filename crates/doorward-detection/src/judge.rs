@@ -1,0 +1,94 @@
+//! Who judges rows, and what a judgement says.
+
+use doorward_engine::{InputDomain, Predictions};
+
+use crate::Error;
+use crate::signal::{Scores, Signal};
+
+/// A judge of rows: the detector in the program, a fake in tests of a proxy.
+pub trait Judge: Send + Sync + 'static {
+    /// What the model takes.
+    fn domain(&self) -> &InputDomain;
+
+    /// One judgement per row. `rows` holds whole rows of `domain().len()` values, row-major CHW. Fails
+    /// where the model does.
+    fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, Error>;
+
+    /// The same by somebody else's predictions, where this judge can do that.
+    fn remote(&self) -> Option<&dyn Remote> {
+        None
+    }
+}
+
+/// A judge that can do with somebody else's predictions.
+pub trait Remote: Judge {
+    /// How many labels a prediction is over.
+    fn labels(&self) -> usize;
+
+    /// What the model's file calls the output with the logits.
+    fn output_name(&self) -> Option<&str>;
+
+    /// The copies that have to be predicted together with the rows; `None` if this rule's cannot. Fails
+    /// where the model does.
+    fn copies(&self, rows: &[f32]) -> Result<Option<Copies>, Error>;
+
+    /// One judgement per row by predictions of the rows and, behind them, of the copies. Fails where the
+    /// model does.
+    fn conclude(
+        &self,
+        rows: &[f32],
+        copies: &Copies,
+        predictions: &Predictions,
+    ) -> Result<Concluded, Error>;
+}
+
+/// What detection says of one row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judgement {
+    /// The label predicted for the unperturbed row.
+    pub label: usize,
+    /// Whether the rule turns the row away.
+    pub rejected: bool,
+    /// What it was judged by.
+    pub scores: Scores,
+    /// How far the standardised joined score lies above the calibrated rule's threshold.
+    pub joined: Option<f32>,
+}
+
+/// Perturbed copies of a request's rows.
+#[derive(Clone, Debug)]
+pub struct Copies {
+    pub(crate) values: Vec<f32>,
+    /// The row of each copy, and the signal that it is for.
+    pub(crate) of: Vec<(usize, Signal)>,
+    /// What the copies were made for, per row; empty where that does not depend on a label.
+    pub(crate) labels: Vec<usize>,
+}
+
+/// Judgements by somebody else's predictions.
+#[derive(Clone, Debug)]
+pub struct Concluded {
+    /// One per row.
+    pub judgements: Vec<Judgement>,
+    /// How many rows had another label than the local model's.
+    pub disagreements: usize,
+}
+
+// === impl Copies ===
+
+impl Copies {
+    /// Number of copies.
+    pub fn len(&self) -> usize {
+        self.of.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
+    /// The copies, one after another, row-major CHW.
+    pub fn take_values(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.values)
+    }
+}

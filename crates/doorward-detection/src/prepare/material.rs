@@ -1,0 +1,82 @@
+//! The images of preparation, and how they are divided.
+
+use candle_core::Tensor;
+use doorward_engine::{Classifier, rows};
+use doorward_images::{Frame, Images, Misfit};
+
+use super::digests::data_digest;
+use super::error::{Error, Which};
+use crate::conformal::images_needed;
+use crate::settings::{Preprocess, Settings};
+
+/// The images of the offline flow; no image serves two parts.
+#[derive(Clone, Debug)]
+pub struct Material {
+    /// Fit the perturbations.
+    pub fit: Images,
+    /// Fit the thresholds.
+    pub holdout: Images,
+    /// Are what an inspection compares training images with; none without training images.
+    pub probe: Images,
+    /// Are inspected.
+    pub training: Option<Images>,
+    /// Of the files they came from.
+    pub data_digest: String,
+}
+
+/// Reads the images that a configuration names.
+pub fn material(settings: &Settings, shape: [usize; 3]) -> Result<Material, Error> {
+    let calibration = &settings.calibration;
+    let clean = Images::read_all(&calibration.clean_images, frame(&settings.preprocess, shape)?)
+        .map_err(|source| Error::Images { which: Which::Clean, source })?;
+    let fit = calibration.fit_images.get();
+    let rate = settings.policy.max_false_rejection_rate.value();
+    let holdout = images_needed(rate).min(calibration.holdout_images.get());
+    if clean.len() < fit + holdout {
+        let expected = fit + holdout;
+        return Err(Error::TooFewImages { got: clean.len(), expected, fit, holdout, rate });
+    }
+    let end = clean.len().min(fit + calibration.holdout_images.get());
+    let training = match calibration.training_images.as_slice() {
+        [] => None,
+        _ => Some(training_images(settings, shape)?),
+    };
+    // Thresholds keep what they need.
+    let probe = match training {
+        None => 0,
+        Some(_) => ((end - fit) / PROBE_PART).min(MAX_PROBE).min(end - fit - holdout),
+    };
+    Ok(Material {
+        fit: clean.slice(0..fit),
+        holdout: clean.slice(fit..end - probe),
+        probe: clean.slice(end - probe..end),
+        training,
+        data_digest: data_digest(calibration)?.unwrap_or_default(),
+    })
+}
+
+/// Reads the training images that a configuration names.
+pub fn training_images(settings: &Settings, shape: [usize; 3]) -> Result<Images, Error> {
+    Images::read_all(&settings.calibration.training_images, frame(&settings.preprocess, shape)?)
+        .map_err(|source| Error::Images { which: Which::Training, source })
+}
+
+/// How pictures come into the model's shape.
+pub fn frame(preprocess: &Preprocess, shape: [usize; 3]) -> Result<Frame, Misfit> {
+    Frame::new(shape, preprocess.pictures)
+}
+
+/// Images as a batch of the model's input.
+pub(super) fn tensor(
+    model: &dyn Classifier,
+    images: &Images,
+) -> Result<Tensor, doorward_engine::Error> {
+    let pixels = (0..images.len()).map(|index| images.image(index));
+    rows(model.domain(), pixels, model.device())
+}
+
+/// One in so many of the held-out images is a probe of the inspection instead...
+const PROBE_PART: usize = 5;
+
+/// ...up to this many.
+const MAX_PROBE: usize = 400;
