@@ -59,6 +59,9 @@ fn embedded_file_gives_the_documented_defaults() {
     assert_eq!(config.detection.policy.max_false_rejection_rate.value(), 0.01);
     assert_eq!(config.detection.policy.infected_budget, 10.0);
     assert_eq!(config.server.policy.unverified.overload, Action::Reject);
+    // Whoever uses the layer alone gets the same.
+    assert_eq!(config.server.limits, doorward_proxy::settings::Limits::default());
+    assert_eq!(config.server.policy, doorward_proxy::settings::Policy::default());
     let limits = &config.server.limits;
     assert_eq!(limits.body_bytes, 16 << 20);
     assert_eq!(limits.rows.get(), 64);

@@ -8,6 +8,10 @@ pub mod server;
 pub mod settings;
 pub mod telemetry;
 pub mod tls;
+pub mod verdict;
 
 pub use address::{Address, NoAddress, Origin};
+pub use proxy::ScreenLayer;
+pub use server::Server;
 pub use settings::Settings;
+pub use telemetry::metrics::Metrics;

@@ -42,6 +42,25 @@ pub struct Settings {
     pub telemetry: Telemetry,
 }
 
+/// What judging the requests of one model takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Screening<'a> {
+    /// The only model name taken; `None` takes any.
+    pub model: Option<&'a str>,
+    /// Whose predictions a verdict rests on.
+    pub predictions: Predictions,
+    /// Most rows that the model server takes in one request; `None`: not known.
+    pub max_rows: Option<NonZeroUsize>,
+    /// Whose image requests are taken.
+    pub images: &'a Images,
+    /// From a picture to bytes in the model's shape.
+    pub pictures: Pictures,
+    /// What a verdict does.
+    pub policy: &'a Policy,
+    /// Bounds on everything a client can send or occupy.
+    pub limits: &'a Limits,
+}
+
 /// `[listen]`
 #[derive(Clone, Debug)]
 pub struct Listen {
@@ -135,7 +154,7 @@ pub enum Predictions {
 }
 
 /// What a verdict does, and what becomes of a request without one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Whether a verdict changes an answer.
     pub mode: Mode,
@@ -177,7 +196,7 @@ pub enum Action {
 }
 
 /// `[limits]`
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Largest request body, bytes.
     pub body_bytes: usize,
@@ -278,4 +297,65 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// The part that judging takes.
+    pub fn screening(&self) -> Screening<'_> {
+        Screening {
+            model: self.model.name.as_deref(),
+            predictions: self.model.predictions,
+            max_rows: self.upstream.max_rows,
+            images: &self.images,
+            pictures: self.pictures,
+            policy: &self.policy,
+            limits: &self.limits,
+        }
+    }
+}
+
+// === impl Policy ===
+
+impl Default for Policy {
+    /// Enforces; without a verdict nothing passes.
+    fn default() -> Self {
+        Self { mode: Mode::Enforce, unverified: Unverified::all(Action::Reject) }
+    }
+}
+
+// === impl Unverified ===
+
+impl Unverified {
+    /// The same for every reason.
+    pub fn all(action: Action) -> Self {
+        Self {
+            artifact: action,
+            deadline: action,
+            internal: action,
+            overload: action,
+            undecodable: action,
+        }
+    }
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    /// Those of the shipped settings file.
+    fn default() -> Self {
+        let count = |count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            body_bytes: 16 << 20,
+            rows: count(64),
+            image_pixels: count(16 << 20),
+            queue_rows: count(512),
+            batch_rows: count(64),
+            concurrency: count(256),
+            body_timeout: Duration::from_secs(10),
+            detection_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
 }

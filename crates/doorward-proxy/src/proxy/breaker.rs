@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::upstream::Failed;
 use crate::settings;
-use crate::telemetry::UpstreamError;
+use crate::verdict::UpstreamError;
 
 /// The state, shared by all requests.
 #[derive(Debug)]

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::Request;
 
+use super::live::Live;
+use super::proxy::Proxy;
 use super::screen::unframed;
-use super::{Live, Proxy};
 use doorward_protocol::oip_grpc;
 
 /// The proxies of all models, as they are when a request begins.
@@ -36,7 +37,7 @@ impl Choice {
         if !self.is_plural() {
             return self.strictest();
         }
-        let taker = self.0.iter().find(|proxy| proxy.takes(request.method(), request.uri()));
+        let taker = self.0.iter().find(|proxy| proxy.gate.takes(request.method(), request.uri()));
         taker.unwrap_or_else(|| self.strictest())
     }
 
@@ -46,15 +47,15 @@ impl Choice {
         if !self.is_plural() {
             return strictest;
         }
-        let message = unframed(headers, frame, strictest.limits.body_bytes);
+        let message = unframed(headers, frame, strictest.gate.limits.body_bytes);
         let name = message.ok().and_then(|message| oip_grpc::model_in(&message));
-        let named = self.0.iter().find(|proxy| name.is_some() && proxy.model == name);
+        let named = self.0.iter().find(|proxy| name.is_some() && proxy.gate.model == name);
         named.unwrap_or(strictest)
     }
 
     /// Of a request that is nobody's.
     pub(super) fn strictest(&self) -> &Arc<Proxy> {
-        let strictest = self.0.iter().min_by_key(|proxy| proxy.screen.leniency());
+        let strictest = self.0.iter().min_by_key(|proxy| proxy.gate.screen.leniency());
         strictest.unwrap_or(&self.0[0])
     }
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tower::Service;
 
-use super::Error;
+use super::error::Error;
 use crate::address::Origin;
 use crate::settings::UpstreamTls;
 use crate::tls;

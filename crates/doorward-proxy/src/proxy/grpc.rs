@@ -16,37 +16,37 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request};
 use tokio::sync::watch;
 
+use super::choice::Choice;
 use super::coding::GRPC_ENCODING;
+use super::gate::Stopped;
+use super::grpc_body::{GRPC, GrpcAnswer};
+use super::grpc_upstream::Upstream;
+use super::proxy::Proxy;
 use super::record::Record;
 use super::request_id::REQUEST_ID;
 use super::respond::{self, Failure};
 use super::screen::{Format, Pending, Unverified, unframed};
-use super::{Choice, Proxy, unanswered};
 use crate::telemetry::spans::Interval;
-use crate::telemetry::{Protocol, UpstreamError, Verdict};
-use body::CallBody;
+use crate::verdict::{UpstreamError, Verdict};
 use doorward_protocol::oip_grpc::{self, Call};
-use doorward_protocol::{DecodeError, Encoded, grpc_frame};
+use doorward_protocol::{DecodeError, Encoded, Protocol, grpc_frame};
 
-mod body;
 mod status;
 mod stream;
-mod upstream;
 
 use stream::Streaming;
-pub(super) use upstream::Upstream;
 
-/// What the proxy answers a call with.
-pub type GrpcAnswer = Response<CallBody>;
+/// The way on of a message that was understood, or that passes all the same.
+enum Submitted {
+    Pending(Pending),
+    Passes(Verdict),
+}
 
 /// Most bytes in a call that holds no tensor: a name and a version.
 const READ_BYTES: usize = 64 * 1024;
-
-/// What the upstream gets of an inspected call.
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 // === impl Choice ===
 
@@ -60,29 +60,30 @@ impl Choice {
         let (mut parts, body) = request.into_parts();
         // Until its message says whose the call is.
         let proxy = Arc::clone(self.strictest());
-        let id = proxy.begin(&mut parts.headers);
+        let id = proxy.gate.begin(&mut parts.headers);
         let call = route(&parts);
         let mut answer = if call == Ok(Call::StreamInfer) {
             // Each of its messages has a record of its own.
             Streaming::new(self, parts.headers, id.clone()).answer(body, draining).await
         } else {
-            let mut record = proxy.record(&id, &parts.headers);
+            let mut record = proxy.gate.record(Protocol::OipGrpc, &id, &parts.headers);
             record.continue_trace(&mut parts.headers);
-            record.protocol = Protocol::OipGrpc;
-            let answer = match call {
+            let ended = match call {
                 Ok(Call::Read { path, model }) => {
                     proxy.read_grpc(&self, (path, model), parts, body, &mut record).await
                 }
                 Ok(_) => proxy.infer_grpc(&self, parts, body, &mut record).await,
                 // Monitoring changes no answer: the upstream decides what it makes of the call.
-                Err(_) if proxy.screen.monitors() => proxy.relay(parts, body, &mut record).await,
-                Err(refusal) => Err(Failure::Refused(refusal)),
+                Err(_) if proxy.gate.screen.monitors() => {
+                    proxy.relay(parts, body, &mut record).await
+                }
+                Err(refusal) => Err(Failure::Refused(refusal).into()),
             };
-            let answer = answer.unwrap_or_else(|failure| {
+            let (verdict, answer) = ended.unwrap_or_else(|Stopped { verdict, failure }| {
                 record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
-                status::answer(&failure, record.request_id())
+                (verdict, status::answer(&failure, record.request_id()))
             });
-            record.answered();
+            record.answered(verdict);
             answer
         };
         answer.headers_mut().insert(REQUEST_ID, id);
@@ -99,54 +100,58 @@ impl Proxy {
         mut parts: Parts,
         mut body: Incoming,
         record: &mut Record,
-    ) -> Result<GrpcAnswer, Failure> {
-        let limit = self.limits.body_bytes;
+    ) -> Result<(Verdict, GrpcAnswer), Stopped> {
+        let limit = self.gate.limits.body_bytes;
         // Before the body, and not by a layer around this function, for the reasons that `infer` has.
-        let mut place = self.places.try_acquire();
+        let mut place = self.gate.places.try_acquire();
         if place.is_err() && !choice.is_plural() {
-            self.settle(Err(Unverified::overload()), record)?;
+            self.gate.settle(Err(Unverified::overload()), record)?;
         }
         let body = self.read_message(&mut body, limit, record).await?;
         let proxy = choice.of_message(&parts.headers, &body);
         if !std::ptr::eq(self, Arc::as_ptr(proxy)) {
-            proxy.adopt(record);
-            place = proxy.places.try_acquire();
+            proxy.gate.adopt(record);
+            place = proxy.gate.places.try_acquire();
         }
         let Ok(_place) = place else {
-            proxy.settle(Err(Unverified::overload()), record)?;
-            return proxy.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
+            let verdict = proxy.gate.settle(Err(Unverified::overload()), record)?;
+            return proxy.send_grpc(verdict, oip_grpc::INFER, parts.headers, body, record).await;
         };
-        let Some(pending) = proxy.submit_grpc(&parts.headers, &body, record).await? else {
-            return proxy.send_grpc(oip_grpc::INFER, parts.headers, body, record).await;
+        let pending = match proxy.submit_grpc(&parts.headers, &body, record).await? {
+            Submitted::Pending(pending) => pending,
+            Submitted::Passes(verdict) => {
+                return proxy
+                    .send_grpc(verdict, oip_grpc::INFER, parts.headers, body, record)
+                    .await;
+            }
         };
         drop(body);
         let Encoded { body, .. } = pending.encoded.clone();
         reencoded(&mut parts.headers);
         let exchange = proxy.grpc()?.send(oip_grpc::INFER, parts.headers, body);
-        proxy.judged(pending, exchange, record).await
+        proxy.gate.judged(pending, exchange, record).await
     }
 
-    /// Queues the rows of a message in its frame; `None` if it goes on without a verdict, as it is.
+    /// Queues the rows of a message in its frame.
     async fn submit_grpc(
         &self,
         headers: &HeaderMap,
         frame: &Bytes,
         record: &mut Record,
-    ) -> Result<Option<Pending>, Failure> {
+    ) -> Result<Submitted, Stopped> {
         if record.names_model() && record.model.is_none() {
             let message = frame.get(grpc_frame::PREFIX..).unwrap_or_default();
             record.model = oip_grpc::model_in(message).map(|name| name.chars().take(128).collect());
         }
-        match self.screen.submit(Format::Grpc, headers, frame).await {
-            Ok(pending) => Ok(Some(pending)),
+        match self.gate.screen.submit(Format::Grpc, headers, frame).await {
+            Ok(pending) => Ok(Submitted::Pending(pending)),
             Err(Unverified { failure: failure @ Failure::Refused(_), .. }) => {
-                if !self.screen.monitors() {
-                    return Err(failure);
+                match self.gate.screen.monitors() {
+                    true => Ok(Submitted::Passes(Verdict::Bypassed)),
+                    false => Err(failure.into()),
                 }
-                record.verdict = Verdict::Bypassed;
-                Ok(None)
             }
-            Err(unverified) => self.settle(Err(unverified), record).map(|()| None),
+            Err(unverified) => self.gate.settle(Err(unverified), record).map(Submitted::Passes),
         }
     }
 
@@ -157,15 +162,15 @@ impl Proxy {
         mut parts: Parts,
         mut body: Incoming,
         record: &mut Record,
-    ) -> Result<GrpcAnswer, Failure> {
+    ) -> Result<(Verdict, GrpcAnswer), Stopped> {
         // Takes no place, as reads over HTTP/1.1.
         let body = self.read_message(&mut body, READ_BYTES, record).await?;
         let proxy = match names_model {
             true => choice.of_message(&parts.headers, &body),
             false => choice.strictest(),
         };
-        proxy.adopt(record);
-        let model = proxy.model.as_deref();
+        proxy.gate.adopt(record);
+        let model = proxy.gate.model.as_deref();
         let checked = unframed(&parts.headers, &body, READ_BYTES)
             .and_then(|message| oip_grpc::check_read(message, names_model, model));
         let body = match checked {
@@ -173,12 +178,11 @@ impl Proxy {
                 reencoded(&mut parts.headers);
                 encoded
             }
-            Err(_) if proxy.screen.monitors() => body,
-            Err(DecodeError::Refused(refusal)) => return Err(Failure::Refused(refusal)),
-            Err(error) => return Err(Failure::Decode(error)),
+            Err(_) if proxy.gate.screen.monitors() => body,
+            Err(DecodeError::Refused(refusal)) => return Err(Failure::Refused(refusal).into()),
+            Err(error) => return Err(Failure::Decode(error).into()),
         };
-        record.verdict = Verdict::Bypassed;
-        proxy.send_grpc(path, parts.headers, body, record).await
+        proxy.send_grpc(Verdict::Bypassed, path, parts.headers, body, record).await
     }
 
     /// Passes a call on as it is, both ways, while it lasts.
@@ -187,28 +191,37 @@ impl Proxy {
         parts: Parts,
         body: Incoming,
         record: &mut Record,
-    ) -> Result<GrpcAnswer, Failure> {
-        record.verdict = Verdict::Bypassed;
+    ) -> Result<(Verdict, GrpcAnswer), Stopped> {
+        let verdict = Verdict::Bypassed;
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let body = body.map_err(Into::into).boxed_unsync();
-        let upstream = self.grpc()?;
+        let upstream = self.grpc().map_err(|failure| Stopped { verdict, failure })?;
         let opening = upstream.open(parts.method, path, parts.headers, body);
-        let answer =
-            upstream.breaker.guard(opening).await.map_err(|failed| unanswered(failed, record))?;
-        Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
+        match upstream.breaker.guard(opening).await {
+            Ok(answer) => {
+                let answer = answer.map(|body| body.map_err(Into::into).boxed_unsync());
+                Ok((verdict, answer))
+            }
+            Err(failed) => Err(Stopped { verdict, failure: record.unanswered(failed) }),
+        }
     }
 
     async fn send_grpc(
         &self,
+        verdict: Verdict,
         path: &'static str,
         headers: HeaderMap,
         body: Bytes,
         record: &mut Record,
-    ) -> Result<GrpcAnswer, Failure> {
+    ) -> Result<(Verdict, GrpcAnswer), Stopped> {
         let since = std::time::Instant::now();
-        let reply = self.grpc()?.send(path, headers, body).await;
+        let upstream = self.grpc().map_err(|failure| Stopped { verdict, failure })?;
+        let reply = upstream.send(path, headers, body).await;
         record.upstream = Some(Interval::since(since));
-        reply.map_err(|failed| unanswered(failed, record))
+        match reply {
+            Ok(answer) => Ok((verdict, answer)),
+            Err(failed) => Err(Stopped { verdict, failure: record.unanswered(failed) }),
+        }
     }
 
     /// Reads a body of one message within its bounds.
@@ -219,7 +232,7 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Bytes, Failure> {
         let framed = limit.saturating_add(grpc_frame::PREFIX);
-        self.read(body, framed, record).await.map_err(|failure| match failure {
+        self.gate.read(body, framed, record).await.map_err(|failure| match failure {
             Failure::BodyTooLarge { .. } => Failure::BodyTooLarge { limit },
             failure => failure,
         })

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use super::{Error, Proxy};
+use super::error::Error;
+use super::proxy::Proxy;
 use crate::settings::Settings;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::Metrics;

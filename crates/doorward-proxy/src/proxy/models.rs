@@ -6,7 +6,11 @@ use hyper::Request;
 use hyper::body::Incoming;
 use tokio::sync::watch;
 
-use super::{Answer, Choice, Error, GrpcAnswer, Live};
+use super::choice::Choice;
+use super::error::Error;
+use super::gate::Answer;
+use super::grpc_body::GrpcAnswer;
+use super::live::Live;
 
 /// One [`Live`] a model, at least one.
 #[derive(Debug)]

@@ -5,21 +5,24 @@
 
 use std::sync::Arc;
 
+use doorward_detection::Judgement;
+use doorward_protocol::Protocol;
 use hyper::HeaderMap;
 
+use super::respond::Failure;
 use super::trace;
+use super::upstream::Failed;
+use crate::telemetry::Outcome;
 use crate::telemetry::audit::{Inputs, Tap};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::spans::{Interval, Span};
-use crate::telemetry::{Outcome, Protocol, UpstreamError, Verdict};
-use doorward_detection::Judgement;
+use crate::verdict::{UpstreamError, Verdict};
 
 /// One request's outcome in the making.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) metrics: Arc<Metrics>,
     request_id: String,
-    answered: bool,
     pub(super) trace_id: Option<String>,
     /// `None`: no spans are made.
     pub(super) span: Option<Span>,
@@ -27,13 +30,14 @@ pub(super) struct Record {
     pub(super) audit: Option<Arc<Tap>>,
     pub(super) model: Option<String>,
     pub(super) inputs: Option<Inputs>,
-    pub(super) protocol: Protocol,
-    pub(super) verdict: Verdict,
+    protocol: Protocol,
+    /// `None`: it was not answered.
+    verdict: Option<Verdict>,
     pub(super) rows: usize,
     pub(super) judgements: Vec<Judgement>,
     pub(super) detection: Option<Interval>,
     pub(super) upstream: Option<Interval>,
-    pub(super) upstream_error: Option<UpstreamError>,
+    upstream_error: Option<UpstreamError>,
     pub(super) detail: Option<String>,
 }
 
@@ -49,18 +53,17 @@ pub(super) fn model_in(path: &str) -> Option<String> {
 
 impl Record {
     /// A request that nothing is known of but its id.
-    pub(super) fn new(metrics: Arc<Metrics>, request_id: String) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, protocol: Protocol, request_id: String) -> Self {
         Self {
             metrics,
             request_id,
-            answered: false,
             trace_id: None,
             span: None,
             audit: None,
             model: None,
             inputs: None,
-            protocol: Protocol::OipHttp,
-            verdict: Verdict::Refused,
+            protocol,
+            verdict: None,
             rows: 0,
             judgements: Vec::new(),
             detection: None,
@@ -98,23 +101,30 @@ impl Record {
         self.inputs = self.audit.is_some().then(|| inputs.clone());
     }
 
-    /// There is an answer: the verdict stands.
-    pub(super) fn answered(mut self) {
-        self.answered = true;
+    /// The upstream gave no answer.
+    pub(super) fn unanswered(&mut self, failed: Failed) -> Failure {
+        self.upstream_error = Some(failed.error);
+        self.detail = Some(failed.cause);
+        Failure::Upstream(failed.error)
+    }
+
+    /// There is an answer, by this verdict.
+    pub(super) fn answered(mut self, verdict: Verdict) {
+        self.verdict = Some(verdict);
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.answered {
-            self.verdict = Verdict::Refused;
+        let verdict = self.verdict.unwrap_or_else(|| {
             self.detail = Some("the client went away before it was answered".to_owned());
-        }
+            Verdict::Refused
+        });
         let outcome = Outcome {
             request_id: &self.request_id,
             trace_id: self.trace_id.as_deref(),
             protocol: self.protocol,
-            verdict: self.verdict,
+            verdict,
             rows: self.rows,
             judgements: &self.judgements,
             detection: self.detection.map(|interval| interval.took),

@@ -15,12 +15,13 @@ use hyper::http::request::Parts;
 use hyper::http::response;
 use hyper::{HeaderMap, Response};
 
+use super::gate::{Answer, Forwarded, Gate, Serve, Stopped, call};
+use super::record::Record;
 use super::respond::Failure;
 use super::screen::{Format, Understood, Unverified};
-use super::{Answer, Forwarded, Proxy, Record, call, unanswered};
-use crate::settings::Predictions as Source;
+use crate::telemetry::RemoteRows;
 use crate::telemetry::spans::Interval;
-use crate::telemetry::{Reason, RemoteRows};
+use crate::verdict::{Reason, Verdict};
 use doorward_detection::{Concluded, Copies, Judgement};
 use doorward_engine::Predictions;
 use doorward_protocol::append::{Appended, append};
@@ -47,26 +48,22 @@ struct Answered {
     predictions: Option<Predictions>,
 }
 
-// === impl Proxy ===
+// === impl Gate ===
 
-impl Proxy {
-    /// Whether the upstream predicts.
-    pub(super) fn is_remote(&self) -> bool {
-        self.predictions == Source::Upstream
-    }
-
-    /// As [`Proxy::infer`], once the body is read.
+impl Gate {
+    /// The way of an inference request whose body is read, where the upstream predicts.
     pub(super) async fn infer_remotely(
         &self,
         format: Rest,
         parts: Parts,
         body: Bytes,
+        to: &dyn Serve,
         record: &mut Record,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<(Verdict, Answer), Stopped> {
         let understood = self.screen.understand(Format::Rest(format), &parts.headers, &body).await;
         let request = match understood {
             Ok(request) => request,
-            Err(unverified) => return self.unverified(unverified, parts, body, record).await,
+            Err(unverified) => return self.unverified(unverified, parts, body, to, record).await,
         };
         record.submitted(request.rows, &request.inputs);
         let enlarged = match self.enlarge(format, &request).await {
@@ -74,18 +71,21 @@ impl Proxy {
             Ok(None) => {
                 self.metrics.remote_rows(RemoteRows::Untold, request.rows);
                 return match self.screen.queue_rows(request) {
-                    Ok(pending) => self.judge_and_forward(parts, pending, record).await,
-                    Err(unverified) => self.unverified(unverified, parts, body, record).await,
+                    Ok(pending) => self.judge_and_forward(parts, pending, to, record).await,
+                    Err(unverified) => self.unverified(unverified, parts, body, to, record).await,
                 };
             }
-            Err(unverified) => return self.unverified(unverified, parts, body, record).await,
+            Err(unverified) => return self.unverified(unverified, parts, body, to, record).await,
         };
         drop(body);
-        let mut answered = self.exchange(format, parts, &request, &enlarged, record).await;
+        let mut answered = self.exchange(format, parts, &request, &enlarged, to, record).await;
         let judged = self.conclude(&request, enlarged, answered.predictions.take()).await;
         record.detection = Some(Interval::since(request.since));
-        self.settle(judged, record)?;
-        answered.answer
+        let verdict = self.settle(judged, record)?;
+        match answered.answer {
+            Ok(answer) => Ok((verdict, answer)),
+            Err(failure) => Err(Stopped { verdict, failure }),
+        }
     }
 
     /// Makes the copies; `None` where the upstream cannot be asked about them.
@@ -128,6 +128,7 @@ impl Proxy {
         parts: Parts,
         request: &Understood,
         enlarged: &Enlarged,
+        to: &dyn Serve,
         record: &mut Record,
     ) -> Answered {
         let appended = enlarged.copies.len();
@@ -137,12 +138,12 @@ impl Proxy {
         call.headers.remove(ACCEPT_ENCODING);
         call.headers.insert(APPENDED_ROWS, HeaderValue::from(appended));
         let since = Instant::now();
-        let reply = self.upstream.send(call).await;
+        let reply = to.send(call).await;
         record.upstream = Some(Interval::since(since));
         let reply = match reply {
             Ok(reply) => reply,
             Err(failed) => {
-                return Answered { answer: Err(unanswered(failed, record)), predictions: None };
+                return Answered { answer: Err(record.unanswered(failed)), predictions: None };
             }
         };
         if !reply.status().is_success() {

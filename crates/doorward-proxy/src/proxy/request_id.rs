@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use rand::TryRngCore;
 
-use super::Error;
+use super::error::Error;
 
 /// The header that carries it.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

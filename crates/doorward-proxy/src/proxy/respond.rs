@@ -6,7 +6,7 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use crate::telemetry::UpstreamError;
+use crate::verdict::UpstreamError;
 use doorward_images::EncodedError;
 use doorward_protocol::ImageProtocol;
 use doorward_protocol::cut::CutError;

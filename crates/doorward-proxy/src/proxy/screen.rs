@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use super::batch::{Queue, Reply};
 use super::coding;
 use super::respond::Failure;
-use crate::settings::{Action, Limits, Mode, Policy, Settings};
+use crate::settings::{Action, Limits, Mode, Policy, Screening};
 use crate::telemetry::audit::Inputs;
-use crate::telemetry::{Reason, Verdict};
+use crate::verdict::{Reason, Verdict};
 use doorward_detection::{self as detection, Judge, Judgement};
 use doorward_images::{EncodedError, Frame};
 use doorward_protocol::ImageProtocol;
@@ -96,21 +96,21 @@ const INLINE_BYTES: usize = 64 * 1024;
 
 impl Screen {
     /// Without a detector, which comes later.
-    pub(super) fn new(config: &Settings) -> Self {
+    pub(super) fn new(settings: Screening<'_>) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let images = Arc::new(Images {
-            settings: config.images.clone(),
-            pictures: config.pictures,
+            settings: settings.images.clone(),
+            pictures: settings.pictures,
             decoding: Arc::new(Semaphore::new(processors)),
         });
-        let (policy, limits) = (config.policy.clone(), config.limits.clone());
-        let model = config.model.name.as_deref().map(Arc::from);
+        let (policy, limits) = (settings.policy.clone(), settings.limits.clone());
+        let model = settings.model.map(Arc::from);
         Self { policy, limits, model, images, queue: OnceLock::new() }
     }
 
     /// The same with another policy and limits, and without a detector.
-    pub(super) fn successor(&self, config: &Settings) -> Self {
-        let (policy, limits) = (config.policy.clone(), config.limits.clone());
+    pub(super) fn successor(&self, settings: Screening<'_>) -> Self {
+        let (policy, limits) = (settings.policy.clone(), settings.limits.clone());
         let (model, images) = (self.model.clone(), Arc::clone(&self.images));
         Self { policy, limits, model, images, queue: OnceLock::new() }
     }

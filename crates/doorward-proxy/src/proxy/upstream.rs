@@ -12,11 +12,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::header::{CONNECTION, HeaderMap, HeaderName};
 use hyper::{Method, Request, Response};
 
-use super::Error;
 use super::breaker::Breaker;
 use super::connect::{Client, Http, client};
+use super::error::Error;
 use crate::settings;
-use crate::telemetry::UpstreamError;
+use crate::verdict::UpstreamError;
 
 /// The model server.
 #[derive(Debug)]

@@ -18,8 +18,9 @@ use prometheus::IntCounter;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Outcome, Verdict};
-use crate::settings::{self, AuditEvents, Settings};
+use super::Outcome;
+use crate::settings::{self, AuditEvents};
+use crate::verdict::Verdict;
 use doorward_detection::Scores;
 use writer::Writer;
 
@@ -171,15 +172,15 @@ impl Audit {
     }
 
     /// The way in for requests under these settings; `None` if they want no audit log.
-    pub fn tap(&self, config: &Settings) -> Option<Tap> {
-        config.audit.target.as_ref()?;
+    pub fn tap(&self, settings: &settings::Audit, rule: &'static str) -> Option<Tap> {
+        settings.target.as_ref()?;
         Some(Tap {
             sender: self.sender.clone(),
             queued_bytes: Arc::clone(&self.queued_bytes),
             dropped: self.dropped.clone(),
-            events: config.audit.events,
-            scores: config.audit.scores,
-            rule: config.judging.rule.name(),
+            events: settings.events,
+            scores: settings.scores,
+            rule,
         })
     }
 

@@ -16,9 +16,11 @@ mod families;
 
 use super::drift::Drift;
 use super::recent::{Recent, Rejection};
-use super::{Error, Outcome, Protocol, Reason, RemoteRows, UpstreamError, Verdict};
+use super::{Error, Outcome, RemoteRows};
+use crate::verdict::{Reason, UpstreamError, Verdict};
 use doorward_detection::artifact::Manifest;
 use doorward_detection::{Judgement, Signal};
+use doorward_protocol::Protocol;
 use families::Families;
 
 /// The metrics of one process.

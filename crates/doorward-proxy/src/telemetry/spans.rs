@@ -17,8 +17,9 @@ use prometheus::IntCounterVec;
 
 mod export;
 
-use super::{Error, Outcome, Reason, UpstreamError};
+use super::{Error, Outcome};
 use crate::settings::Otlp;
+use crate::verdict::{Reason, UpstreamError};
 use export::Export;
 
 /// The way of spans out of the process.

@@ -3,10 +3,9 @@
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::body::whole;
-use super::{GRPC, GrpcAnswer};
+use crate::proxy::grpc_body::{GRPC, GrpcAnswer, whole};
 use crate::proxy::respond::{Failure, message};
-use crate::telemetry::UpstreamError;
+use crate::verdict::UpstreamError;
 use doorward_protocol::grpc_frame::FrameError;
 use doorward_protocol::oip_grpc::GrpcError;
 use doorward_protocol::{DecodeError, Refusal};

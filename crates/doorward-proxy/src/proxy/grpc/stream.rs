@@ -21,18 +21,20 @@ use hyper::{Method, Response};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::body::{Piece, Pieces, Task};
+use super::Submitted;
 use super::status::{self, STATUS};
-use super::{GRPC, GrpcAnswer};
+use crate::proxy::choice::Choice;
+use crate::proxy::gate::Stopped;
+use crate::proxy::grpc_body::{GRPC, GrpcAnswer, Piece, Pieces, Task};
+use crate::proxy::proxy::Proxy;
 use crate::proxy::record::Record;
 use crate::proxy::respond::{self, Failure, message};
 use crate::proxy::screen::{Unverified, unframed};
 use crate::proxy::upstream::{Failed, broken, late};
-use crate::proxy::{Choice, Proxy};
 use crate::telemetry::spans::Interval;
-use crate::telemetry::{Protocol, UpstreamError, Verdict};
-use doorward_protocol::grpc_frame;
+use crate::verdict::{UpstreamError, Verdict};
 use doorward_protocol::oip_grpc::{GrpcError, STREAM_INFER, stream_error};
+use doorward_protocol::{Protocol, grpc_frame};
 
 /// One stream.
 pub(super) struct Streaming {
@@ -190,14 +192,14 @@ impl Streaming {
             };
             let Some(frame) = next else { break };
             let mut record = self.record(number);
-            let step = match self.judge(frame.clone(), &mut record).await {
-                Ok(frame) => Step::Forward(frame),
-                Err(failure) => {
+            let (verdict, step) = match self.judge(frame.clone(), &mut record).await {
+                Ok((verdict, frame)) => (verdict, Step::Forward(frame)),
+                Err(Stopped { verdict, failure }) => {
                     let text = message(&failure, record.request_id());
                     record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
-                    let limit = self.proxy.limits.body_bytes;
+                    let limit = self.proxy.gate.limits.body_bytes;
                     let request = unframed(&self.headers, &frame, limit).unwrap_or_default();
-                    Step::Reply(stream_error(text, &request))
+                    (verdict, Step::Reply(stream_error(text, &request)))
                 }
             };
             // Fails where the other half has ended, which says why.
@@ -205,29 +207,30 @@ impl Streaming {
                 Step::Forward(frame) => drop(messages.send(Piece::Data(frame)).await),
                 Step::Reply(frame) => drop(rejections.send(frame).await),
             }
-            record.answered();
+            record.answered(verdict);
         }
         let _ = messages.send(Piece::End(None)).await;
         Ok(Ended::Client)
     }
 
     /// What the upstream gets for a message.
-    async fn judge(&self, frame: Bytes, record: &mut Record) -> Result<Bytes, Failure> {
+    async fn judge(&self, frame: Bytes, record: &mut Record) -> Result<(Verdict, Bytes), Stopped> {
         let proxy = self.choice.of_message(&self.headers, &frame);
-        proxy.adopt(record);
-        let Ok(_place) = proxy.places.try_acquire() else {
-            proxy.settle(Err(Unverified::overload()), record)?;
-            return Ok(frame);
+        proxy.gate.adopt(record);
+        let Ok(_place) = proxy.gate.places.try_acquire() else {
+            let verdict = proxy.gate.settle(Err(Unverified::overload()), record)?;
+            return Ok((verdict, frame));
         };
-        let Some(pending) = proxy.submit_grpc(&self.headers, &frame, record).await? else {
-            return Ok(frame);
+        let pending = match proxy.submit_grpc(&self.headers, &frame, record).await? {
+            Submitted::Pending(pending) => pending,
+            Submitted::Passes(verdict) => return Ok((verdict, frame)),
         };
         record.submitted(pending.rows, &pending.inputs);
         let (since, encoded) = (pending.since(), pending.encoded.clone());
-        let judged = proxy.screen.judgements(pending).await;
+        let judged = proxy.gate.screen.judgements(pending).await;
         record.detection = Some(Interval::since(since));
-        proxy.settle(judged, record)?;
-        Ok(encoded.body)
+        let verdict = proxy.gate.settle(judged, record)?;
+        Ok((verdict, encoded.body))
     }
 
     /// The next message in its frame; `None` at the end. One that has begun has to come within its time.
@@ -237,7 +240,7 @@ impl Streaming {
         buffer: &mut BytesMut,
         number: u64,
     ) -> Result<Option<Bytes>, Failure> {
-        let limits = &self.proxy.limits;
+        let limits = &self.proxy.gate.limits;
         let read = async {
             loop {
                 let cut = grpc_frame::cut(buffer, limits.body_bytes).map_err(GrpcError::Frame);
@@ -268,7 +271,7 @@ impl Streaming {
             // Counted as the message that it would have been; it ends the stream.
             let mut record = self.record(number);
             record.detail = Some(respond::shorten(failure.to_string()));
-            record.answered();
+            record.answered(Verdict::Refused);
         }
         next
     }
@@ -301,7 +304,7 @@ impl Streaming {
     }
 
     fn unanswered(&self, failed: &Failed) -> Failure {
-        self.proxy.metrics.upstream_failed(failed.error);
+        self.proxy.gate.metrics.upstream_failed(failed.error);
         if failed.error != UpstreamError::Open
             && let Some(upstream) = &self.proxy.grpc
         {
@@ -318,10 +321,8 @@ impl Streaming {
 
     /// Of the message with this number.
     fn record(&self, number: u64) -> Record {
-        let mut record = self.proxy.record(&self.id, &self.headers);
+        let mut record = self.proxy.gate.record(Protocol::OipGrpc, &self.id, &self.headers);
         record.number(number);
-        record.protocol = Protocol::OipGrpc;
-        record.verdict = Verdict::Refused;
         record
     }
 

@@ -13,7 +13,7 @@ use super::lines::Lines;
 use super::quarantine::Quarantine;
 use super::{Error, Event, Message, Row};
 use crate::settings;
-use crate::telemetry::Reason;
+use crate::verdict::Reason;
 use doorward_detection::{Scores, Signal};
 
 /// Opened for writing, before the settings that name it take effect.

@@ -6,13 +6,20 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::HeaderMap;
 use hyper::body::{Body, Frame};
+use hyper::header::HeaderValue;
+use hyper::{HeaderMap, Response};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+/// The answer to a call.
+pub type GrpcAnswer = Response<CallBody>;
+
+/// The content type of a call in the firewall's own encoding.
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
 /// What a call sends, either way.
-pub(in crate::proxy) type CallBody = UnsyncBoxBody<Bytes, Error>;
+pub(super) type CallBody = UnsyncBoxBody<Bytes, Error>;
 
 /// Why a body breaks off.
 pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;

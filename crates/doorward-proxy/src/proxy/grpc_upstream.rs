@@ -11,12 +11,11 @@ use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderValue, TE};
 use hyper::{Method, Request, Response};
 
-use super::GrpcAnswer;
-use super::body::{CallBody, whole};
+use super::grpc_body::{CallBody, GrpcAnswer, whole};
 use crate::address::Origin;
-use crate::proxy::Error;
 use crate::proxy::breaker::Breaker;
 use crate::proxy::connect::{Client, Http, client};
+use crate::proxy::error::Error;
 use crate::proxy::upstream::{Failed, broken, drop_replaced, late, strip, unsent};
 use crate::settings::{self};
 
