@@ -19,7 +19,7 @@ pub use doorward_detection::{
     Algorithm, Calibration, Inspection, Perturbation, Preprocess, Probability, Rule,
 };
 pub use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
-pub use doorward_protocol::{ImageProtocol, Images};
+pub use doorward_protocol::{ImageProtocol, ImageRoutes};
 pub use doorward_proxy::settings::{
     Action, Admin, Audit, AuditEvents, AuditTarget, Breaker, Identity, Limits, Listen, LogFormat,
     Mode, Model, Otlp, Policy, Predictions, Quarantine, Telemetry, Tls, Unverified, Upstream,

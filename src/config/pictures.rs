@@ -2,7 +2,7 @@
 
 use doorward_detection::Preprocess;
 use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
-use doorward_protocol::{ImageProtocol, Images};
+use doorward_protocol::{ImageProtocol, ImageRoutes};
 use serde::Deserialize;
 
 use super::Result;
@@ -65,7 +65,7 @@ impl RawPreprocess {
 // === impl RawImages ===
 
 impl RawImages {
-    pub(super) fn convert(self) -> Result<Images> {
+    pub(super) fn convert(self) -> Result<ImageRoutes> {
         let protocols = required("images.protocols", self.protocols)?;
         let takes = |protocol| protocols.contains(&protocol);
         if takes(ImageProtocol::BentoMl) && takes(ImageProtocol::LitServe) {
@@ -83,7 +83,7 @@ impl RawImages {
             let expected = "a name of letters, digits and _";
             return invalid("images.part", format!("{part:?}"), expected);
         }
-        Ok(Images { protocols, path, part })
+        Ok(ImageRoutes { protocols, path, part })
     }
 }
 

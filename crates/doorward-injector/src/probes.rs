@@ -7,9 +7,9 @@
 use serde_json::{Map, Value, json};
 
 use super::options::Protocol;
-use doorward_protocol::Images;
+use doorward_protocol::Format;
+use doorward_protocol::ImageRoutes;
 use doorward_protocol::Route;
-use doorward_protocol::rest::Rest;
 
 const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 const HOOKS: [&str; 2] = ["postStart", "preStop"];
@@ -57,7 +57,7 @@ fn passes(kind: &str, action: &Value, probed: &Probed<'_>) -> bool {
         None => (path, None),
     };
     // Whether the sidecar takes images is not known here; without it, such probes go to the app itself.
-    Rest::of(path, &Images::default()).route("GET", path, query, probed.model) == Route::Read
+    Format::of(path, &ImageRoutes::default()).route("GET", path, query, probed.model) == Route::Read
 }
 
 fn meets(action: &Value, probed: &Probed<'_>) -> bool {

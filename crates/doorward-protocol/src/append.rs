@@ -3,9 +3,9 @@
 //! It works on the firewall's own encoding of a checked request, whose form is known.
 
 use super::datatype::Datatype;
-use super::rest::Rest;
 use super::text::{Members, extended, items, members};
-use super::{Encoded, binary};
+use crate::binary;
+use crate::request::Encoded;
 
 /// A request with more rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,30 +16,7 @@ pub struct Appended {
     pub selective: bool,
 }
 
-/// Appends whole rows, as they are sent, of this shape.
-///
-/// `None` where they do not fit in: images are not rows of numbers, integers are not what a perturbed value is, and a V1 request that
-/// names a signature may be another model's.
-pub fn append(
-    format: Rest,
-    encoded: &Encoded,
-    rows: &[f32],
-    shape: [usize; 3],
-) -> Option<Appended> {
-    match (format, encoded.json_length) {
-        (Rest::KserveV1, None) => append_v1(encoded, rows, shape),
-        (Rest::KserveV1, Some(_)) | (Rest::Image(_), _) => None,
-        (Rest::Oip, Some(0)) => {
-            let mut body = encoded.body.to_vec();
-            Datatype::Fp32.write(rows, &mut body);
-            let encoded = Encoded { body: body.into(), ..encoded.clone() };
-            Some(Appended { encoded, selective: false })
-        }
-        (Rest::Oip, _) => append_v2(encoded, rows, shape),
-    }
-}
-
-fn append_v2(encoded: &Encoded, rows: &[f32], shape: [usize; 3]) -> Option<Appended> {
+pub(crate) fn append_v2(encoded: &Encoded, rows: &[f32], shape: [usize; 3]) -> Option<Appended> {
     let (text, tensor) = encoded.body.split_at(encoded.json_length.unwrap_or(encoded.body.len()));
     let mut document = members(std::str::from_utf8(text).ok()?).ok()?;
     let selective = document.get("outputs").is_some_and(|outputs| outputs != "null");
@@ -74,7 +51,7 @@ fn append_v2(encoded: &Encoded, rows: &[f32], shape: [usize; 3]) -> Option<Appen
     Some(Appended { encoded, selective })
 }
 
-fn append_v1(encoded: &Encoded, rows: &[f32], shape: [usize; 3]) -> Option<Appended> {
+pub(crate) fn append_v1(encoded: &Encoded, rows: &[f32], shape: [usize; 3]) -> Option<Appended> {
     let mut document = members(std::str::from_utf8(&encoded.body).ok()?).ok()?;
     if document.get("signature_name").is_some() {
         return None;
@@ -150,6 +127,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::format::Format;
 
     const SHAPE: [usize; 3] = [1, 1, 2];
 
@@ -158,8 +136,8 @@ mod tests {
         Encoded { body, json_length: None, media_type: None }
     }
 
-    fn body(format: Rest, text: &str, rows: &[f32]) -> Option<(String, bool)> {
-        let appended = append(format, &json(text), rows, SHAPE)?;
+    fn body(format: Format, text: &str, rows: &[f32]) -> Option<(String, bool)> {
+        let appended = format.append(&json(text), rows, SHAPE)?;
         let body = String::from_utf8(appended.encoded.body.to_vec()).expect("text");
         Some((body, appended.selective))
     }
@@ -168,7 +146,7 @@ mod tests {
     fn rows_are_appended_to_every_json_form() {
         let input = r#""name":"x","shape":[1,1,1,2],"datatype":"FP32","data":[0.5,1.0]"#;
         let (text, selective) =
-            body(Rest::Oip, &format!(r#"{{"id":"7","inputs":[{{{input}}}]}}"#), &[0.25, 0.125])
+            body(Format::Oip, &format!(r#"{{"id":"7","inputs":[{{{input}}}]}}"#), &[0.25, 0.125])
                 .unwrap();
         assert_eq!(
             text,
@@ -177,7 +155,7 @@ mod tests {
         assert!(!selective);
         let outputs = r#""outputs":[{"name":"y"}]"#;
         assert!(
-            body(Rest::Oip, &format!(r#"{{"inputs":[{{{input}}}],{outputs}}}"#), &[]).unwrap().1
+            body(Format::Oip, &format!(r#"{{"inputs":[{{{input}}}],{outputs}}}"#), &[]).unwrap().1
         );
         for (before, after) in [
             (
@@ -194,7 +172,7 @@ mod tests {
                 r#"{"inputs":{"x":[[[[0.5,1.0]]],[[[0.25,0.125]]]]}}"#,
             ),
         ] {
-            assert_eq!(body(Rest::KserveV1, before, &[0.25, 0.125]).unwrap().0, after);
+            assert_eq!(body(Format::KserveV1, before, &[0.25, 0.125]).unwrap().0, after);
         }
     }
 
@@ -203,7 +181,7 @@ mod tests {
         let text = r#"{"inputs":[{"name":"x","shape":[1,1,1,2],"datatype":"FP16","parameters":{"binary_data_size":4,"k":1}}]}"#;
         let body = [text.as_bytes(), &[0, 0x3c, 0, 0x38]].concat().into();
         let encoded = Encoded { body, json_length: Some(text.len()), media_type: None };
-        let found = append(Rest::Oip, &encoded, &[2.0, 0.25], SHAPE).unwrap().encoded;
+        let found = Format::Oip.append(&encoded, &[2.0, 0.25], SHAPE).unwrap().encoded;
         let (head, tail) = found.body.split_at(found.json_length.unwrap());
         let head: serde_json::Value = serde_json::from_slice(head).unwrap();
         assert_eq!(head["inputs"][0]["shape"], serde_json::json!([2, 1, 1, 2]));
@@ -213,7 +191,7 @@ mod tests {
         );
         assert_eq!(tail, [0, 0x3c, 0, 0x38, 0, 0x40, 0, 0x34]);
         let raw = Encoded { body: vec![0; 8].into(), json_length: Some(0), media_type: None };
-        let found = append(Rest::Oip, &raw, &[1.0, 0.5], SHAPE).unwrap().encoded;
+        let found = Format::Oip.append(&raw, &[1.0, 0.5], SHAPE).unwrap().encoded;
         assert_eq!(found.body, [[0; 8], [0, 0, 0x80, 0x3f, 0, 0, 0, 0x3f]].concat());
         assert_eq!(found.json_length, Some(0));
     }
@@ -222,17 +200,17 @@ mod tests {
     fn integers_and_signatures_are_left_alone() {
         let input =
             r#"{"inputs":[{"name":"x","shape":[1,1,1,2],"datatype":"UINT8","data":[0,1]}]}"#;
-        assert_eq!(body(Rest::Oip, input, &[0.5, 0.5]), None);
-        assert_eq!(body(Rest::KserveV1, r#"{"instances":[[[[0,1]]]]}"#, &[0.5, 0.5]), None);
+        assert_eq!(body(Format::Oip, input, &[0.5, 0.5]), None);
+        assert_eq!(body(Format::KserveV1, r#"{"instances":[[[[0,1]]]]}"#, &[0.5, 0.5]), None);
         for image in [r#"{"b64":"abcdef=="}"#, r#"{"image":{"b64":"abcdef=="}}"#] {
             let instances = format!(r#"{{"instances":[{image}]}}"#);
-            assert_eq!(body(Rest::KserveV1, &instances, &[0.5, 0.5]), None, "{image}");
+            assert_eq!(body(Format::KserveV1, &instances, &[0.5, 0.5]), None, "{image}");
         }
         for image in [r#"{"b64":"a.e="}"#, r#"{"x":{"b64":"a.e="}}"#] {
             let request = format!(r#"{{"instances":[{image}]}}"#);
-            assert_eq!(body(Rest::KserveV1, &request, &[0.5, 0.5]), None);
+            assert_eq!(body(Format::KserveV1, &request, &[0.5, 0.5]), None);
         }
         let signed = r#"{"signature_name":"s","instances":[[[[0.5,1.0]]]]}"#;
-        assert_eq!(body(Rest::KserveV1, signed, &[0.5, 0.5]), None);
+        assert_eq!(body(Format::KserveV1, signed, &[0.5, 0.5]), None);
     }
 }

@@ -5,13 +5,10 @@
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::header::CONTENT_ENCODING;
 
 use super::binary::{self, JSON_LENGTH};
 use super::datatype::Datatype;
-use super::rest::Rest;
 use super::text::{Members, array, items, members};
-use doorward_engine::Predictions;
 
 /// What was asked for, and what is looked for in the answer.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +34,16 @@ pub struct Cut {
     /// How many bytes of it are JSON, where bytes of tensors follow.
     pub json_length: Option<usize>,
     /// What it said of all rows, if that can be told.
-    pub predictions: Option<Predictions>,
+    pub predictions: Option<Told>,
+}
+
+/// What an answer says of rows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// A label per row.
+    Labels(Vec<usize>),
+    /// A score per label, row by row.
+    Scores(Vec<f32>),
 }
 
 /// Why an answer cannot be cut.
@@ -67,23 +73,6 @@ pub enum CutError {
     Json(#[from] serde_json::Error),
 }
 
-/// The answer without the appended rows.
-pub fn cut(
-    format: Rest,
-    headers: &HeaderMap,
-    body: &Bytes,
-    asked: Asked<'_>,
-) -> Result<Cut, CutError> {
-    if headers.contains_key(CONTENT_ENCODING) {
-        return Err(CutError::Coded);
-    }
-    match format {
-        Rest::Image(_) => Err(CutError::Form("it answers to images")),
-        Rest::KserveV1 => cut_v1(body, asked),
-        Rest::Oip => cut_v2(headers, body, asked),
-    }
-}
-
 /// An output of V2 that may hold the predictions.
 struct Candidate {
     scores: bool,
@@ -91,7 +80,7 @@ struct Candidate {
     values: Vec<f32>,
 }
 
-fn cut_v2(headers: &HeaderMap, body: &Bytes, asked: Asked<'_>) -> Result<Cut, CutError> {
+pub(crate) fn cut_v2(headers: &HeaderMap, body: &Bytes, asked: Asked<'_>) -> Result<Cut, CutError> {
     let length = match headers.get(JSON_LENGTH) {
         None => None,
         Some(length) => {
@@ -250,7 +239,7 @@ fn read(bytes: &[u8], datatype: &str) -> Option<Vec<f32>> {
 
 /// Which output tells: the one of the model's name, else the only one with scores, else the only one
 /// with labels.
-fn choose(candidates: Vec<Candidate>, asked: Asked<'_>) -> Option<Predictions> {
+fn choose(candidates: Vec<Candidate>, asked: Asked<'_>) -> Option<Told> {
     let (named, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|one| one.named);
     if let Some(one) = named.into_iter().next() {
         return predictions(one, asked);
@@ -264,25 +253,29 @@ fn choose(candidates: Vec<Candidate>, asked: Asked<'_>) -> Option<Predictions> {
     predictions(one, asked)
 }
 
-fn predictions(one: Candidate, asked: Asked<'_>) -> Option<Predictions> {
+fn predictions(one: Candidate, asked: Asked<'_>) -> Option<Told> {
     if one.scores {
-        return Predictions::of_scores(&one.values, asked.labels)
-            .filter(|found| found.len() == asked.total);
+        return scores(one.values, asked);
     }
     labels(&one.values, asked)
 }
 
+/// As many scores as rows have labels.
+fn scores(values: Vec<f32>, asked: Asked<'_>) -> Option<Told> {
+    (values.len() == asked.total * asked.labels).then_some(Told::Scores(values))
+}
+
 /// Labels are small whole numbers.
-fn labels(values: &[f32], asked: Asked<'_>) -> Option<Predictions> {
+fn labels(values: &[f32], asked: Asked<'_>) -> Option<Told> {
     let labels = values.iter().map(|&value| {
         (value >= 0.0 && value.fract() == 0.0 && value < asked.labels as f32)
             .then_some(value as usize)
     });
     let labels: Vec<usize> = labels.collect::<Option<_>>()?;
-    (labels.len() == asked.total).then(|| Predictions::of_labels(labels, asked.labels)).flatten()
+    (labels.len() == asked.total).then_some(Told::Labels(labels))
 }
 
-fn cut_v1(body: &Bytes, asked: Asked<'_>) -> Result<Cut, CutError> {
+pub(crate) fn cut_v1(body: &Bytes, asked: Asked<'_>) -> Result<Cut, CutError> {
     let mut document = members(text_of(body)?)?;
     let predictions = if let Some(found) = document.get("predictions") {
         let rows = rows_of("predictions", found, asked)?;
@@ -326,7 +319,7 @@ fn rows_of<'a>(name: &str, text: &'a str, asked: Asked<'_>) -> Result<Vec<&'a st
 }
 
 /// What V1's rows say: an array of scores, a label, or an object with one of them.
-fn v1_rows(rows: &[&str], asked: Asked<'_>) -> Option<Predictions> {
+fn v1_rows(rows: &[&str], asked: Asked<'_>) -> Option<Told> {
     let own: Vec<String> = rows
         .iter()
         .map(|row| match row.starts_with('{') {
@@ -342,8 +335,7 @@ fn v1_rows(rows: &[&str], asked: Asked<'_>) -> Option<Predictions> {
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
     let values = flat_numbers(&own)?;
     if own.first().is_some_and(|row| is_array(row)) {
-        let fits = values.len() == asked.total * asked.labels;
-        return fits.then(|| Predictions::of_scores(&values, asked.labels)).flatten();
+        return scores(values, asked);
     }
     // `3.0` is a score without a name, `3` a label.
     let whole = own.iter().all(|row| row.bytes().all(|byte| byte.is_ascii_digit()));

@@ -10,38 +10,14 @@ use sha2::{Digest, Sha256};
 
 use doorward_images::Kind;
 
+use crate::error::FormError;
+
 /// The part.
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) content: Bytes,
     /// As the client says.
     pub(super) media_type: Option<String>,
-}
-
-/// Why a form is not taken.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FormError {
-    /// Not a form.
-    #[error("the body is not a form: {0}")]
-    Malformed(#[from] multer::Error),
-    /// The part is called otherwise.
-    #[error("the form's part is called {received:?}, expected {expected:?}")]
-    Name {
-        /// Its name.
-        received: String,
-        /// `images.part`.
-        expected: String,
-    },
-    /// No part, or several.
-    #[error("the form has {received} parts, expected 1")]
-    Parts {
-        /// "no" or "several".
-        received: &'static str,
-    },
-    /// It ends too early.
-    #[error("the form ends before its last boundary")]
-    Unfinished,
 }
 
 /// Whether a content type is that of a form.

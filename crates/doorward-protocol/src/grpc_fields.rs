@@ -8,7 +8,7 @@
 use bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-use super::oip_grpc::GrpcError;
+use crate::error::GrpcError;
 
 /// A message of the protocol, as far as its fields have to be looked at.
 #[derive(Clone, Copy)]

@@ -15,17 +15,21 @@ use serde::{Serialize, Serializer};
 use super::datatype::Datatype;
 use super::json::EncodedNumbers;
 use super::kserve_v1_document::{Document, DocumentSeed, Form};
-use super::oip_http::{Outside, check_rows, infer, is_plain, outside, read};
 use super::spelling;
-use super::{
-    Bounds, Checked, DecodeError, Encoded, Refusal, Route, binary, kserve_v1_images, media,
-};
+use crate::binary;
+use crate::bounds::Bounds;
+use crate::checks::{Outside, check_rows, outside};
+use crate::error::DecodeError;
+use crate::kserve_v1_images;
+use crate::media;
+use crate::request::{Checked, Encoded};
+use crate::route::{Refusal, Route, infer, is_plain, read};
 
 /// What curl calls a body that it is given without a content type, and what V1 servers ignore.
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Which route a request takes. `model` is the only model name taken, if given.
-pub fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
+pub(crate) fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
     let refused = Route::Refused(Refusal::Path);
     let Some(rest) = path.strip_prefix('/') else {
         return refused;
@@ -61,7 +65,7 @@ pub fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>)
 }
 
 /// Reads a prediction request and writes it again.
-pub fn check(
+pub(crate) fn check(
     headers: &HeaderMap,
     body: &Bytes,
     bounds: Bounds<'_>,
@@ -70,7 +74,7 @@ pub fn check(
         return Err(DecodeError::Header { name: binary::JSON_LENGTH });
     }
     media::check(headers, |media_type| media_type == FORM || media::is_json(media_type))?;
-    let limit = bounds.domain.len().saturating_mul(bounds.rows);
+    let limit = bounds.input.len().saturating_mul(bounds.rows);
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let document = DocumentSeed { limit }.deserialize(&mut deserializer)?;
     deserializer.end()?;
@@ -114,7 +118,7 @@ impl Document {
         if !self.images.is_empty() {
             return kserve_v1_images::check(&self, bounds, media_type);
         }
-        let row = bounds.domain.sent_shape();
+        let row = bounds.input.sent_shape();
         let shape = match *self.numbers.lengths.as_slice() {
             [rows, a, b, c] if [a, b, c] == row => [rows, a, b, c],
             _ => {
@@ -128,7 +132,7 @@ impl Document {
             let narrowed = Datatype::Fp32.narrow(number);
             values.push(narrowed.ok_or(DecodeError::FieldValue { field, index, value: number })?);
         }
-        if let Some(Outside { index, value, lower, upper }) = outside(&values, bounds.domain) {
+        if let Some(Outside { index, value, lower, upper }) = outside(&values, bounds.input) {
             return Err(DecodeError::FieldRange { field, index, value, lower, upper });
         }
         let predict = Predict {
@@ -142,7 +146,7 @@ impl Document {
         let body = spelling::to_vec(&predict, values.len());
         let media_type = media_type.map(Into::into);
         let encoded = Encoded { body: body.into(), json_length: None, media_type };
-        let values = bounds.domain.rows_of_sent(values);
+        let values = bounds.input.rows_of_sent(values);
         Ok(Checked { encoded, rows: shape[0], values })
     }
 }

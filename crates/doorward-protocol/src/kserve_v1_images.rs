@@ -5,8 +5,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::kserve_v1_document::{Document, Form};
-use super::oip_http::check_rows;
-use super::{Bounds, Checked, DecodeError, Encoded};
+use crate::bounds::Bounds;
+use crate::checks::check_rows;
+use crate::error::DecodeError;
+use crate::request::{Checked, Encoded};
 use doorward_images::decode;
 
 /// Decodes the images of a document and writes them again: their bytes, in base64 of one spelling.
@@ -25,7 +27,7 @@ pub(super) fn check(
     }
     check_rows(rows, bounds)?;
     let mut left = bounds.pictures.pixels;
-    let mut values = Vec::with_capacity(rows * bounds.domain.len());
+    let mut values = Vec::with_capacity(rows * bounds.input.len());
     let mut instances = Vec::with_capacity(rows);
     for (index, text) in document.images.iter().enumerate() {
         let image =
@@ -33,7 +35,7 @@ pub(super) fn check(
         let decoded = decode(&image, bounds.pictures.frame, left)
             .map_err(|reason| DecodeError::FieldImage { field, index, reason })?;
         left -= decoded.pixels;
-        values.extend(bounds.domain.normalise(&decoded.bytes));
+        values.extend((bounds.pictures.normalise)(&decoded.bytes));
         let bytes = json!({"b64": STANDARD.encode(&image)});
         instances.push(match &document.name {
             None => bytes,

@@ -1,9 +1,8 @@
 //! Content types: which are taken, and which the upstream is told where the client names none.
 
+use crate::error::DecodeError;
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;
-
-use super::DecodeError;
 
 /// What JSON is called.
 pub(super) const JSON: &str = "application/json";

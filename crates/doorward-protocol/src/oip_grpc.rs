@@ -10,9 +10,12 @@ use prost::Message;
 
 use super::datatype::Datatype;
 use super::grpc_fields;
-use super::grpc_frame::{self, FrameError};
-use super::oip_http::{check_range, check_shape};
-use super::{Bounds, Checked, DecodeError, Encoded, Refusal};
+use super::grpc_frame;
+use crate::bounds::Bounds;
+use crate::checks::{check_range, check_shape};
+use crate::error::{DecodeError, GrpcError};
+use crate::request::{Checked, Encoded};
+use crate::route::Refusal;
 use messages::{InferTensorContents, ModelInferRequest, ModelStreamInferResponse};
 
 /// The protocol's messages.
@@ -35,94 +38,6 @@ pub enum Call {
     },
     /// A stream of inferences; the input of each is inspected.
     StreamInfer,
-}
-
-/// Why a message is not an inference request that the firewall understands.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GrpcError {
-    /// Typed contents and raw ones.
-    #[error("both inputs[0].contents and raw_input_contents are given, expected one of them")]
-    Both,
-    /// Contents whose number the shape does not give.
-    #[error("inputs[0].contents holds {received} values, expected {expected} for its shape")]
-    Count {
-        /// Values in the message.
-        received: usize,
-        /// Values that the shape gives.
-        expected: usize,
-    },
-    /// Contents in a field of another datatype.
-    #[error("inputs[0].contents has values outside of {expected}, the field of {datatype}")]
-    Field {
-        /// The tensor's datatype.
-        datatype: &'static str,
-        /// Its field.
-        expected: &'static str,
-    },
-    /// More fields than a request has.
-    #[error("the message has more than {limit} fields")]
-    Fields {
-        /// Most fields of a message and those in it.
-        limit: usize,
-    },
-    /// Not one message in its frame.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// Not one input.
-    #[error("the request holds {received} inputs, expected 1")]
-    Inputs {
-        /// Inputs in the message.
-        received: usize,
-    },
-    /// Typed contents for a datatype that has none.
-    #[error("{datatype} has no typed contents, send raw_input_contents")]
-    NoField {
-        /// The tensor's datatype.
-        datatype: &'static str,
-    },
-    /// Not the bytes of such a message.
-    #[error("the message cannot be read: {0}")]
-    Protobuf(#[from] prost::DecodeError),
-    /// Raw contents that are not one for the input, or no contents at all.
-    #[error("raw_input_contents holds {received} tensors, expected 1, that of inputs[0]")]
-    Raw {
-        /// Raw contents in the message.
-        received: usize,
-    },
-    /// A negative size.
-    #[error("inputs[0].shape is {received:?}, expected sizes of 1 or more")]
-    Shape {
-        /// What was sent.
-        received: Vec<i64>,
-    },
-    /// A shape of many sizes.
-    #[error("inputs[0].shape takes {received} bytes, expected at most {limit}")]
-    ShapeBytes {
-        /// In the message.
-        received: usize,
-        /// Most bytes of a shape.
-        limit: usize,
-    },
-    /// Raw contents of another length than shape and datatype give.
-    #[error(
-        "raw_input_contents[0] has {received} bytes, expected {expected} for its shape and datatype"
-    )]
-    Size {
-        /// Bytes in the message.
-        received: usize,
-        /// Bytes of the tensor.
-        expected: usize,
-    },
-    /// A field that is longer than the rest of the message.
-    #[error("the message breaks off")]
-    Truncated,
-    /// A list that no datatype here uses.
-    #[error("inputs[0].contents has {field}, which no datatype that is judged uses")]
-    Unused {
-        /// The list.
-        field: &'static str,
-    },
 }
 
 /// What all requests that name a model begin with.
@@ -242,7 +157,7 @@ pub fn check(
     check_range(&values, bounds)?;
     let body = grpc_frame::encode(&request);
     // As the detector takes them.
-    let values = bounds.domain.rows_of_sent(values);
+    let values = bounds.input.rows_of_sent(values);
     Ok(Checked {
         encoded: Encoded { body, json_length: None, media_type: None },
         rows: shape[0],

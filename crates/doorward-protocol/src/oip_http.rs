@@ -15,19 +15,22 @@ use serde::Serialize;
 use serde::de::{DeserializeSeed, Error as _};
 use serde_json::{Map, Value};
 
-use super::binary::{self, BinaryError};
+use super::binary;
 use super::datatype::Datatype;
 use super::document::{Document, DocumentSeed};
 use super::json::{EncodedNumbers, Numbers};
 use super::media::{self, JSON};
 use super::spelling;
-use doorward_engine::InputDomain;
-
-use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route};
+use crate::bounds::Bounds;
+use crate::checks::{check_range, check_shape};
+use crate::error::BinaryError;
+use crate::error::DecodeError;
+use crate::request::{Checked, Encoded};
+use crate::route::{Refusal, Route, infer, is_plain, read};
 
 /// A decoded inference request.
 #[derive(Clone, Debug, PartialEq)]
-pub struct InferRequest {
+pub(crate) struct InferRequest {
     id: Option<String>,
     parameters: Option<Map<String, Value>>,
     name: String,
@@ -41,7 +44,7 @@ pub struct InferRequest {
 }
 
 /// Which route a request takes. `model` is the only model name taken, if given.
-pub fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
+pub(crate) fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
     let refused = Route::Refused(Refusal::Path);
     let Some(rest) = path.strip_prefix('/') else {
         return refused;
@@ -70,7 +73,7 @@ pub fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>)
 }
 
 /// Reads an inference request and writes it again.
-pub fn check(
+pub(crate) fn check(
     headers: &HeaderMap,
     body: &Bytes,
     bounds: Bounds<'_>,
@@ -85,40 +88,19 @@ pub fn check(
 }
 
 /// Reads the body of an inference request that has a JSON part.
-pub fn decode(
+pub(crate) fn decode(
     headers: &HeaderMap,
     body: &Bytes,
     bounds: Bounds<'_>,
 ) -> Result<InferRequest, DecodeError> {
     let length = binary::json_length(headers, body.len())?;
     media::check(headers, if length.is_some() { media::is_binary } else { media::is_json })?;
-    let limit = bounds.domain.len().saturating_mul(bounds.rows);
+    let limit = bounds.input.len().saturating_mul(bounds.rows);
     let text = &body[..length.unwrap_or(body.len())];
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let document = DocumentSeed { limit }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     document.check(length.map(|length| (length, body.slice(length..))), bounds)
-}
-
-pub(super) fn read(method: &str) -> Route {
-    match method {
-        "GET" => Route::Read,
-        _ => Route::Refused(Refusal::Method { allow: "GET" }),
-    }
-}
-
-pub(super) fn infer(method: &str, query: Option<&str>) -> Route {
-    match (method, query) {
-        ("POST", None) => Route::Infer,
-        ("POST", Some(_)) => Route::Refused(Refusal::Query),
-        _ => Route::Refused(Refusal::Method { allow: "POST" }),
-    }
-}
-
-/// A path segment that every server reads in the same way: nothing to decode, nothing to resolve.
-pub(super) fn is_plain(segment: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~@:+".contains(&byte);
-    !segment.is_empty() && segment.bytes().all(plain) && segment.bytes().any(|byte| byte != b'.')
 }
 
 /// The JSON part that is sent to the upstream.
@@ -148,23 +130,19 @@ struct EncodedInput<'a> {
 
 impl InferRequest {
     /// Number of rows.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.shape[0]
     }
 
     /// The rows, one after another.
-    pub fn values(&self) -> &[f32] {
+    #[cfg(test)]
+    pub(crate) fn values(&self) -> &[f32] {
         &self.values
-    }
-
-    /// The rows, one after another.
-    pub fn into_values(self) -> Vec<f32> {
-        self.values
     }
 
     /// The JSON part in the firewall's own spelling. Each number has the fewest digits that give the
     /// same `f32` again.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let data = self.binary.is_none().then_some(EncodedNumbers {
             values: &self.values,
             integers: self.datatype.is_integer(),
@@ -197,7 +175,7 @@ impl InferRequest {
         let media_type = if json_length.is_none() { missing() } else { None };
         let encoded = Encoded { body: body.into(), json_length, media_type };
         let rows = self.rows();
-        Checked { encoded, rows, values: bounds.domain.rows_of_sent(self.values) }
+        Checked { encoded, rows, values: bounds.input.rows_of_sent(self.values) }
     }
 }
 
@@ -275,24 +253,6 @@ fn check_parameters(
     Ok(())
 }
 
-pub(super) fn check_shape(shape: &[usize], bounds: Bounds<'_>) -> Result<(), DecodeError> {
-    let row = bounds.domain.sent_shape();
-    let [rows, a, b, c] = *shape else {
-        return Err(DecodeError::Shape { received: shape.to_vec(), row });
-    };
-    if [a, b, c] != row {
-        return Err(DecodeError::Shape { received: shape.to_vec(), row });
-    }
-    check_rows(rows, bounds)
-}
-
-pub(super) fn check_rows(rows: usize, bounds: Bounds<'_>) -> Result<(), DecodeError> {
-    if rows == 0 || rows > bounds.rows {
-        return Err(DecodeError::Rows { received: rows, limit: bounds.rows });
-    }
-    Ok(())
-}
-
 /// Numbers of a text as the datatype holds them.
 fn narrow(numbers: &[f64], datatype: Datatype) -> Result<Vec<f32>, DecodeError> {
     let narrow = |(index, &value)| {
@@ -316,53 +276,3 @@ fn check_count(shape: &[usize], numbers: &Numbers) -> Result<(), DecodeError> {
     }
     Ok(())
 }
-
-pub(super) fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
-    match outside(values, bounds.domain) {
-        None => Ok(()),
-        Some(Outside { index, value, lower, upper }) => {
-            Err(DecodeError::Range { index, value, lower, upper })
-        }
-    }
-}
-
-/// A value that no image can give.
-pub(super) struct Outside {
-    pub(super) index: usize,
-    pub(super) value: f32,
-    pub(super) lower: f32,
-    pub(super) upper: f32,
-}
-
-/// The first value, of rows as they are sent, that no image can give.
-pub(super) fn outside(values: &[f32], domain: &InputDomain) -> Option<Outside> {
-    // Values of one channel that lie side by side.
-    let run = if domain.channels_last { 1 } else { domain.shape[1] * domain.shape[2] };
-    if run == 0 {
-        return None;
-    }
-    let limits: Vec<(f32, f32)> = (domain.lower.iter().zip(&domain.upper))
-        .map(|(&lower, &upper)| {
-            let tolerance = ROUNDING * (upper - lower);
-            (lower - tolerance, upper + tolerance)
-        })
-        .collect();
-    for (number, chunk) in values.chunks_exact(run).enumerate() {
-        let channel = number % domain.shape[0];
-        let (lower, upper) = limits[channel];
-        let outside = |value: &f32| !value.is_finite() || !(lower..=upper).contains(value);
-        if let Some(position) = chunk.iter().position(outside) {
-            return Some(Outside {
-                index: number * run + position,
-                value: chunk[position],
-                lower: domain.lower[channel],
-                upper: domain.upper[channel],
-            });
-        }
-    }
-    None
-}
-
-/// Share of a channel's range by which a client's normalisation may round past its ends: some ten
-/// units in the last place of an `f32`.
-const ROUNDING: f32 = 1e-6;

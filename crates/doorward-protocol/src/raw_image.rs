@@ -10,16 +10,19 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;
 
-use super::oip_http::{infer, is_plain, read};
-use super::{Bounds, Checked, DecodeError, Encoded, Refusal, Route, form};
-use crate::settings::{ImageProtocol, Images};
+use crate::bounds::Bounds;
+use crate::error::DecodeError;
+use crate::form;
+use crate::request::{Checked, Encoded};
+use crate::route::{Refusal, Route, infer, is_plain, read};
+use crate::settings::{ImageProtocol, ImageRoutes};
 use doorward_images::{Kind, decode};
 
 /// Selects a model inside of a container; the firewall protects one.
 const TARGET_MODEL: &str = "x-amzn-sagemaker-target-model";
 
 /// The protocol whose path it is, of those that are configured.
-pub fn of(path: &str, images: &Images) -> Option<ImageProtocol> {
+pub(crate) fn of(path: &str, images: &ImageRoutes) -> Option<ImageProtocol> {
     let is_its_own = |protocol: &&ImageProtocol| match protocol {
         ImageProtocol::BentoMl => {
             path == images.path || matches!(path, "/healthz" | "/livez" | "/readyz")
@@ -33,7 +36,7 @@ pub fn of(path: &str, images: &Images) -> Option<ImageProtocol> {
 }
 
 /// Which route a request takes. `model` is the only model name taken, if given.
-pub fn route(
+pub(crate) fn route(
     protocol: ImageProtocol,
     method: &str,
     path: &str,
@@ -60,7 +63,7 @@ pub fn route(
 }
 
 /// Reads an image or a form of one; a form is written again.
-pub fn check(
+pub(crate) fn check(
     headers: &HeaderMap,
     body: &Bytes,
     bounds: Bounds<'_>,
@@ -107,7 +110,7 @@ fn one(
     let kind = decoded.kind;
     match declared {
         Some(declared) if declared != kind => Err(DecodeError::ImageType { declared, kind }),
-        _ => Ok((bounds.domain.normalise(&decoded.bytes), kind)),
+        _ => Ok(((bounds.pictures.normalise)(&decoded.bytes), kind)),
     }
 }
 

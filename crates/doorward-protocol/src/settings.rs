@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 /// `[images]`
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Images {
+pub struct ImageRoutes {
     /// Whose image requests are taken; empty: nobody's.
     pub protocols: Vec<ImageProtocol>,
     /// Where BentoML or LitServe takes them.
@@ -33,9 +33,9 @@ pub enum ImageProtocol {
     TorchServe,
 }
 
-// === impl Images ===
+// === impl ImageRoutes ===
 
-impl Default for Images {
+impl Default for ImageRoutes {
     /// Nobody's requests are taken.
     fn default() -> Self {
         Self { protocols: Vec::new(), path: "/predict".to_owned(), part: "data".to_owned() }

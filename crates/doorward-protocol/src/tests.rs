@@ -10,33 +10,35 @@ use serde_json::{Value, json};
 
 use super::binary::JSON_LENGTH;
 use super::oip_http::{InferRequest, decode, route};
-use super::{Bounds, Checked, DecodeError, Pictures, Refusal, Route, kserve_v1, oip_http};
-use doorward_engine::InputDomain;
+use super::{Bounds, Checked, DecodeError, Input, Pictures, Refusal, Route, kserve_v1, oip_http};
 use doorward_images::Frame;
 
 const CHANNELS: usize = 3;
 const HEIGHT: usize = 1;
 const WIDTH: usize = 2;
 
-fn domain() -> InputDomain {
-    InputDomain {
-        shape: [CHANNELS, HEIGHT, WIDTH],
-        lower: vec![-f32::MAX; CHANNELS],
-        upper: vec![f32::MAX; CHANNELS],
-        channels_last: false,
-        fp32: true,
-    }
-}
+const INPUT: Input<'static> = Input {
+    shape: [CHANNELS, HEIGHT, WIDTH],
+    lower: &[-f32::MAX; CHANNELS],
+    upper: &[f32::MAX; CHANNELS],
+    channels_last: false,
+    fp32: true,
+};
 
 /// None are taken here.
 fn pictures() -> Pictures<'static> {
     static FRAME: LazyLock<Frame> = LazyLock::new(|| Frame::from([CHANNELS, HEIGHT, WIDTH]));
-    Pictures { frame: &FRAME, pixels: 1, part: "data", in_instances: false }
+    Pictures {
+        frame: &FRAME,
+        normalise: &|_| Vec::new(),
+        pixels: 1,
+        part: "data",
+        in_instances: false,
+    }
 }
 
 fn read(body: &[u8]) -> Result<InferRequest, DecodeError> {
-    let domain = domain();
-    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
+    let bounds = Bounds { input: INPUT, rows: 4, pictures: pictures() };
     decode(&HeaderMap::new(), &Bytes::copy_from_slice(body), bounds)
 }
 
@@ -168,14 +170,14 @@ proptest! {
 
 #[test]
 fn values_are_held_to_their_channels_range() {
-    let domain = InputDomain {
+    let input = Input {
         shape: [CHANNELS, HEIGHT, WIDTH],
-        lower: vec![0.0, -2.0, 0.0],
-        upper: vec![1.0, 2.0, 1.0],
+        lower: &[0.0, -2.0, 0.0],
+        upper: &[1.0, 2.0, 1.0],
         channels_last: false,
         fp32: true,
     };
-    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
+    let bounds = Bounds { input, rows: 4, pictures: pictures() };
     let mut values = vec![0.5; 2 * CHANNELS * HEIGHT * WIDTH];
     // The second row's second channel, rounded past its end.
     values[8] = 2.000_002;
@@ -201,21 +203,21 @@ fn routes_name_the_model_and_the_method() {
 
 #[test]
 fn images_with_their_channels_last_are_checked_as_sent_and_judged_with_them_first() {
-    let domain = InputDomain {
+    let input = Input {
         shape: [CHANNELS, HEIGHT, WIDTH],
-        lower: vec![0.0, -2.0, 0.0],
-        upper: vec![1.0, 2.0, 1.0],
+        lower: &[0.0, -2.0, 0.0],
+        upper: &[1.0, 2.0, 1.0],
         channels_last: true,
         fp32: true,
     };
-    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
+    let bounds = Bounds { input, rows: 4, pictures: pictures() };
     let sent = |values: &[f32], shape: [usize; 4]| {
         let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": values});
         decode(&HeaderMap::new(), &json!({"inputs": [input]}).to_string().into(), bounds)
     };
     let last = [1, HEIGHT, WIDTH, CHANNELS];
     let request = sent(&[0.1, -1.5, 0.3, 0.4, 1.5, 0.6], last).expect("in range");
-    assert_eq!(domain.rows_of_sent(request.into_values()), [0.1, 0.4, -1.5, 1.5, 0.3, 0.6]);
+    assert_eq!(input.rows_of_sent(request.values().to_vec()), [0.1, 0.4, -1.5, 1.5, 0.3, 0.6]);
     let error = sent(&[0.1, -1.5, 0.3, 1.5, 0.5, 0.6], last).expect_err("out of range");
     assert_eq!(error.to_string(), "inputs[0].data[3] is 1.5, expected a number from 0 to 1");
     let error = sent(&[0.5; 6], [1, CHANNELS, HEIGHT, WIDTH]).expect_err("channels first");
@@ -236,8 +238,7 @@ fn binary_request(values: &[f32]) -> (HeaderMap, Bytes) {
 }
 
 fn check_all(headers: &HeaderMap, body: &Bytes) -> Result<Checked, DecodeError> {
-    let domain = domain();
-    oip_http::check(headers, body, Bounds { domain: &domain, rows: 4, pictures: pictures() })
+    oip_http::check(headers, body, Bounds { input: INPUT, rows: 4, pictures: pictures() })
 }
 
 proptest! {
@@ -277,19 +278,17 @@ proptest! {
 
 #[test]
 fn bytes_without_a_datatype_are_taken_for_fp32_models_only() {
-    let domain = InputDomain { fp32: false, ..domain() };
+    let input = Input { fp32: false, ..INPUT };
     let mut headers = HeaderMap::new();
     headers.insert(JSON_LENGTH, 0.into());
     let body = Bytes::from(vec![0; CHANNELS * HEIGHT * WIDTH * 4]);
-    let error =
-        oip_http::check(&headers, &body, Bounds { domain: &domain, rows: 4, pictures: pictures() });
+    let error = oip_http::check(&headers, &body, Bounds { input, rows: 4, pictures: pictures() });
     assert!(error.expect_err("another datatype").to_string().contains("only a FP32 model"));
 }
 
 #[test]
 fn v1_integers_are_integers_as_long_as_fp32_holds_them() {
-    let domain = domain();
-    let bounds = Bounds { domain: &domain, rows: 4, pictures: pictures() };
+    let bounds = Bounds { input: INPUT, rows: 4, pictures: pictures() };
     let sent = |last: &str| {
         let body = format!(r#"{{"instances":[[[[1,2]],[[3,4]],[[5,{last}]]]]}}"#);
         let checked = kserve_v1::check(&HeaderMap::new(), &body.into(), bounds).expect("a request");

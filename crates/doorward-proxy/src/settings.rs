@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use doorward_detection::Probability;
 use doorward_images::Pictures;
-use doorward_protocol::Images;
+use doorward_protocol::ImageRoutes;
 use serde::Deserialize;
 use url::Url;
 
@@ -27,7 +27,7 @@ pub struct Settings {
     /// The protected model.
     pub model: Model,
     /// Whose image requests are taken.
-    pub images: Images,
+    pub images: ImageRoutes,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
     /// By what rule inputs are judged.
@@ -52,7 +52,7 @@ pub struct Screening<'a> {
     /// Most rows that the model server takes in one request; `None`: not known.
     pub max_rows: Option<NonZeroUsize>,
     /// Whose image requests are taken.
-    pub images: &'a Images,
+    pub images: &'a ImageRoutes,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
     /// What a verdict does.

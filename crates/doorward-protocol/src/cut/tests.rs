@@ -1,28 +1,25 @@
 use hyper::header::HeaderValue;
 
 use super::*;
+use crate::format::Format;
 
 const ASKED: Asked<'static> =
     Asked { rows: 1, total: 3, labels: 2, output: Some("logits"), selective: false };
 
-fn json(
-    format: Rest,
-    text: &str,
-    asked: Asked<'_>,
-) -> Result<(String, Option<Predictions>), CutError> {
-    let found = cut(format, &HeaderMap::new(), &Bytes::copy_from_slice(text.as_bytes()), asked)?;
+fn json(format: Format, text: &str, asked: Asked<'_>) -> Result<(String, Option<Told>), CutError> {
+    let found = format.cut(&HeaderMap::new(), &Bytes::copy_from_slice(text.as_bytes()), asked)?;
     Ok((String::from_utf8(found.body.to_vec()).expect("text"), found.predictions))
 }
 
-fn logits(rows: &[[f32; 2]]) -> Option<Predictions> {
-    Some(Predictions::Logits(rows.iter().map(|row| row.to_vec()).collect()))
+fn logits(rows: &[[f32; 2]]) -> Option<Told> {
+    Some(Told::Scores(rows.concat()))
 }
 
 const FLAT: &str = r#"{"model_name":"m","id":"7","parameters":{"k":1.0},"outputs":[{"name":"logits","shape":[3,2],"datatype":"FP32","data":[1.50,2e0,3,4,5,6]}],"extra":[1,2,3]}"#;
 
 #[test]
 fn v2_keeps_the_spelling_of_what_stays() {
-    let (text, predictions) = json(Rest::Oip, FLAT, ASKED).unwrap();
+    let (text, predictions) = json(Format::Oip, FLAT, ASKED).unwrap();
     let expected = r#"{"model_name":"m","id":"7","parameters":{"k":1.0},"outputs":[{"name":"logits","shape":[1,2],"datatype":"FP32","data":[1.50,2e0]}],"extra":[1,2,3]}"#;
     assert_eq!(text, expected);
     assert_eq!(predictions, logits(&[[1.5, 2.0], [3.0, 4.0], [5.0, 6.0]]));
@@ -35,7 +32,7 @@ fn outputs_of_any_rank_are_cut_and_the_named_one_is_read() {
         {"name":"word","shape":[3,1],"datatype":"BYTES","data":["a","b","c"]},
         {"name":"aux","shape":[3,2],"datatype":"FP32","data":[9,9,9,9,9,9]},
         {"name":"logits","shape":[3,2],"datatype":"FP32","data":[[1,2],[3,4],[5,6]]}]}"#;
-    let (text, predictions) = json(Rest::Oip, text, ASKED).unwrap();
+    let (text, predictions) = json(Format::Oip, text, ASKED).unwrap();
     assert_eq!(
         text,
         concat!(
@@ -52,16 +49,16 @@ fn outputs_of_any_rank_are_cut_and_the_named_one_is_read() {
 #[test]
 fn what_the_client_chose_is_read_only_under_the_models_own_name() {
     let selective = Asked { selective: true, ..ASKED };
-    assert!(json(Rest::Oip, FLAT, selective).unwrap().1.is_some());
+    assert!(json(Format::Oip, FLAT, selective).unwrap().1.is_some());
     let other = FLAT.replace("\"logits\"", "\"other\"");
-    assert!(json(Rest::Oip, &other, ASKED).unwrap().1.is_some());
-    assert_eq!(json(Rest::Oip, &other, selective).unwrap().1, None);
+    assert!(json(Format::Oip, &other, ASKED).unwrap().1.is_some());
+    assert_eq!(json(Format::Oip, &other, selective).unwrap().1, None);
     let labels = r#"{"outputs":[{"name":"top","shape":[3],"datatype":"INT64","data":[1,0,1]}]}"#;
-    assert_eq!(json(Rest::Oip, labels, ASKED).unwrap().1, Some(Predictions::Labels(vec![1, 0, 1])));
-    assert_eq!(json(Rest::Oip, labels, selective).unwrap().1, None);
+    assert_eq!(json(Format::Oip, labels, ASKED).unwrap().1, Some(Told::Labels(vec![1, 0, 1])));
+    assert_eq!(json(Format::Oip, labels, selective).unwrap().1, None);
     // Two tensors that could be it.
     let two = r#"{"outputs":[{"name":"a","shape":[3],"datatype":"INT64","data":[1,0,1]},{"name":"b","shape":[3],"datatype":"INT64","data":[1,0,1]}]}"#;
-    assert_eq!(json(Rest::Oip, two, ASKED).unwrap().1, None);
+    assert_eq!(json(Format::Oip, two, ASKED).unwrap().1, None);
 }
 
 #[test]
@@ -75,7 +72,7 @@ fn tensors_behind_the_json_are_cut_one_by_one() {
     body.extend([0, 0x3c, 0, 0x40, 0, 0x3c, 0, 0x38, 0, 0, 0, 0x3c]);
     let mut headers = HeaderMap::new();
     headers.insert(JSON_LENGTH, HeaderValue::from(text.len()));
-    let found = cut(Rest::Oip, &headers, &body.clone().into(), ASKED).unwrap();
+    let found = Format::Oip.cut(&headers, &body.clone().into(), ASKED).unwrap();
     let (head, tail) = found.body.split_at(found.json_length.unwrap());
     let head: serde_json::Value = serde_json::from_slice(head).unwrap();
     assert_eq!(head["outputs"][0]["parameters"]["binary_data_size"], 6);
@@ -85,16 +82,16 @@ fn tensors_behind_the_json_are_cut_one_by_one() {
     assert_eq!(found.predictions, logits(&[[1.0, 2.0], [1.0, 0.5], [0.0, 1.0]]));
     for length in text.len()..body.len() {
         let short = Bytes::copy_from_slice(&body[..length]);
-        assert!(cut(Rest::Oip, &headers, &short, ASKED).is_err(), "{length}");
+        assert!(Format::Oip.cut(&headers, &short, ASKED).is_err(), "{length}");
     }
     body.push(0);
-    assert!(cut(Rest::Oip, &headers, &body.into(), ASKED).is_err());
+    assert!(Format::Oip.cut(&headers, &body.into(), ASKED).is_err());
 }
 
 #[test]
 fn v1_is_cut_in_every_form() {
     let read = logits(&[[1.5, 2.0], [3.0, 4.0], [5.0, 6.0]]);
-    let labels = Some(Predictions::Labels(vec![1, 0, 1]));
+    let labels = Some(Told::Labels(vec![1, 0, 1]));
     for (text, cut, predictions) in [
         (
             r#"{"predictions":[[1.50,2],[3,4],[5,6]],"k":[1]}"#,
@@ -116,7 +113,7 @@ fn v1_is_cut_in_every_form() {
         ),
     ] {
         assert_eq!(
-            json(Rest::KserveV1, text, ASKED).unwrap(),
+            json(Format::KserveV1, text, ASKED).unwrap(),
             (cut.to_owned(), predictions.clone())
         );
     }
@@ -126,28 +123,28 @@ fn v1_is_cut_in_every_form() {
 fn what_cannot_be_cut_is_an_error_that_says_why() {
     for (format, text, why) in [
         (
-            Rest::Oip,
+            Format::Oip,
             r#"{"outputs":[{"name":"n","shape":[1],"datatype":"FP32","data":[1]}]}"#,
             "expected the 3 rows",
         ),
         (
-            Rest::Oip,
+            Format::Oip,
             r#"{"outputs":[{"name":"n","shape":[],"datatype":"FP32","data":[1]}]}"#,
             "expected the 3 rows",
         ),
         (
-            Rest::Oip,
+            Format::Oip,
             r#"{"outputs":[{"name":"n","shape":[3,2],"datatype":"FP32","data":[1]}]}"#,
             "does not fit",
         ),
-        (Rest::Oip, r#"{"model_name":"m"}"#, "no outputs"),
+        (Format::Oip, r#"{"model_name":"m"}"#, "no outputs"),
         (
-            Rest::Oip,
+            Format::Oip,
             r#"{"outputs":[{"name":"n","shape":[3],"datatype":"FP32","data":[NaN,1,2]}]}"#,
             "not JSON",
         ),
-        (Rest::KserveV1, r#"{"predictions":[[1,2]]}"#, "expected the 3 rows"),
-        (Rest::KserveV1, r#"{"error":"x"}"#, "neither"),
+        (Format::KserveV1, r#"{"predictions":[[1,2]]}"#, "expected the 3 rows"),
+        (Format::KserveV1, r#"{"error":"x"}"#, "neither"),
     ] {
         let error = json(format, text, ASKED).expect_err("no answer").to_string();
         assert!(error.contains(why), "{text}: {error}");

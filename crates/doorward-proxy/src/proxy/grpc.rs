@@ -28,7 +28,7 @@ use super::proxy::Proxy;
 use super::record::Record;
 use super::request_id::REQUEST_ID;
 use super::respond::{self, Failure};
-use super::screen::{Format, Pending, Unverified, unframed};
+use super::screen::{Pending, Unverified, Wire, unframed};
 use crate::telemetry::spans::Interval;
 use crate::verdict::{UpstreamError, Verdict};
 use doorward_protocol::oip_grpc::{self, Call};
@@ -143,7 +143,7 @@ impl Proxy {
             let message = frame.get(grpc_frame::PREFIX..).unwrap_or_default();
             record.model = oip_grpc::model_in(message).map(|name| name.chars().take(128).collect());
         }
-        match self.gate.screen.submit(Format::Grpc, headers, frame).await {
+        match self.gate.screen.submit(Wire::Grpc, headers, frame).await {
             Ok(pending) => Ok(Submitted::Pending(pending)),
             Err(Unverified { failure: failure @ Failure::Refused(_), .. }) => {
                 match self.gate.screen.monitors() {

@@ -7,8 +7,8 @@
 //! the end of [`Gate::handle`].
 
 use bytes::Bytes;
+use doorward_protocol::Format;
 use doorward_protocol::Route;
-use doorward_protocol::rest::Rest;
 use hyper::Request;
 use hyper::body::Body;
 use hyper::header::EXPECT;
@@ -18,7 +18,7 @@ use super::gate::{Answer, BodyError, Forwarded, Gate, Serve, Stopped};
 use super::record::{self, Record};
 use super::request_id::REQUEST_ID;
 use super::respond::{self, Failure, respond};
-use super::screen::{Format, Unverified};
+use super::screen::{Unverified, Wire};
 use crate::settings::Predictions;
 use crate::verdict::Verdict;
 
@@ -57,7 +57,7 @@ impl Gate {
 
     async fn dispatch<B>(
         &self,
-        format: Rest,
+        format: Format,
         parts: Parts,
         body: &mut B,
         to: &dyn Serve,
@@ -88,7 +88,7 @@ impl Gate {
 
     async fn infer<B>(
         &self,
-        format: Rest,
+        format: Format,
         parts: Parts,
         body: &mut B,
         to: &dyn Serve,
@@ -109,7 +109,7 @@ impl Gate {
         if self.predictions == Predictions::Upstream {
             return self.infer_remotely(format, parts, body, to, record).await;
         }
-        let submitted = self.screen.submit(Format::Rest(format), &parts.headers, &body).await;
+        let submitted = self.screen.submit(Wire::Rest(format), &parts.headers, &body).await;
         let pending = match submitted {
             Ok(pending) => pending,
             Err(unverified) => return self.unverified(unverified, parts, body, to, record).await,

@@ -18,15 +18,14 @@ use hyper::{HeaderMap, Response};
 use super::gate::{Answer, Forwarded, Gate, Serve, Stopped, call};
 use super::record::Record;
 use super::respond::Failure;
-use super::screen::{Format, Understood, Unverified};
+use super::screen::{Understood, Unverified, Wire, input};
 use crate::telemetry::RemoteRows;
 use crate::telemetry::spans::Interval;
 use crate::verdict::{Reason, Verdict};
 use doorward_detection::{Concluded, Copies, Judgement};
 use doorward_engine::Predictions;
-use doorward_protocol::append::{Appended, append};
-use doorward_protocol::cut::{Asked, Cut, CutError, cut};
-use doorward_protocol::rest::Rest;
+use doorward_protocol::Format;
+use doorward_protocol::{Appended, Asked, Cut, CutError, Told};
 use doorward_protocol::{DecodeError, Encoded, binary};
 
 /// Says how many rows were appended: to the upstream, and to a client whose request it refuses.
@@ -54,13 +53,13 @@ impl Gate {
     /// The way of an inference request whose body is read, where the upstream predicts.
     pub(super) async fn infer_remotely(
         &self,
-        format: Rest,
+        format: Format,
         parts: Parts,
         body: Bytes,
         to: &dyn Serve,
         record: &mut Record,
     ) -> Result<(Verdict, Answer), Stopped> {
-        let understood = self.screen.understand(Format::Rest(format), &parts.headers, &body).await;
+        let understood = self.screen.understand(Wire::Rest(format), &parts.headers, &body).await;
         let request = match understood {
             Ok(request) => request,
             Err(unverified) => return self.unverified(unverified, parts, body, to, record).await,
@@ -91,7 +90,7 @@ impl Gate {
     /// Makes the copies; `None` where the upstream cannot be asked about them.
     async fn enlarge(
         &self,
-        format: Rest,
+        format: Format,
         request: &Understood,
     ) -> Result<Option<Enlarged>, Unverified> {
         let (rows, values) = (request.rows, Arc::clone(&request.inputs.values));
@@ -100,8 +99,9 @@ impl Gate {
             let output = remote.output_name().map(str::to_owned);
             let copies = remote.copies(&values)?;
             Ok(copies.map(|mut copies| {
-                let sent = judge.domain().sent_of_rows(copies.take_values());
-                (copies, sent, judge.domain().sent_shape(), remote.labels(), output)
+                let input = input(judge.domain());
+                let sent = input.sent_of_rows(copies.take_values());
+                (copies, sent, input.sent_shape(), remote.labels(), output)
             }))
         });
         let Some((copies, sent, shape, labels, output)) = asked.await? else { return Ok(None) };
@@ -114,7 +114,7 @@ impl Gate {
         }
         let encoded = request.encoded.clone();
         // As much text again as the request had, twice or thrice.
-        let appended = tokio::task::spawn_blocking(move || append(format, &encoded, &sent, shape));
+        let appended = tokio::task::spawn_blocking(move || format.append(&encoded, &sent, shape));
         let internal = |_| Unverified::new(Failure::Internal, Reason::Internal);
         let Some(Appended { encoded, selective }) = appended.await.map_err(internal)? else {
             return Ok(None);
@@ -124,7 +124,7 @@ impl Gate {
 
     async fn exchange(
         &self,
-        format: Rest,
+        format: Format,
         parts: Parts,
         request: &Understood,
         enlarged: &Enlarged,
@@ -156,11 +156,15 @@ impl Gate {
         let cut = tokio::task::spawn_blocking(move || {
             let total = rows + appended;
             let asked = Asked { rows, total, labels, output: output.as_deref(), selective };
-            cut(format, &headers, &body, asked)
+            format.cut(&headers, &body, asked)
         });
         let cut = cut.await.unwrap_or(Err(CutError::Form("cutting it failed")));
         match cut {
             Ok(Cut { body, json_length, predictions }) => {
+                let predictions = predictions.and_then(|told| match told {
+                    Told::Labels(told) => Predictions::of_labels(told, labels),
+                    Told::Scores(told) => Predictions::of_scores(&told, labels),
+                });
                 Answered { answer: Ok(rebuilt(head, body, json_length)), predictions }
             }
             Err(error) => {

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::verdict::UpstreamError;
 use doorward_images::EncodedError;
+use doorward_protocol::CutError;
+use doorward_protocol::Format;
 use doorward_protocol::ImageProtocol;
-use doorward_protocol::cut::CutError;
-use doorward_protocol::rest::Rest;
 use doorward_protocol::{DecodeError, Refusal};
 
 /// Why a request gets an answer of the firewall's own.
@@ -164,13 +164,17 @@ fn refusal_status(refusal: Refusal) -> StatusCode {
 }
 
 /// The answer in the protocol's error shape, mostly `{"error": "..."}`.
-pub(super) fn respond(format: Rest, failure: &Failure, request_id: &str) -> Response<Full<Bytes>> {
+pub(super) fn respond(
+    format: Format,
+    failure: &Failure,
+    request_id: &str,
+) -> Response<Full<Bytes>> {
     let Answer { status, fault, retry } = answer(failure);
     tracing::debug!(request_id, %status, ?fault, ?retry, "answered by the firewall");
     let message = message(failure, request_id);
     let body = match format {
-        Rest::Image(ImageProtocol::LitServe) => Body::Detail { detail: &message },
-        Rest::Image(ImageProtocol::TorchServe) => {
+        Format::Image(ImageProtocol::LitServe) => Body::Detail { detail: &message },
+        Format::Image(ImageProtocol::TorchServe) => {
             Body::TorchServe { code: status.as_u16(), r#type: exception(status), message: &message }
         }
         _ => Body::Error { error: &message },
@@ -269,7 +273,7 @@ mod tests {
             assert_eq!(status.is_client_error(), fault == Fault::Client, "{failure}");
             let promised = matches!(retry, Retry::After(_));
             assert_eq!(promised, status == StatusCode::SERVICE_UNAVAILABLE, "{failure}");
-            let response = respond(Rest::Oip, &failure, "id-1");
+            let response = respond(Format::Oip, &failure, "id-1");
             assert_eq!(response.status(), status);
             assert_eq!(response.headers().contains_key(RETRY_AFTER), promised);
         }

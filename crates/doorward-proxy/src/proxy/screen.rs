@@ -16,11 +16,14 @@ use crate::settings::{Action, Limits, Mode, Policy, Screening};
 use crate::telemetry::audit::Inputs;
 use crate::verdict::{Reason, Verdict};
 use doorward_detection::{self as detection, Judge, Judgement};
+use doorward_engine::InputDomain;
 use doorward_images::{EncodedError, Frame};
+use doorward_protocol::Format;
+use doorward_protocol::GrpcError;
 use doorward_protocol::ImageProtocol;
-use doorward_protocol::oip_grpc::GrpcError;
-use doorward_protocol::rest::Rest;
-use doorward_protocol::{Bounds, Checked, DecodeError, Encoded, Pictures, grpc_frame, oip_grpc};
+use doorward_protocol::{
+    Bounds, Checked, DecodeError, Encoded, Input, Pictures, grpc_frame, oip_grpc,
+};
 
 /// The part of the path that knows the policy.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ pub(super) struct Screen {
 /// Of the settings, those on images; they stay as they were at the start.
 #[derive(Debug)]
 struct Images {
-    settings: doorward_protocol::Images,
+    settings: doorward_protocol::ImageRoutes,
     pictures: doorward_images::Pictures,
     /// Decoding takes memory and a processor, so no more go on at once than there are processors.
     decoding: Arc<Semaphore>,
@@ -43,10 +46,10 @@ struct Images {
 
 /// How a request is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum Wire {
     /// A gRPC message in its frame.
     Grpc,
-    Rest(Rest),
+    Rest(Format),
 }
 
 /// A decoded request that waits for its verdict.
@@ -116,8 +119,8 @@ impl Screen {
     }
 
     /// The format of a path.
-    pub(super) fn format(&self, path: &str) -> Rest {
-        Rest::of(path, &self.images.settings)
+    pub(super) fn format(&self, path: &str) -> Format {
+        Format::of(path, &self.images.settings)
     }
 
     /// The detector is there. `false` if there was one before.
@@ -143,7 +146,7 @@ impl Screen {
     /// Decodes a request and queues its rows.
     pub(super) async fn submit(
         &self,
-        format: Format,
+        format: Wire,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Pending, Unverified> {
@@ -153,7 +156,7 @@ impl Screen {
     /// Decodes a request.
     pub(super) async fn understand(
         &self,
-        format: Format,
+        format: Wire,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Understood, Unverified> {
@@ -256,7 +259,7 @@ impl Screen {
     async fn decode(
         &self,
         queue: &Arc<Queue>,
-        format: Format,
+        format: Wire,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Checked, Unverified> {
@@ -295,7 +298,7 @@ impl Screen {
 
 /// The request, with its rows as the detector takes them.
 fn check(
-    format: Format,
+    format: Wire,
     queue: &Queue,
     limits: &Limits,
     images: &Images,
@@ -307,28 +310,35 @@ fn check(
     let frame = Frame::new(domain.shape, images.pictures).map_err(EncodedError::from)?;
     let pictures = Pictures {
         frame: &frame,
+        normalise: &|image| domain.normalise(image),
         pixels: limits.image_pixels.get(),
         part: &images.settings.part,
-        in_instances: images.taken_by(Format::Rest(Rest::KserveV1)),
+        in_instances: images.taken_by(Wire::Rest(Format::KserveV1)),
     };
-    let bounds = Bounds { domain, rows: limits.rows.get(), pictures };
+    let bounds = Bounds { input: input(domain), rows: limits.rows.get(), pictures };
     match format {
-        Format::Grpc => oip_grpc::check(body, bounds, model),
-        Format::Rest(format) => format.check(headers, &body, bounds),
+        Wire::Grpc => oip_grpc::check(body, bounds, model),
+        Wire::Rest(format) => format.check(headers, &body, bounds),
     }
+}
+
+/// The tensor that a model takes, as requests spell it.
+pub(super) fn input(domain: &InputDomain) -> Input<'_> {
+    let InputDomain { shape, lower, upper, channels_last, fp32 } = domain;
+    Input { shape: *shape, lower, upper, channels_last: *channels_last, fp32: *fp32 }
 }
 
 // === impl Images ===
 
 impl Images {
     /// Whether requests in this format may hold images.
-    fn taken_by(&self, format: Format) -> bool {
+    fn taken_by(&self, format: Wire) -> bool {
         match format {
-            Format::Rest(Rest::Image(_)) => true,
-            Format::Rest(Rest::KserveV1) => {
+            Wire::Rest(Format::Image(_)) => true,
+            Wire::Rest(Format::KserveV1) => {
                 self.settings.protocols.contains(&ImageProtocol::KserveV1)
             }
-            Format::Grpc | Format::Rest(Rest::Oip) => false,
+            Wire::Grpc | Wire::Rest(Format::Oip) => false,
         }
     }
 }
@@ -346,9 +356,9 @@ pub(super) fn unframed(
     }
 }
 
-// === impl Format ===
+// === impl Wire ===
 
-impl Format {
+impl Wire {
     /// The text of a body: without its content coding, or frame and compression.
     fn uncoded(
         self,

@@ -6,8 +6,8 @@ use hyper::{Response, StatusCode};
 use crate::proxy::grpc_body::{GRPC, GrpcAnswer, whole};
 use crate::proxy::respond::{Failure, message};
 use crate::verdict::UpstreamError;
+use doorward_protocol::GrpcError;
 use doorward_protocol::grpc_frame::FrameError;
-use doorward_protocol::oip_grpc::GrpcError;
 use doorward_protocol::{DecodeError, Refusal};
 
 /// The statuses that the firewall gives, by their numbers.

@@ -33,7 +33,8 @@ use crate::proxy::screen::{Unverified, unframed};
 use crate::proxy::upstream::{Failed, broken, late};
 use crate::telemetry::spans::Interval;
 use crate::verdict::{UpstreamError, Verdict};
-use doorward_protocol::oip_grpc::{GrpcError, STREAM_INFER, stream_error};
+use doorward_protocol::GrpcError;
+use doorward_protocol::oip_grpc::{STREAM_INFER, stream_error};
 use doorward_protocol::{Protocol, grpc_frame};
 
 /// One stream.

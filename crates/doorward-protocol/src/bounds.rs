@@ -1,0 +1,39 @@
+//! What decoders need to know of the model and the limits.
+
+use std::fmt;
+
+use doorward_images::Frame;
+
+use crate::input::Input;
+
+/// What a decoder needs to know of the model and the limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds<'a> {
+    /// The tensor that the model takes.
+    pub input: Input<'a>,
+    /// Most rows in one request.
+    pub rows: usize,
+    /// How images become rows.
+    pub pictures: Pictures<'a>,
+}
+
+/// How images become rows.
+#[derive(Clone, Copy)]
+pub struct Pictures<'a> {
+    /// From a picture to the model's shape.
+    pub frame: &'a Frame,
+    /// From an image's bytes, in that shape, to the values of a row.
+    pub normalise: &'a dyn Fn(&[u8]) -> Vec<f32>,
+    /// Most pixels of the images of one request.
+    pub pixels: usize,
+    /// The name of a form's part.
+    pub part: &'a str,
+    /// Whether V1 instances may be images.
+    pub in_instances: bool,
+}
+
+impl fmt::Debug for Pictures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pictures").field("frame", &self.frame).finish_non_exhaustive()
+    }
+}

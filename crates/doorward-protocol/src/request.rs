@@ -1,0 +1,27 @@
+//! Inference requests that were understood.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+/// An inference request that was understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// What the upstream gets.
+    pub encoded: Encoded,
+    /// Number of rows.
+    pub rows: usize,
+    /// The rows, one after another, channels first.
+    pub values: Vec<f32>,
+}
+
+/// A request in the firewall's own spelling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// The body. Bytes of tensors are the client's.
+    pub body: Bytes,
+    /// How many bytes of `body` are JSON, where bytes of a tensor follow.
+    pub json_length: Option<usize>,
+    /// The content type, where the client's will not do.
+    pub media_type: Option<Cow<'static, str>>,
+}
