@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
-use doorward_detection::inspect::{Goal, Learning, Patches};
+use doorward_detection::Goal;
+use doorward_detection::inspect::{Learning, Patches};
 use doorward_detection::perturb::{Universal, universal, universal_by_deepfool};
 use doorward_detection::{Algorithm, Perturbation, Probability};
 use doorward_engine::{Batch, Classifier, Model, rows};

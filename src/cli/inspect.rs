@@ -12,8 +12,9 @@ use super::offline::{advised, load_model};
 use super::progress::Progress;
 use super::report::{self, Inspected, ReportRequest};
 use crate::config::Config;
+use doorward_detection::InspectionSummary;
 use doorward_detection::inspect::{
-    Diverging, Inspection, InspectionSummary, Reversed, data_inspection, neural_cleanse,
+    Diverging, Inspection, Reversed, data_inspection, neural_cleanse,
 };
 use doorward_detection::prepare::{self, Stage};
 use doorward_engine::{Classifier, Model, rows};

@@ -19,8 +19,8 @@ use serde::Serialize;
 
 use crate::config::{Config, Rule};
 use crate::storage::Store;
+use doorward_detection::InspectionSummary;
 use doorward_detection::evaluate::{Rows, RuleFigures, evaluate};
-use doorward_detection::inspect::InspectionSummary;
 use doorward_detection::open;
 use doorward_detection::prepare::{self, Preparation, Stage, Stored};
 use doorward_detection::stats::quantile;

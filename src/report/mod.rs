@@ -11,8 +11,9 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use doorward_detection::LabelInspection;
 use doorward_detection::conformal::Thresholds;
-use doorward_detection::inspect::{Inspected, Inspection, LabelInspection};
+use doorward_detection::inspect::{Inspected, Inspection};
 use doorward_detection::{Artifact, RowSignals};
 use doorward_engine::{Classifier, Error, labels, rows};
 use doorward_images::Images;

@@ -1,7 +1,7 @@
 use candle_core::{Device, Tensor};
 
 use super::*;
-use doorward_detection::inspect::{LabelInspection, Patch};
+use doorward_detection::{LabelInspection, Patch};
 use doorward_engine::{Cotangent, InputDomain};
 
 /// Answers with the label 0 whatever it is asked.

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::conformal::Thresholds;
-use crate::inspect::{InspectionSummary, Patch, Representation};
+use crate::findings::InspectionSummary;
+use crate::patch::Patch;
+use crate::representation::Representation;
 
 /// What the offline flow learned.
 #[derive(Clone, Debug)]

@@ -1,21 +1,32 @@
 //! Detection of backdoor triggers in the inputs of image classifiers.
+//!
+//! The crate has two halves. Preparation, the feature `prepare`, learns from a model and images and
+//! writes an artifact. Judging, which is always there, opens a [`Detector`] from it.
 
 pub mod artifact;
 pub mod baselines;
+#[cfg(feature = "prepare")]
 pub mod batches;
 pub mod conformal;
 mod detector;
 mod error;
+#[cfg(feature = "prepare")]
 pub mod evaluate;
+mod findings;
+#[cfg(feature = "prepare")]
 pub mod inspect;
 pub mod join;
 mod judge;
 pub mod open;
+mod patch;
 pub mod perturb;
+#[cfg(feature = "prepare")]
 pub mod prepare;
 mod remote;
+mod representation;
 mod row;
 mod rule;
+#[cfg(feature = "prepare")]
 pub mod scan;
 mod scorer;
 mod settings;
@@ -25,7 +36,10 @@ pub mod stats;
 pub use artifact::Artifact;
 pub use detector::Detector;
 pub use error::Error;
+pub use findings::{InspectionSummary, LabelInspection};
 pub use judge::{Concluded, Copies, Judge, Judgement, Remote};
+pub use patch::{Goal, Patch};
+pub use representation::Representation;
 pub use row::{BaselineScore, RowSignals};
 pub use rule::{Needs, Rule, UnknownRule};
 pub use scorer::Scorer;

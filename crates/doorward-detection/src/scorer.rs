@@ -9,7 +9,8 @@ use doorward_engine::{Bounds, Classifier, gather, labels, margins};
 
 use crate::Error;
 use crate::baselines::Baselines;
-use crate::inspect::{Patch, Representation};
+use crate::patch::Patch;
+use crate::representation::Representation;
 use crate::row::RowSignals;
 use crate::rule::Needs;
 use crate::signal::Signal;

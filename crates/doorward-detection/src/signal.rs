@@ -5,8 +5,7 @@
 
 use std::ops::{Index, IndexMut};
 
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 /// A number that a row gets from the model; larger is more like a trigger.
 ///
@@ -23,7 +22,7 @@ pub enum Signal {
     /// `s_p = -m_y((1 - M_y) x + M_y P_y)`.
     Patch,
     /// How far along the way to the triggered images of the predicted, infected label the model
-    /// represents the row: `s_r`, see [`crate::inspect::Representation::score`].
+    /// represents the row: `s_r`, see [`crate::Representation::score`].
     Representation,
 }
 
@@ -90,10 +89,14 @@ impl<T> IndexMut<Signal> for PerSignal<T> {
 }
 
 /// Writes scores under the signals' symbols, and reads them back.
+#[cfg(feature = "prepare")]
 pub(crate) mod by_symbol {
     use std::collections::BTreeMap;
 
-    use super::{Deserialize, Deserializer, Scores, SerializeMap, Serializer, Signal};
+    use serde::ser::SerializeMap;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{Scores, Signal};
 
     pub(crate) fn serialize<S: Serializer>(scores: &Scores, to: S) -> Result<S::Ok, S::Error> {
         let mut map = to.serialize_map(Some(Signal::COUNT))?;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use doorward::config::Config;
 use doorward_detection::artifact::{ImageCounts, Manifest, PerturbationSummary};
 use doorward_detection::conformal::{LabelThreshold, Thresholds};
-use doorward_detection::inspect::{InspectionSummary, LabelInspection};
+use doorward_detection::{InspectionSummary, LabelInspection};
 use doorward_proxy::server::Server;
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, StatusCode};

@@ -22,13 +22,14 @@ use rand::rngs::StdRng;
 
 use doorward_engine::{Batch, Classifier, Error, labels};
 
+use crate::findings::LabelInspection;
+use crate::patch::Goal;
 use crate::settings::Inspection as Settings;
 
 pub use data_inspection::{Diverging, data_inspection};
-pub use finding::{Inspected, Inspection, InspectionSummary, LabelInspection};
+pub use finding::{Inspected, Inspection};
 pub use neural_cleanse::{Reversed, neural_cleanse};
-pub use patch::{Goal, Learning, Patch, Patches};
-pub use representation::Representation;
+pub use patch::{Learning, Patches};
 pub use shift::Shift;
 pub use space::Space;
 pub use survival::{Probe, Survival};

@@ -7,7 +7,8 @@
 
 use rand::rngs::StdRng;
 
-use super::patch::{Goal, Learning, Patch, Patches};
+use super::patch::{Learning, Patches};
+use crate::patch::{Goal, Patch};
 use crate::stats::low_anomaly_indices;
 use doorward_engine::{Batch, Classifier, Error};
 

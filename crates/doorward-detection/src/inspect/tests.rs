@@ -5,6 +5,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::*;
+use crate::patch::Patch;
 use doorward_engine::{Cotangent, InputDomain};
 
 /// `f_z(x) = weight_z * x_z`

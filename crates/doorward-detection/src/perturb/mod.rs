@@ -5,13 +5,21 @@
 
 pub(crate) mod adam;
 mod deepfool;
+#[cfg(feature = "prepare")]
 mod effect;
+#[cfg(feature = "prepare")]
 mod separating;
+#[cfg(feature = "prepare")]
 mod uap;
+#[cfg(feature = "prepare")]
 mod uap_deepfool;
 
 pub use deepfool::{DeepFool, Fooling, deepfool};
+#[cfg(feature = "prepare")]
 pub use effect::{fooling_rate, kept};
+#[cfg(feature = "prepare")]
 pub use separating::separating;
+#[cfg(feature = "prepare")]
 pub use uap::{Universal, class_conditional, several, universal};
+#[cfg(feature = "prepare")]
 pub use uap_deepfool::universal_by_deepfool;

@@ -23,9 +23,10 @@ use crate::artifact::{
 use crate::baselines::{Baselines, Specific, strip};
 use crate::batches::score;
 use crate::conformal::{Budget, fit, scales};
-use crate::inspect::{Inspection, Patch};
+use crate::inspect::Inspection;
 use crate::join::{Weights, joined};
 use crate::open::used_patches;
+use crate::patch::Patch;
 use crate::row::RowSignals;
 use crate::rule::{Needs, Rule};
 use crate::scorer::Scorer;

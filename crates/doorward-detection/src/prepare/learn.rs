@@ -8,10 +8,11 @@ use rand::rngs::StdRng;
 
 use super::material::{Material, tensor};
 use super::stage::{Seconds, Stage};
-use crate::inspect::{Inspection, Probe, Representation, Space, Suspects, inspect};
+use crate::inspect::{Inspection, Probe, Space, Suspects, inspect};
 use crate::perturb::{
     Universal, class_conditional, separating, several, universal, universal_by_deepfool,
 };
+use crate::representation::Representation;
 use crate::settings::{Algorithm, Perturbation, Settings};
 use doorward_engine::{Batch, Classifier, Error, gather};
 
