@@ -7,12 +7,13 @@ use candle_core::{Device, Tensor};
 
 use crate::error::Error;
 use crate::fold::{fold, folds};
-use crate::layout::{Layout, batches, row_values};
+use crate::layout::{Layout, row_values};
 use crate::lower::{Context, Lowered, Operand, lower};
 use crate::onnx::constant::{Constant, Values};
 use crate::onnx::graph::{Graph, Node};
 use crate::operators::Operator;
 use crate::operators::shape::Transpose;
+use crate::size::Size;
 use crate::step::{Mode, Step};
 
 /// A graph lowered, its output not yet looked for.
@@ -283,10 +284,11 @@ fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<(usize, Co
     };
     let shape = (*inputs.get(index)?)?;
     let dims = shape.integers()?;
-    if dims.iter().all(|&dim| batches(dim).is_none()) {
+    let is_batch = |&dim: &i64| Size::of_integer(dim).batches().is_some();
+    if !dims.iter().any(is_batch) {
         return None;
     }
-    let ones = dims.iter().map(|&dim| if batches(dim).is_some() { 1 } else { dim }).collect();
+    let ones = dims.iter().map(|dim| if is_batch(dim) { 1 } else { *dim }).collect();
     Some((index, Constant { dims: shape.dims.clone(), values: Values::I64(ones) }))
 }
 

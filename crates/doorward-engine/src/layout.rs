@@ -6,6 +6,8 @@
 //! under another name, so a reshape never moves a value, every row stays independent of the others,
 //! and a batch can be cut anywhere.
 
+use crate::size::Size;
+
 /// The shape of an activation as the graph sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
@@ -21,15 +23,6 @@ struct Batch {
     axis: usize,
     before: usize,
     after: usize,
-}
-
-/// What stands for the batch in shapes that the graph computes with: a prime, so that multiples of
-/// it are recognised after any arithmetic, and larger than any size.
-pub(crate) const BATCH: i64 = 2_147_483_647;
-
-/// The coefficient of a multiple of the batch.
-pub(crate) fn batches(dim: i64) -> Option<usize> {
-    (dim > 0 && dim % BATCH == 0).then(|| usize::try_from(dim / BATCH).ok()).flatten()
 }
 
 // === impl Layout ===
@@ -151,12 +144,12 @@ impl Layout {
         (layout, dims)
     }
 
-    /// The shape as a graph's integers, multiples of [`BATCH`] for the batch.
-    pub(crate) fn to_dims(&self) -> Vec<i64> {
+    /// The shape as the graph's nodes see it.
+    pub(crate) fn sizes(&self) -> Vec<Size> {
         (0..self.rank())
             .map(|axis| match self.is_batch(axis) {
-                true => self.axes[axis] as i64 * BATCH,
-                false => self.axes[axis] as i64,
+                true => Size::Batches(self.axes[axis]),
+                false => Size::Fixed(self.axes[axis] as i64),
             })
             .collect()
     }
@@ -165,23 +158,24 @@ impl Layout {
     /// graph's constants were written for, if it was written for one.
     pub(crate) fn reshaped(
         &self,
-        wanted: &[i64],
+        wanted: &[Size],
         zero_copies: bool,
         fixed: Option<i64>,
     ) -> Option<Self> {
         let values = product(&self.axes)?;
         let mut axes = Vec::with_capacity(wanted.len());
         let (mut batch, mut open) = (None, None);
-        for (axis, &dim) in wanted.iter().enumerate() {
-            let copied = dim == 0 && zero_copies;
-            let is_batch = batches(dim).is_some() || (copied && self.batch?.axis == axis);
+        for (axis, &size) in wanted.iter().enumerate() {
+            let copied = size == Size::Fixed(0) && zero_copies;
+            let is_batch = size.batches().is_some() || (copied && self.batch?.axis == axis);
             if is_batch && batch.replace(axis).is_some() {
                 return None;
             }
-            axes.push(match dim {
-                -1 if open.replace(axis).is_none() => 1,
-                0 if copied => *self.axes.get(axis)?,
-                dim => batches(dim).or_else(|| usize::try_from(dim).ok())?,
+            axes.push(match size {
+                Size::Fixed(-1) if open.replace(axis).is_none() => 1,
+                Size::Fixed(0) if copied => *self.axes.get(axis)?,
+                Size::Fixed(size) => usize::try_from(size).ok()?,
+                Size::Batches(count) => count,
             });
         }
         let ahead = match self.batch {
@@ -193,7 +187,8 @@ impl Layout {
             // the batch was fixed to, in the place where the batch is.
             let stands = |axis: usize| {
                 open == Some(axis)
-                    || (wanted[axis] == fixed.unwrap_or(1) && product(&axes[..axis]) == Some(ahead))
+                    || (wanted[axis] == Size::Fixed(fixed.unwrap_or(1))
+                        && product(&axes[..axis]) == Some(ahead))
             };
             batch = (0..axes.len()).find(|&axis| stands(axis));
             match (batch, fixed) {
@@ -361,6 +356,11 @@ const MAX_ROW_VALUES: usize = 1 << 26;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::size::BATCH;
+
+    fn sizes<const N: usize>(integers: [i64; N]) -> [Size; N] {
+        integers.map(Size::of_integer)
+    }
 
     #[test]
     fn attention_keeps_its_rows_through_every_reshape() {
@@ -368,20 +368,20 @@ mod tests {
         let (length_first, dims) = tokens.transposed(&[1, 0, 2]);
         assert_eq!((length_first.to_string().as_str(), dims), ("[50, batch, 64]", vec![0, 1, 2]));
         // As torch's multi-head attention: [length, batch * heads, width / heads].
-        let heads = length_first.reshaped(&[50, 4 * BATCH, 16], true, None).unwrap();
+        let heads = length_first.reshaped(&sizes([50, 4 * BATCH, 16]), true, None).unwrap();
         assert_eq!(
             (heads.to_string().as_str(), heads.row()),
             ("[50, 4 * batch, 16]", vec![50, 4, 16])
         );
         let (heads_first, dims) = heads.transposed(&[1, 0, 2]);
         assert_eq!((heads_first.row(), dims), (vec![4, 50, 16], vec![0, 2, 1, 3]));
-        let apart = heads_first.reshaped(&[BATCH, 4, 50, 16], true, None).unwrap();
+        let apart = heads_first.reshaped(&sizes([BATCH, 4, 50, 16]), true, None).unwrap();
         assert_eq!(apart, Layout::batch_first(&[4, 50, 16]));
         // Back, with the length outside of the batch in one axis.
         let (back, _) = apart.transposed(&[2, 0, 1, 3]);
-        let joined = back.reshaped(&[50 * BATCH, 64], true, None).unwrap();
+        let joined = back.reshaped(&sizes([50 * BATCH, 64]), true, None).unwrap();
         assert_eq!((joined.to_string().as_str(), joined.row()), ("[50 * batch, 64]", vec![50, 64]));
-        let tokens = joined.reshaped(&[50, BATCH, 64], true, None).unwrap();
+        let tokens = joined.reshaped(&sizes([50, BATCH, 64]), true, None).unwrap();
         assert_eq!(tokens, length_first);
     }
 
@@ -390,25 +390,37 @@ mod tests {
         let image = Layout::batch_first(&[2, 7, 2, 7, 96]);
         let (image, dims) = image.transposed(&[0, 1, 3, 2, 4, 5]);
         assert_eq!(dims, [0, 1, 3, 2, 4, 5]);
-        let windows = image.reshaped(&[4 * BATCH, 49, 96], true, None).unwrap();
+        let windows = image.reshaped(&sizes([4 * BATCH, 49, 96]), true, None).unwrap();
         assert_eq!(windows.row(), [4, 49, 96]);
-        assert_eq!(windows.reshaped(&[BATCH, 4, 49, 96], true, None).unwrap().row(), [4, 49, 96]);
-        assert_eq!(windows.reshaped(&[-1, 49, 96], true, None).unwrap(), windows);
+        assert_eq!(
+            windows.reshaped(&sizes([BATCH, 4, 49, 96]), true, None).unwrap().row(),
+            [4, 49, 96]
+        );
+        assert_eq!(windows.reshaped(&sizes([-1, 49, 96]), true, None).unwrap(), windows);
     }
 
     #[test]
     fn a_batch_that_the_graph_fixed_is_found_where_it_is() {
         let tokens = Layout::batch_first(&[50, 64]);
-        assert_eq!(tokens.reshaped(&[1, 50, 4, 16], true, Some(1)).unwrap().row(), [50, 4, 16]);
         assert_eq!(
-            tokens.reshaped(&[8, 3200], true, Some(8)).unwrap(),
+            tokens.reshaped(&sizes([1, 50, 4, 16]), true, Some(1)).unwrap().row(),
+            [50, 4, 16]
+        );
+        assert_eq!(
+            tokens.reshaped(&sizes([8, 3200]), true, Some(8)).unwrap(),
             Layout::batch_first(&[3200])
         );
-        assert_eq!(tokens.reshaped(&[0, -1], true, None).unwrap(), Layout::batch_first(&[3200]));
-        assert_eq!(tokens.reshaped(&[-1, 3200], true, None).unwrap(), Layout::batch_first(&[3200]));
+        assert_eq!(
+            tokens.reshaped(&sizes([0, -1]), true, None).unwrap(),
+            Layout::batch_first(&[3200])
+        );
+        assert_eq!(
+            tokens.reshaped(&sizes([-1, 3200]), true, None).unwrap(),
+            Layout::batch_first(&[3200])
+        );
         let (length_first, _) = tokens.transposed(&[1, 0, 2]);
         assert_eq!(
-            length_first.reshaped(&[50, 1, 4, 16], true, Some(1)).unwrap().row(),
+            length_first.reshaped(&sizes([50, 1, 4, 16]), true, Some(1)).unwrap().row(),
             [50, 4, 16]
         );
     }
@@ -416,22 +428,23 @@ mod tests {
     #[test]
     fn a_batch_of_one_that_was_multiplied_away_is_found() {
         let (tokens, _) = Layout::batch_first(&[50, 64]).transposed(&[1, 0, 2]);
-        let heads = tokens.reshaped(&[50, 4, 16], true, Some(1)).unwrap();
+        let heads = tokens.reshaped(&sizes([50, 4, 16]), true, Some(1)).unwrap();
         assert_eq!(heads.to_string(), "[50, 4 * batch, 16]");
-        let joined = tokens.reshaped(&[50, 64], true, Some(1)).unwrap();
+        let joined = tokens.reshaped(&sizes([50, 64]), true, Some(1)).unwrap();
         assert_eq!(joined.to_string(), "[50 * batch, 64]");
-        let windows = Layout::batch_first(&[2, 2, 7, 7, 24]).reshaped(&[4, 49, 24], true, Some(1));
+        let windows =
+            Layout::batch_first(&[2, 2, 7, 7, 24]).reshaped(&sizes([4, 49, 24]), true, Some(1));
         assert_eq!(windows.unwrap().to_string(), "[4 * batch, 49, 24]");
     }
 
     #[test]
     fn reshapes_that_cut_through_the_batch_are_refused() {
         let tokens = Layout::batch_first(&[50, 64]);
-        assert_eq!(tokens.reshaped(&[50, 64], true, None), None);
-        assert_eq!(tokens.reshaped(&[50, BATCH, 64], true, None), None);
-        assert_eq!(tokens.reshaped(&[BATCH, 7, -1], true, None), None);
-        assert_eq!(tokens.reshaped(&[BATCH, BATCH], true, None), None);
-        assert_eq!(tokens.reshaped(&[i64::MAX, i64::MAX], true, None), None);
+        assert_eq!(tokens.reshaped(&sizes([50, 64]), true, None), None);
+        assert_eq!(tokens.reshaped(&sizes([50, BATCH, 64]), true, None), None);
+        assert_eq!(tokens.reshaped(&sizes([BATCH, 7, -1]), true, None), None);
+        assert_eq!(tokens.reshaped(&sizes([BATCH, BATCH]), true, None), None);
+        assert_eq!(tokens.reshaped(&sizes([i64::MAX, i64::MAX]), true, None), None);
     }
 
     #[test]

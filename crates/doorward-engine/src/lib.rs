@@ -29,6 +29,7 @@ mod onnxruntime;
 mod operators;
 mod predictions;
 mod program;
+mod size;
 mod step;
 
 pub use batch::{Batch, batches, gather, rows};

@@ -5,6 +5,10 @@
 //! on nodes that are not as it expects them, and a model file may be anything. So every function
 //! checks what it is given, integers never wrap, and both the values that are computed and those
 //! that are read to no other end are drawn from one budget.
+//!
+//! A program's operators are not asked instead: they know `f32` alone, a batch in front and, for
+//! exponentials and sums, faster loops whose last bits differ. What is only lowered is evaluated by
+//! its operator (`Compiler::computed`).
 
 mod algebra;
 mod arithmetic;

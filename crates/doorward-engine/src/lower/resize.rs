@@ -2,9 +2,10 @@
 
 use super::context::{Context, Lowered, Operand};
 use crate::error::Error;
-use crate::layout::{Layout, batches};
+use crate::layout::Layout;
 use crate::operators::Operator;
 use crate::operators::resample::Resample;
+use crate::size::Size;
 
 /// ONNX Resize, opsets 10 to 21, and Upsample, opset 9, by nearest, linear or cubic interpolation.
 pub(super) fn resize(context: &Context<'_>) -> Result<Lowered, Error> {
@@ -38,8 +39,11 @@ pub(super) fn resize(context: &Context<'_>) -> Result<Lowered, Error> {
         (None, Some(index)) => {
             let sizes = context.integers(index)?;
             let sized = axes.iter().zip(sizes).map(|(&axis, &size)| {
-                let size = batches(size).unwrap_or(usize::try_from(size).unwrap_or(0));
-                let size = if layout.is_batch(axis) { layout.size(axis) } else { size };
+                let size = match Size::of_integer(size) {
+                    _ if layout.is_batch(axis) => layout.size(axis),
+                    Size::Batches(count) => count,
+                    Size::Fixed(size) => usize::try_from(size).unwrap_or(0),
+                };
                 (size, size as f64 / layout.size(axis) as f64)
             });
             sized.collect()

@@ -3,11 +3,12 @@
 use super::context::{Context, Lowered, MAX_PAD, Operand, step};
 use crate::error::Error;
 use crate::kernels::strided::row_major;
-use crate::layout::{BATCH, Layout, batches};
+use crate::layout::Layout;
 use crate::onnx::axes::Cut;
 use crate::operators::Operator;
 use crate::operators::select::{Gather, View};
 use crate::operators::shape::{Pad, Reshape};
+use crate::size::{BATCH, Size};
 
 /// ONNX Slice, opsets 1 to 21, not along the batch.
 pub(super) fn slice(context: &Context<'_>) -> Result<Lowered, Error> {
@@ -130,7 +131,7 @@ pub(super) fn expand(context: &Context<'_>) -> Result<Lowered, Error> {
         if padded.is_batch(axis) {
             if dim != 1
                 && Some(dim) != context.fixed_batch
-                && batches(dim) != Some(padded.size(axis))
+                && Size::of_integer(dim) != Size::Batches(padded.size(axis))
             {
                 return Err(refuse());
             }

@@ -2,9 +2,10 @@
 
 use super::context::{Context, Lowered, Operand, step};
 use crate::error::Error;
-use crate::layout::{Layout, batches};
+use crate::layout::Layout;
 use crate::onnx::constant::{Constant, Values};
 use crate::operators::shape::{Concat, Reshape, Transpose};
+use crate::size::Size;
 
 /// ONNX Dropout at inference, opsets 7 to 21.
 pub(super) fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {
@@ -29,24 +30,24 @@ pub(super) fn cast(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Shape, opsets 1 to 21.
 pub(super) fn shape(context: &Context<'_>) -> Result<Lowered, Error> {
-    let dims = context.activation(0)?.to_dims();
-    let rank = dims.len() as i64;
+    let sizes = context.activation(0)?.sizes();
+    let rank = sizes.len() as i64;
     let bound = |name: &str, default: i64| -> Result<usize, Error> {
         let value = context.node.int(name, default)?;
         let value = if value < 0 { value.saturating_add(rank) } else { value };
         Ok(value.clamp(0, rank) as usize)
     };
     let (start, end) = (bound("start", 0)?, bound("end", rank)?);
-    let dims = dims.get(start..end).unwrap_or_default().to_vec();
+    let sizes = sizes.get(start..end).unwrap_or_default();
+    let dims: Vec<i64> = sizes.iter().map(|size| size.integer()).collect();
     Ok(Lowered::Constant(Constant { dims: vec![dims.len()], values: Values::I64(dims) }))
 }
 
 /// ONNX Size, opsets 1 to 21.
 pub(super) fn size(context: &Context<'_>) -> Result<Lowered, Error> {
-    let dims = context.activation(0)?.to_dims();
-    let size = dims.iter().try_fold(1i64, |size, &dim| size.checked_mul(dim));
+    let size = Size::product(&context.activation(0)?.sizes());
     let size = size.ok_or_else(|| context.error("its result overflows".into()))?;
-    Ok(Lowered::Constant(Constant { dims: vec![], values: Values::I64(vec![size]) }))
+    Ok(Lowered::Constant(Constant { dims: vec![], values: Values::I64(vec![size.integer()]) }))
 }
 
 /// ONNX Concat, opsets 4 to 21, not along the batch.
@@ -112,10 +113,9 @@ pub(super) fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
     if !(0..=rank).contains(&axis) {
         return Err(context.error(format!("axis {given} is outside of rank {rank}")));
     }
-    let dims = layout.to_dims();
-    let product = |dims: &[i64]| dims.iter().try_fold(1i64, |all, &dim| all.checked_mul(dim));
-    let (front, back) = dims.split_at(axis as usize);
-    match (product(front), product(back)) {
+    let sizes = layout.sizes();
+    let (front, back) = sizes.split_at(axis as usize);
+    match (Size::product(front), Size::product(back)) {
         (Some(front), Some(back)) => reshaped(context, &[front, back], false),
         _ => Err(context.error(format!("{layout} has too many values"))),
     }
@@ -123,8 +123,8 @@ pub(super) fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
 
 /// ONNX Reshape, opsets 5 to 21.
 pub(super) fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
-    let wanted = context.integers(1)?;
-    reshaped(context, wanted, context.node.int("allowzero", 0)? == 0)
+    let wanted = Size::of_integers(context.integers(1)?);
+    reshaped(context, &wanted, context.node.int("allowzero", 0)? == 0)
 }
 
 /// ONNX Squeeze, opsets 1 to 21.
@@ -138,10 +138,10 @@ pub(super) fn squeeze(context: &Context<'_>) -> Result<Lowered, Error> {
     if let Some(axis) = axes.iter().find(|&&axis| !single(axis)) {
         return Err(context.error(format!("axis {axis} of {layout} is not of size 1")));
     }
-    let dims = layout.to_dims();
-    let left: Vec<i64> =
-        (0..dims.len()).filter(|axis| !axes.contains(axis)).map(|axis| dims[axis]).collect();
-    reshaped(context, &left, false)
+    let sizes = layout.sizes().into_iter().enumerate();
+    let kept: Vec<Size> =
+        sizes.filter(|(axis, _)| !axes.contains(axis)).map(|(_, size)| size).collect();
+    reshaped(context, &kept, false)
 }
 
 /// ONNX Unsqueeze, opsets 1 to 21.
@@ -150,23 +150,16 @@ pub(super) fn unsqueeze(context: &Context<'_>) -> Result<Lowered, Error> {
     let Some(axes) = context.moved_integers("axes", 1)? else {
         return Err(context.error("axes are absent".into()));
     };
-    let dims = context.node.unsqueezed(&layout.to_dims(), 1, axes)?;
+    let dims = context.node.unsqueezed(&layout.sizes(), Size::Fixed(1), axes)?;
     reshaped(context, &dims, false)
 }
 
-fn reshaped(context: &Context<'_>, wanted: &[i64], zero_copies: bool) -> Result<Lowered, Error> {
+fn reshaped(context: &Context<'_>, wanted: &[Size], zero_copies: bool) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     match layout.reshaped(wanted, zero_copies, context.fixed_batch) {
         Some(reshaped) => step(Reshape { rows: [layout.row(), reshaped.row()] }, reshaped),
         None => {
-            let shape: Vec<String> = wanted
-                .iter()
-                .map(|&dim| match batches(dim) {
-                    Some(1) => "batch".into(),
-                    Some(count) => format!("{count} * batch"),
-                    None => dim.to_string(),
-                })
-                .collect();
+            let shape: Vec<String> = wanted.iter().map(Size::to_string).collect();
             Err(context.error(format!(
                 "{layout} does not become [{}] with every row by itself",
                 shape.join(", ")
