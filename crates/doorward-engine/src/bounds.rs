@@ -5,13 +5,27 @@ use candle_core::{Device, Result as CandleResult, Tensor};
 use crate::domain::InputDomain;
 
 /// The bounds of an input domain as tensors that broadcast over a batch.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use doorward_engine::{Bounds, InputDomain};
+///
+/// let (lower, upper) = (vec![0.0], vec![1.0]);
+/// let domain = InputDomain { shape: [1, 1, 2], lower, upper, channels_last: false, fp32: true };
+/// let bounds = Bounds::new(&domain, &Device::Cpu)?;
+/// let row = Tensor::new(&[0.25f32, 0.75], &Device::Cpu)?.reshape((1, 1, 1, 2))?;
+/// let eta = Tensor::new(&[-0.5f32, 0.5], &Device::Cpu)?.reshape((1, 1, 1, 2))?;
+/// let moved = bounds.moved(&row, &eta)?;
+/// assert_eq!(moved.flatten_all()?.to_vec1::<f32>()?, [0.0, 1.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Bounds {
-    /// `[1, C, 1, 1]`
+    /// The least values, `[1, C, 1, 1]`.
     pub lower: Tensor,
-    /// `[1, C, 1, 1]`
+    /// The largest values, `[1, C, 1, 1]`.
     pub upper: Tensor,
-    /// `[1, C, 1, 1]`, upper - lower.
+    /// The difference `upper - lower`, `[1, C, 1, 1]`.
     pub range: Tensor,
 }
 
@@ -19,6 +33,8 @@ pub struct Bounds {
 
 impl Bounds {
     /// The bounds of `domain` on `device`.
+    ///
+    /// Fails if the device does.
     pub fn new(domain: &InputDomain, device: &Device) -> CandleResult<Self> {
         let per_channel = |values: &[f32]| Tensor::new(values, device)?.reshape((1, (), 1, 1));
         let (lower, upper) = (per_channel(&domain.lower)?, per_channel(&domain.upper)?);
@@ -27,14 +43,20 @@ impl Bounds {
     }
 
     /// Moves every value into the domain.
+    ///
+    /// Fails if `rows` have another number of channels.
     pub fn clip(&self, rows: &Tensor) -> CandleResult<Tensor> {
         rows.broadcast_maximum(&self.lower)?.broadcast_minimum(&self.upper)
     }
 
-    /// `clip(rows + perturbation)`, of a perturbation of one row or of as many as there are.
+    /// Returns `clip(rows + perturbation)` for a perturbation of one row or of as many as there
+    /// are.
     ///
-    /// On the CPU in one pass of its own: candle splits three passes over threads that wait for each
-    /// other by spinning, which took half of a request's time where images are large and cores busy.
+    /// Fails if the shapes do not fit.
+    ///
+    /// On the CPU in one pass of its own: candle splits three passes over threads that wait for
+    /// each other by spinning, which took half of a request's time where images are large and cores
+    /// busy.
     pub fn moved(&self, rows: &Tensor, perturbation: &Tensor) -> CandleResult<Tensor> {
         if !rows.device().is_cpu() {
             return self.clip(&rows.broadcast_add(perturbation)?);
@@ -56,7 +78,9 @@ impl Bounds {
         Tensor::from_vec(values, rows.shape(), rows.device())
     }
 
-    /// Projects a perturbation onto the l-infinity ball of radius `epsilon`.
+    /// Projects a perturbation onto the l-infinity ball of radius `epsilon`, a share of the range.
+    ///
+    /// Fails if the perturbation has another number of channels.
     pub fn project(&self, perturbation: &Tensor, epsilon: f32) -> CandleResult<Tensor> {
         let radius = (&self.range * f64::from(epsilon))?;
         perturbation.broadcast_minimum(&radius)?.broadcast_maximum(&radius.neg()?)
@@ -67,7 +91,7 @@ impl Bounds {
 mod tests {
     use super::*;
 
-    /// Of a domain whose channels have ranges of their own.
+    /// Bounds of a domain whose channels have ranges of their own.
     fn normalised() -> Bounds {
         let domain = InputDomain {
             shape: [2, 1, 2],

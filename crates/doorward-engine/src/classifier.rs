@@ -8,41 +8,93 @@ use crate::domain::InputDomain;
 use crate::error::Error;
 
 /// A differentiable classifier of images.
+///
+/// [`Model`][crate::Model] is one; a test can write another.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use doorward_engine::{Classifier, Cotangent, Error, InputDomain};
+///
+/// /// The sum of an image is the logit of label 0, the negative sum that of label 1.
+/// struct Sum(InputDomain);
+///
+/// impl Classifier for Sum {
+///     fn domain(&self) -> &InputDomain {
+///         &self.0
+///     }
+///     fn labels(&self) -> usize {
+///         2
+///     }
+///     fn device(&self) -> &Device {
+///         &Device::Cpu
+///     }
+///     fn logits(&self, batch: &Tensor) -> Result<Tensor, Error> {
+///         let sums = batch.flatten_from(1)?.sum_keepdim(1)?;
+///         Ok(Tensor::cat(&[&sums, &sums.neg()?], 1)?)
+///     }
+///     fn logits_and_gradient(
+///         &self,
+///         batch: &Tensor,
+///         cotangent: &Cotangent<'_>,
+///     ) -> Result<(Tensor, Tensor), Error> {
+///         let logits = self.logits(batch)?;
+///         let rows = cotangent(0..batch.dim(0)?, &logits)?;
+///         let slopes = (rows.narrow(1, 0, 1)? - rows.narrow(1, 1, 1)?)?;
+///         Ok((logits, slopes.reshape(((), 1, 1, 1))?.broadcast_as(batch.shape())?.contiguous()?))
+///     }
+/// }
+/// ```
 pub trait Classifier: Send + Sync {
-    /// What it takes.
+    /// The input that the classifier takes.
     fn domain(&self) -> &InputDomain;
 
     /// Number of labels.
     fn labels(&self) -> usize;
 
-    /// What its file calls its output, where there is a file.
+    /// The output's name in the model file, if there is a file.
     fn output_name(&self) -> Option<&str> {
         None
     }
 
-    /// Where its tensors live.
+    /// The device that inputs and outputs are on.
     fn device(&self) -> &Device;
 
-    /// `f(x)`: `[n, C, H, W] -> [n, labels]`.
+    /// The logits of a batch: `f(x)`, `[n, C, H, W] -> [n, labels]`.
+    ///
+    /// Fails if rows are not of the domain's shape, or if the device fails.
     fn logits(&self, batch: &Tensor) -> Result<Tensor, Error>;
 
     /// The logits, and the gradient to the input of `sum(logits * cotangent)`.
     ///
     /// The batch is cut into parts that run in parallel; `cotangent` is asked for each with the
     /// rows it stands for and their logits, and returns as many rows of `[labels]`.
+    ///
+    /// Fails as [`Classifier::logits`] does, if an operator has no gradient, or if `cotangent`
+    /// fails.
     fn logits_and_gradient(
         &self,
         batch: &Tensor,
         cotangent: &Cotangent<'_>,
     ) -> Result<(Tensor, Tensor), Error>;
 
-    /// The representations that the last layer sees, `[n, features]`; `None` where the model does not
-    /// end in a fully connected layer.
+    /// The representations that the last layer sees, `[n, features]`; `None` where the model does
+    /// not end in a fully connected layer.
+    ///
+    /// Fails as [`Classifier::logits`] does.
     fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
         let _ = batch;
         Ok(None)
     }
 }
 
-/// See [`Classifier::logits_and_gradient`].
+/// The gradient that [`Classifier::logits_and_gradient`] begins with: a function of a range of rows
+/// and of their logits.
+///
+/// ```
+/// use doorward_engine::{Cotangent, margin_cotangent};
+///
+/// let toward_label_3: &Cotangent<'_> =
+///     &|rows, logits| margin_cotangent(logits, &vec![3; rows.len()], |_| 1.0);
+/// # let _ = toward_label_3;
+/// ```
 pub type Cotangent<'a> = dyn Fn(Range<usize>, &Tensor) -> candle_core::Result<Tensor> + Sync + 'a;

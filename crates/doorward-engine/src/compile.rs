@@ -1,4 +1,5 @@
-//! From a checked graph to the steps of a program: constants folded, shapes inferred, nodes lowered.
+//! From a checked graph to the steps of a program: constants folded, shapes inferred, nodes
+//! lowered.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -29,14 +30,14 @@ pub(crate) struct Compiler<'a> {
     foldable: usize,
 }
 
-/// Where a name of the graph is while compiling.
+/// The place of a name of the graph while compiling.
 #[derive(Clone)]
 enum Value {
     Constant(Rc<Constant>),
     Slot(usize),
 }
 
-/// What a program is made of.
+/// The parts that a program is made of.
 pub(crate) struct Compiled {
     pub(crate) steps: Vec<Step>,
     pub(crate) layouts: Vec<Layout>,
@@ -189,8 +190,8 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
-    /// The result of an operator that is lowered on constants alone, its first one taken for a batch:
-    /// position encodings that a graph computes by convolutions.
+    /// The result of an operator that is lowered on constants alone, its first one taken for a
+    /// batch: position encodings that a graph computes by convolutions.
     fn computed(&mut self, node: &Node) -> Result<Option<Constant>, Error> {
         let constants = self.constants(node).unwrap_or_default();
         let Some(&[rows, ref row @ ..]) =

@@ -1,4 +1,4 @@
-//! What operators that are composed of candle's share: constants on a device, and shapes.
+//! Parts that compositions of candle's operators share: constants on a device, and shapes.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ pub(crate) struct Kept(Mutex<BTreeMap<&'static str, Tensor>>);
 // === impl Kept ===
 
 impl Kept {
-    /// What `make` gave the first time.
+    /// Returns what `make` gave the first time.
     pub(crate) fn get(
         &self,
         name: &'static str,

@@ -1,6 +1,21 @@
-//! What a model takes.
+//! The input that a model takes.
 
-/// What a model takes: the shape of one row and the range of its values.
+/// The input that a model takes: the shape of one row and the range of its values.
+///
+/// ```
+/// use doorward_engine::InputDomain;
+///
+/// // Grey images of one by two pixels, normalised to [-1, 1].
+/// let domain = InputDomain {
+///     shape: [1, 1, 2],
+///     lower: vec![-1.0],
+///     upper: vec![1.0],
+///     channels_last: false,
+///     fp32: true,
+/// };
+/// assert_eq!(domain.len(), 2);
+/// assert_eq!(domain.normalise(&[0, 255]), [-1.0, 1.0]);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct InputDomain {
     /// Channels, height, width.
@@ -9,9 +24,9 @@ pub struct InputDomain {
     pub lower: Vec<f32>,
     /// Largest value a channel can take.
     pub upper: Vec<f32>,
-    /// Whether whoever sends an image has its channels last; rows have them first all the same.
+    /// True if senders of images have the channels last; rows have them first all the same.
     pub channels_last: bool,
-    /// Whether the model file declares FLOAT, so that bytes without a datatype are FP32.
+    /// True if the model file declares FLOAT, so that bytes without a datatype are FP32.
     pub fp32: bool,
 }
 
@@ -23,7 +38,7 @@ impl InputDomain {
         self.shape.iter().product()
     }
 
-    /// Whether a row has no values.
+    /// True if a row has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -49,7 +64,7 @@ impl InputDomain {
         rows
     }
 
-    /// The other way round: whole rows as they are sent.
+    /// Whole rows, channels in front, as they are sent.
     pub fn sent_of_rows(&self, rows: Vec<f32>) -> Vec<f32> {
         let [channels, height, width] = self.shape;
         if !self.channels_last || channels == 1 || self.is_empty() {
@@ -64,7 +79,7 @@ impl InputDomain {
         sent
     }
 
-    /// Bytes of one image as a row of model input.
+    /// Bytes of one image, channels in front, as a row of model input.
     pub fn normalise(&self, pixels: &[u8]) -> Vec<f32> {
         let plane = self.shape[1] * self.shape[2];
         let mut row = Vec::with_capacity(pixels.len());

@@ -1,9 +1,17 @@
-//! Why a model cannot be loaded or evaluated.
+//! Reasons why a model cannot be loaded or evaluated.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-/// Why a model cannot be loaded or evaluated.
+/// Reasons why a model cannot be loaded or evaluated.
+///
+/// ```
+/// use candle_core::Device;
+/// use doorward_engine::{Error, Program};
+///
+/// let error = Program::compile(b"no model", &Device::Cpu).unwrap_err();
+/// assert!(matches!(error, Error::NotOnnx { .. }));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -25,7 +33,7 @@ pub enum Error {
     Constant {
         /// Its name in the graph.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// A model of the wrong kind of input.
@@ -35,13 +43,13 @@ pub enum Error {
     InputType {
         /// The input.
         name: String,
-        /// What it is.
+        /// Type and shape that the file declares.
         got: String,
     },
     /// Not exactly one input.
     #[error("the model takes {got} inputs {names:?}, expected one image")]
     Inputs {
-        /// How many.
+        /// Number of inputs.
         got: usize,
         /// The first of them.
         names: Vec<String>,
@@ -53,20 +61,20 @@ pub enum Error {
         node: String,
         /// Its operator.
         op: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// The bytes are no ONNX model.
     #[error("not an ONNX model: {reason}")]
     NotOnnx {
-        /// What the decoder says.
+        /// The decoder's reason.
         reason: String,
     },
     /// onnxruntime is not found, does not take the model, or gives something else than the program.
     #[cfg(feature = "ort")]
     #[error("onnxruntime: {reason}")]
     Onnxruntime {
-        /// What it says.
+        /// onnxruntime's reason, or the difference.
         reason: String,
     },
     /// An operator that is not supported.
@@ -90,7 +98,7 @@ pub enum Error {
         "the model gives {got}, expected logits of shape [batch, labels] for two or more labels"
     )]
     Output {
-        /// What it gives.
+        /// Name and shape, or names, that the file declares.
         got: String,
     },
     /// Not exactly one output, or one that no node computes.
@@ -104,7 +112,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! What a program does to its steps before it runs them: drops, joins, plans.
+//! The work on a program's steps before it runs: drops, joins, plans.
 
 use crate::operators::Fusible;
 use crate::step::Step;
@@ -61,13 +61,13 @@ pub(super) fn fuse(steps: Vec<Step>, slots: usize, output: &mut usize) -> Vec<St
     fused.into_iter().flatten().collect()
 }
 
-/// What a pass of [`fuse`] knows of the slots.
+/// The state of the slots in a pass of [`fuse`].
 struct Slots {
-    /// How many read it; whoever asked for the output does as well.
+    /// Number of steps that read a slot; whoever asked for the output counts as one.
     readers: Vec<usize>,
-    /// The place of the step that writes it.
+    /// Index of the step that writes a slot.
     producers: Vec<Option<usize>>,
-    /// The slot that holds what this one would.
+    /// The slot that holds the values of a slot whose identity was left away.
     same: Vec<usize>,
 }
 
@@ -103,7 +103,7 @@ pub(super) fn plan_liveness(steps: &mut [Step], slots: usize, output: usize) {
     }
 }
 
-/// What a reverse pass keeps of a forward pass, by slot.
+/// Returns for each slot whether a reverse pass needs its value of the forward pass.
 pub(super) fn plan_saved(steps: &[Step], slots: usize, output: usize) -> Vec<bool> {
     let mut saved = vec![false; slots];
     saved[output] = true;

@@ -1,4 +1,4 @@
-//! Where the batch is in the shape that the graph sees, and the shape of a row without it.
+//! The place of the batch in the shape that the graph sees, and the shape of a row without it.
 //!
 //! A tensor of the program is `[n, ...row]` whatever the graph does to the batch: the row is what
 //! the graph's tensor holds, row-major, with the batch taken out. Attention in `[length, batch,
@@ -48,7 +48,7 @@ impl Layout {
         self.axes[axis]
     }
 
-    /// Whether the batch is part of this axis.
+    /// True if the batch is part of this axis.
     pub(crate) fn is_batch(&self, axis: usize) -> bool {
         self.batch.is_some_and(|batch| batch.axis == axis)
     }
@@ -283,7 +283,7 @@ impl Layout {
         Some(row)
     }
 
-    /// How many images `[C, H, W]`, or `[C, 1, L]`, a row holds, and their size.
+    /// Number of images `[C, H, W]`, or `[C, 1, L]`, in a row, and their size.
     pub(crate) fn images(&self) -> Option<(usize, [usize; 3])> {
         let (count, image) = match *self.axes.as_slice() {
             [count, channels, height, width] => (count, [channels, height, width]),
@@ -315,13 +315,13 @@ impl std::fmt::Display for Layout {
 // === impl Batch ===
 
 impl Batch {
-    /// What is left of the axis in a row.
+    /// Dimensions of a row that are left of the axis.
     fn row_dims(self) -> impl Iterator<Item = usize> {
         [self.before, self.after].into_iter().filter(|&dim| dim != 1)
     }
 }
 
-/// How many values a row of an activation has; `None` for none, or for more than can be meant.
+/// Number of values in a row of an activation; `None` for none, or for more than can be meant.
 pub(crate) fn row_values(shape: &[usize]) -> Option<usize> {
     shape
         .iter()

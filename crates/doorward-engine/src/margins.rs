@@ -3,21 +3,49 @@
 use candle_core::{Result as CandleResult, Tensor};
 
 /// The predicted label of one row of logits; the first of equals.
+///
+/// ```
+/// assert_eq!(doorward_engine::label(&[0.5, 2.0, 2.0]), 1);
+/// ```
 pub fn label(logits: &[f32]) -> usize {
     arg_max(logits, usize::MAX)
 }
 
 /// Predicted labels of logits `[n, labels]`.
+///
+/// Fails if the tensor has another rank.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let logits = Tensor::new(&[[0.5f32, 2.0], [1.0, 0.0]], &Device::Cpu)?;
+/// assert_eq!(doorward_engine::labels(&logits)?, [1, 0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn labels(logits: &Tensor) -> CandleResult<Vec<usize>> {
     Ok(logits.to_vec2::<f32>()?.iter().map(|row| label(row)).collect())
 }
 
-/// `m_z = f_z - max_{k != z} f_k`
+/// The margin of a label, `m_z = f_z - max_{k != z} f_k`: its lead over the best other.
+///
+/// ```
+/// assert_eq!(doorward_engine::margin(&[1.0, 4.0, 2.0], 1), 2.0);
+/// ```
 pub fn margin(logits: &[f32], label: usize) -> f32 {
     logits[label] - logits[arg_max(logits, label)]
 }
 
 /// Margins of the rows of `logits` for `labels`.
+///
+/// Fails if the tensor is not `[n, labels]`.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let logits = Tensor::new(&[[0.5f32, 2.0], [1.0, 0.0]], &Device::Cpu)?;
+/// assert_eq!(doorward_engine::margins(&logits, &[1, 1])?, [1.5, -1.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn margins(logits: &Tensor, labels: &[usize]) -> CandleResult<Vec<f32>> {
     let rows = logits.to_vec2::<f32>()?;
     Ok(rows.iter().zip(labels).map(|(row, &label)| margin(row, label)).collect())
@@ -25,7 +53,17 @@ pub fn margins(logits: &Tensor, labels: &[usize]) -> CandleResult<Vec<f32>> {
 
 /// The gradient of `weight * m_label` with respect to each row of logits.
 ///
-/// `weight` sees the margin, so that a hinge is a weight of zero.
+/// `weight` sees the margin, so that a hinge is a weight of zero. Fails if the tensor is not
+/// `[n, labels]`.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+///
+/// let logits = Tensor::new(&[[1f32, 4.0, 2.0]], &Device::Cpu)?;
+/// let cotangent = doorward_engine::margin_cotangent(&logits, &[1], |_| 1.0)?;
+/// assert_eq!(cotangent.to_vec2::<f32>()?, [[0.0, 1.0, -1.0]]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn margin_cotangent(
     logits: &Tensor,
     labels: &[usize],

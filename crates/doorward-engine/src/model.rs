@@ -17,6 +17,8 @@ use crate::onnxruntime;
 use crate::program::Program;
 
 /// A compiled model and its input.
+///
+/// [`Model::load`] reads it from a file; the rest of its face is [`Classifier`].
 #[derive(Debug)]
 pub struct Model {
     program: Program,
@@ -31,7 +33,22 @@ pub struct Model {
 // === impl Model ===
 
 impl Model {
-    /// Compiles the ONNX file at `path`; `mean` and `std` normalise pixels in [0, 1] to its input.
+    /// Compiles the ONNX file at `path`; `mean` and `std` normalise pixels in [0, 1] to its input,
+    /// with one value for all channels or one for each.
+    ///
+    /// Fails if the file cannot be read, is no ONNX model of one image to a row of logits, has an
+    /// operator or an attribute that is not supported, or has another number of channels.
+    ///
+    /// ```
+    /// # if cfg!(feature = "ort") { return Ok(()); } // It needs a library.
+    /// use candle_core::Device;
+    /// use doorward_engine::{Classifier, Model};
+    ///
+    /// let path = "tests/golden/net-cnn6.onnx".as_ref();
+    /// let model = Model::load(path, &[0.5], &[0.25], &Device::Cpu)?;
+    /// assert_eq!(model.domain().lower[0], -2.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn load(path: &Path, mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let bytes = read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let graph = Graph::decode(&bytes, path.parent())?;
@@ -47,7 +64,20 @@ impl Model {
         Ok(model)
     }
 
-    /// Like [`Model::load`], from the bytes of a file that keeps all of its data in itself.
+    /// Compiles the bytes of an ONNX file that keeps all of its data in itself.
+    ///
+    /// Fails as [`Model::load`] does.
+    ///
+    /// ```
+    /// # if cfg!(feature = "ort") { return Ok(()); } // It needs a library.
+    /// use candle_core::Device;
+    /// use doorward_engine::Model;
+    ///
+    /// let bytes = std::fs::read("tests/golden/net-cnn6.onnx")?;
+    /// let model = Model::decode(&bytes, &[0.0], &[1.0], &Device::Cpu)?;
+    /// assert_eq!(model.digest().len(), 64);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let model = Self::new(
             Program::compile(bytes, device)?,
@@ -95,7 +125,8 @@ impl Model {
         })
     }
 
-    /// Predicts by onnxruntime from now on. The same bytes, and their path if they are not all.
+    /// Predicts by onnxruntime from now on, given the same bytes, and their path if they are not
+    /// all.
     #[cfg(feature = "ort")]
     fn with_onnxruntime(self, bytes: &[u8], path: Option<&Path>) -> Result<Self, Error> {
         let Self { program, domain, labels, .. } = &self;
@@ -103,7 +134,7 @@ impl Model {
         Ok(Self { runtime, ..self })
     }
 
-    /// Whether onnxruntime predicts; if not, the program does.
+    /// True if onnxruntime predicts; if not, the program does.
     #[cfg(feature = "ort")]
     pub fn uses_onnxruntime(&self) -> bool {
         self.runtime.is_some()
@@ -111,8 +142,8 @@ impl Model {
 
     /// SHA-256 of the ONNX file, hexadecimal.
     ///
-    /// Where tensors are kept in other files: of the ONNX file followed by the SHA-256, 32 bytes
-    /// each, of these files in the order of their names.
+    /// If tensors are kept in other files, it is the SHA-256 of the ONNX file followed by those of
+    /// these files, 32 bytes each, in the order of their names.
     pub fn digest(&self) -> &str {
         &self.digest
     }

@@ -1,8 +1,8 @@
 //! onnxruntime in place of the program where logits alone are asked for.
 //!
 //! A session is given the very bytes that the program is compiled from, with one output more where
-//! the program leaves a trailing softmax away, and has to answer like the program before it is used:
-//! gradients come from the program, and must be those of the function that predicts.
+//! the program leaves a trailing softmax away, and has to answer like the program before it is
+//! used: gradients come from the program, and must be those of the function that predicts.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub(super) struct Runtime {
     /// One at a time, which has all threads: another session would be another copy of the weights.
     session: Mutex<Session>,
     output: String,
-    /// Of a row, channels first.
+    /// Shape of a row, channels first.
     shape: [usize; 3],
     labels: usize,
     channels_last: bool,
@@ -229,12 +229,14 @@ fn failed(reason: &dyn std::fmt::Display) -> Error {
     Error::Onnxruntime { reason: reason.to_string() }
 }
 
-/// Where a session made of bytes finds tensors in files of their own; 1.20 does not know it yet.
+/// onnxruntime's setting for the folder where a session made of bytes finds tensors in files of
+/// their own; 1.20 does not know it yet.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// Rows of one call: the activations of more are memory that is kept for good.
 const MAX_ROWS: usize = 32;
 
-/// Of the largest logit. Sums in another order differ by a hundredth of this; channels in another
+/// Largest difference that is taken for rounding, as a share of the largest logit. Sums in another
+/// order differ by a hundredth of this; channels in another
 /// order, or probabilities in place of logits, by far more.
 const TOLERANCE: f32 = 1e-2;

@@ -3,6 +3,16 @@
 use crate::margins::{label, margin};
 
 /// Predictions of some rows.
+///
+/// ```
+/// use doorward_engine::Predictions;
+///
+/// let of_two_rows = Predictions::of_scores(&[0.5, 2.0, 1.0, 0.0], 2).ok_or("no scores")?;
+/// assert_eq!((of_two_rows.label(0), of_two_rows.margin(0, 1)), (1, 1.5));
+/// let of_labels = Predictions::of_labels(vec![1, 0], 2).ok_or("no such label")?;
+/// assert_eq!(of_labels.margin(1, 1), -1.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum Predictions {
     /// A label per row.
@@ -47,7 +57,7 @@ impl Predictions {
         }
     }
 
-    /// Whether there are no rows.
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -60,7 +70,7 @@ impl Predictions {
         }
     }
 
-    /// `m_y` of a row; of a label alone no more than its sign.
+    /// The margin `m_y` of a row; where a label is all that is known, no more than its sign.
     pub fn margin(&self, row: usize, label: usize) -> f32 {
         match self {
             Self::Labels(labels) if labels[row] == label => 1.0,

@@ -19,7 +19,20 @@ use crate::onnx::patterns;
 use crate::operators::Backward;
 use crate::step::{Mode, Step};
 
-/// A compiled model.
+/// A compiled graph: steps over tensors, forward and backward.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use doorward_engine::Program;
+///
+/// let program = Program::compile(&std::fs::read("tests/golden/net-cnn6.onnx")?, &Device::Cpu)?;
+/// let shape = [&[2], program.input_shape()].concat();
+/// let batch = Tensor::full(0.5f32, shape, program.device())?;
+/// let (logits, gradient) = program.vjp(&batch, &|_, logits| logits.ones_like())?;
+/// assert_eq!(logits.dims(), program.forward(&batch)?.dims());
+/// assert_eq!(gradient.dims(), batch.dims());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// A batch is cut into parts of a few rows, and every part runs through all steps on one thread:
 /// its activations stay in that core's cache, and no step has to be parallel itself. Only where a
@@ -31,7 +44,7 @@ pub struct Program {
     logits_name: Option<String>,
     steps: Vec<Step>,
     slots: usize,
-    /// Which slots a reverse pass needs.
+    /// True for the slots that a reverse pass needs.
     saved: Vec<bool>,
     output: usize,
     /// Inputs are the first slots.
@@ -41,11 +54,11 @@ pub struct Program {
     channels_last: bool,
     fp32: bool,
     rows_per_part: usize,
-    /// Into how many shares at most the work of a row is worth cutting, by step.
+    /// Most shares that the work of a row is worth cutting into, by step.
     shares: Vec<usize>,
-    /// What the fully connected layer at the end takes, if there is one.
+    /// The slot that the fully connected layer at the end takes, if there is one.
     features: Option<usize>,
-    /// What a reverse pass is given in place of what was not kept.
+    /// Stands for what was not kept for a reverse pass.
     empty: Tensor,
     mode: Mode,
     device: Device,
@@ -58,6 +71,8 @@ impl Program {
     /// itself, for `device`.
     ///
     /// An image whose graph wants its channels last is given with them first all the same.
+    ///
+    /// Fails if the bytes are no ONNX model, or name what is not supported.
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
         Self::assemble(Graph::decode(bytes, None)?, device)
     }
@@ -98,6 +113,8 @@ impl Program {
     ///
     /// Inputs in `constants` are those tensors, the others vary; their tensors are `[n, ...shape]`
     /// for the shape that the graph declares.
+    ///
+    /// Fails as [`Program::compile`] does.
     pub fn compile_rows(
         bytes: &[u8],
         constants: &HashMap<String, Tensor>,
@@ -161,22 +178,22 @@ impl Program {
         })
     }
 
-    /// Of one row of the first input.
+    /// Shape of one row of the first input.
     pub fn input_shape(&self) -> &[usize] {
         self.rows.first().map_or(&[], Vec::as_slice)
     }
 
-    /// Whether the graph takes images with their channels last; the program has them first.
+    /// True if the graph takes images with their channels last; the program has them first.
     pub fn channels_last(&self) -> bool {
         self.channels_last
     }
 
-    /// Whether the graph declares its first input as FLOAT.
+    /// True if the graph declares its first input as FLOAT.
     pub fn takes_fp32(&self) -> bool {
         self.fp32
     }
 
-    /// Of one row.
+    /// Shape of one row of the output.
     pub fn output_shape(&self) -> &[usize] {
         &self.rows[self.output]
     }
@@ -191,12 +208,13 @@ impl Program {
         &self.output_name
     }
 
-    /// What the graph calls the program's own output: the graph's, or what a softmax at its end takes.
+    /// The graph's name for the program's own output: that of the graph's output, or of the input
+    /// of a softmax at its end.
     pub fn logits_name(&self) -> Option<&str> {
         self.logits_name.as_deref()
     }
 
-    /// Where the program runs.
+    /// The device that the program runs on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -206,13 +224,16 @@ impl Program {
         self.steps.iter().map(|step| step.operator.name())
     }
 
-    /// `[n, C, H, W] -> [n, labels]`, or what else the graph maps.
+    /// The output of a batch: `[n, C, H, W] -> [n, labels]`, or what else the graph maps.
+    ///
+    /// Fails if the rows have another shape, or if the device fails.
     pub fn forward(&self, batch: &Tensor) -> Result<Tensor, Error> {
         let parts = self.parts(batch.dim(0)?);
         let shares = rayon::current_num_threads() / parts.len().max(1);
         let run = |part: Tensor| self.output_of(&self.run(&[part], shares, |_| true)?);
         if parts.len() == 1 {
-            // On a thread of the pool: from outside, every shared step would have to be handed to it.
+            // On a thread of the pool: from outside, every shared step would have to be handed to
+            // it.
             return match shares > 1 && self.shares.iter().any(|&most| most > 1) {
                 true => rayon::scope(|_| run(batch.clone())),
                 false => run(batch.clone()),
@@ -225,7 +246,10 @@ impl Program {
         Ok(Tensor::cat(&logits, 0)?)
     }
 
-    /// What the fully connected layer at the end takes, `[n, features]`; `None` without such a layer.
+    /// The input of the fully connected layer at the end, `[n, features]`; `None` without such a
+    /// layer.
+    ///
+    /// Fails as [`Program::forward`] does.
     pub fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
         let Some(slot) = self.features else { return Ok(None) };
         let parts = self.parts(batch.dim(0)?);
@@ -233,14 +257,16 @@ impl Program {
             .into_par_iter()
             .map(|(start, len)| {
                 let slots = self.run(&[batch.narrow(0, start, len)?], 1, |other| other != slot)?;
-                let found = slots[slot].as_ref().unwrap_or(&self.empty);
-                Ok(found.reshape((len, ()))?)
+                let taken = slots[slot].as_ref().unwrap_or(&self.empty);
+                Ok(taken.reshape((len, ()))?)
             })
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Some(Tensor::cat(&features, 0)?))
     }
 
     /// Logits, and the gradient to the input of `sum(logits * cotangent)`.
+    ///
+    /// Fails as [`Program::forward`] does, if an operator has no gradient, or if `cotangent` fails.
     pub fn vjp(
         &self,
         batch: &Tensor,
@@ -263,11 +289,15 @@ impl Program {
     }
 
     /// The output for inputs `[n, ...shape]` in the graph's order, on this thread.
+    ///
+    /// Fails as [`Program::forward`] does.
     pub fn evaluate(&self, inputs: &[Tensor]) -> Result<Tensor, Error> {
         self.output_of(&self.run(inputs, 1, |_| true)?)
     }
 
     /// The output, and the gradient of `sum(output * cotangent(output))` to every input.
+    ///
+    /// Fails as [`Program::vjp`] does.
     pub fn evaluate_vjp(
         &self,
         inputs: &[Tensor],
@@ -358,8 +388,8 @@ impl Program {
         Ok(gradients)
     }
 
-    /// `x + y` for equal shapes; on the CPU on this thread, where candle's own would wake its thread
-    /// pool.
+    /// `x + y` for equal shapes; on the CPU on this thread, where candle's own would wake its
+    /// thread pool.
     fn sum(&self, x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
         match self.mode {
             Mode::Composed => x + y,

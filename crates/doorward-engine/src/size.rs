@@ -9,14 +9,14 @@ pub(crate) enum Size {
     Fixed(i64),
 }
 
-/// What stands for the batch among the integers that constant nodes compute with: a prime, so that
+/// Stands for the batch among the integers that constant nodes compute with: a prime, so that
 /// multiples of it are recognised after any arithmetic, and larger than any size.
 pub(crate) const BATCH: i64 = 2_147_483_647;
 
 // === impl Size ===
 
 impl Size {
-    /// What an integer of the graph stands for.
+    /// Reads an integer of the graph.
     pub(crate) fn of_integer(integer: i64) -> Self {
         match usize::try_from(integer / BATCH) {
             Ok(count) if count > 0 && integer % BATCH == 0 => Self::Batches(count),
@@ -24,7 +24,7 @@ impl Size {
         }
     }
 
-    /// What an integer of the graph stands for, for each of them.
+    /// Reads integers of the graph.
     pub(crate) fn of_integers(integers: &[i64]) -> Vec<Self> {
         integers.iter().map(|&integer| Self::of_integer(integer)).collect()
     }

@@ -20,7 +20,7 @@ pub(crate) struct Step {
     kept: Kept,
 }
 
-/// How the steps of a program run.
+/// The way in which the steps of a program run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// By candle's operators alone, as on every accelerator.
@@ -68,7 +68,7 @@ impl Step {
         }
     }
 
-    /// Whether the output is the input.
+    /// True if the output is the input.
     pub(crate) fn is_identity(&self) -> bool {
         matches!(self.operator.fusible(), Some(Fusible::Identity))
     }

@@ -123,7 +123,8 @@ fn matrix(
 
 /// ONNX Softmax, opsets 1 to 21, along the last axis.
 ///
-/// Before opset 13 all axes from the given one on were joined: along the last one both are the same.
+/// Before opset 13 all axes from the given one on were joined: along the last one both are the
+/// same.
 pub(super) fn softmax(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axis"])?;
     let source = folding.input(0)?;

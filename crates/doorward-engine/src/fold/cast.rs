@@ -80,7 +80,7 @@ pub(super) fn whole(value: f64) -> Option<i64> {
 
 /// ONNX CastLike, opsets 15 to 21.
 ///
-/// Of the other input only floats or integers are told apart here, so integers are converted to
+/// The other input is known only as floats or integers, so integers are converted to
 /// when they are the same in all their types, booleans included.
 pub(super) fn cast_like(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["saturate"])?;

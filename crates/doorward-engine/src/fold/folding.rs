@@ -1,4 +1,4 @@
-//! What an evaluation sees, and how values are found by their indices.
+//! A node as its evaluation sees it, and values by their indices.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -9,11 +9,11 @@ use crate::onnx::constant::{Constant, Values};
 use crate::onnx::graph::Node;
 use crate::onnx::wire::MAX_RANK;
 
-/// What an evaluation sees.
+/// A node, its constant inputs and the budget.
 pub(super) struct Folding<'a> {
     pub(super) node: &'a Node,
     pub(super) inputs: &'a [Option<&'a Constant>],
-    /// How many the node has.
+    /// Number of the node's outputs.
     pub(super) outputs: usize,
     pub(super) budget: Cell<usize>,
 }
@@ -90,7 +90,8 @@ impl<'a> Folding<'a> {
             .ok_or_else(|| self.error(format!("its result of shape {dims:?} has too many values")))
     }
 
-    /// Takes from the budget, which is for results and what else grows with neither the file nor them.
+    /// Takes from the budget, which is for results and what else grows with neither the file nor
+    /// them.
     pub(super) fn work(&self, values: usize) -> Result<(), Error> {
         let Some(left) = self.budget.get().checked_sub(values) else {
             return Err(self.error(format!("it computes on too many values, {values}")));
@@ -188,7 +189,7 @@ fn at_each<T: Copy>(
     all
 }
 
-/// Of a row-major layout. Wraps where another dimension is zero: nothing is read there.
+/// Strides of a row-major layout. Wraps where another dimension is zero: nothing is read there.
 pub(super) fn strides(dims: &[usize]) -> Vec<usize> {
     let mut strides = vec![1usize; dims.len()];
     for axis in (1..dims.len()).rev() {

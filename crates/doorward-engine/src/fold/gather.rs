@@ -155,7 +155,7 @@ fn written<T: Copy>(
     Some(values)
 }
 
-/// Where the tuples of input 1 point to.
+/// The places that the tuples of input 1 point to.
 struct Starts {
     /// Indices in each tuple.
     depth: usize,

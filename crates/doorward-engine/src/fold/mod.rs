@@ -29,12 +29,12 @@ use crate::onnx::graph::Node;
 use Evaluation::{Many, One};
 use folding::Folding;
 
-/// Whether `fold` may evaluate this operator.
+/// True if `fold` may evaluate this operator.
 pub(crate) fn folds(op: &str) -> bool {
     evaluation(op).is_some()
 }
 
-/// What may be evaluated, in alphabetical order.
+/// Names of the operators that may be evaluated, in alphabetical order.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     REGISTRY.iter().map(|(name, _)| *name)
 }

@@ -247,5 +247,5 @@ pub(super) fn unsqueeze(folding: &Folding<'_>) -> Result<Constant, Error> {
 /// No exporter cuts a constant into more.
 const MAX_PARTS: usize = 1 << 12;
 
-/// Of a long list, in an error.
+/// Values of a long list that an error shows.
 const MAX_SHOWN: usize = 16;

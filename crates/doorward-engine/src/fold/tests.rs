@@ -424,7 +424,8 @@ fn work_is_drawn_from_the_budget() {
     }
 }
 
-/// The specification's own examples, one file each: `crates/doorward-engine/tests/golden/onnx_cases.py DIR` writes them.
+/// The specification's own examples, one file each:
+/// `crates/doorward-engine/tests/golden/onnx_cases.py DIR` writes them.
 #[test]
 fn the_specifications_examples_hold() {
     let Ok(folder) = std::env::var("DOORWARD_ONNX_CASES") else {

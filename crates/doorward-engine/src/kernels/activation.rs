@@ -27,7 +27,7 @@ impl Activation {
         }
     }
 
-    /// Of every value, by candle's operators.
+    /// The activation of every value, by candle's operators.
     pub(crate) fn compose(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Clip { low, high } => x.clamp(low, high),

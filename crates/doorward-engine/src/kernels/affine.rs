@@ -22,12 +22,13 @@ impl ChannelAffine {
         Self { scale: vec![1.0; channels], shift: vec![0.0; channels], activation }
     }
 
-    /// Whether only the activation is left.
+    /// True if scale and shift change nothing: only the activation is left.
     pub(crate) fn is_unit(&self) -> bool {
         self.scale.iter().all(|&scale| scale == 1.0) && self.shift.iter().all(|&shift| shift == 0.0)
     }
 
-    /// `cotangent` times the derivative at `x`; at a bound of the activation it is zero, as PyTorch's.
+    /// `cotangent` times the derivative at `x`; at a bound of the activation it is zero, as
+    /// PyTorch's.
     pub(crate) fn gradient(&self, x: &Tensor, cotangent: &Tensor) -> Result<Tensor> {
         let plane = self.plane(x);
         loops::apply_two("affine gradient", x, cotangent, x.shape(), |x, dy, out| {
@@ -57,7 +58,7 @@ impl ChannelAffine {
         }
     }
 
-    /// What the activation is taken of.
+    /// The scaled and shifted values, before the activation.
     fn scaled(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         if self.is_unit() {
             return Ok(x.clone());

@@ -173,7 +173,8 @@ impl Correlation {
         self.geometry.in_channels * self.geometry.in_size.iter().product::<usize>()
     }
 
-    /// How many output channels, or a multiple of it, can be computed without the others.
+    /// The least number of output channels that can be computed without the others; so can its
+    /// multiples.
     pub(crate) fn unit(&self) -> usize {
         match self.geometry.groups {
             1 => self
@@ -185,7 +186,7 @@ impl Correlation {
         }
     }
 
-    /// Whether the input's own planes are what [`Correlation::fill`] would copy: 1x1 kernels.
+    /// True if the input's own planes are what [`Correlation::fill`] would copy: 1x1 kernels.
     /// Small planes are copied nonetheless, to be joined.
     pub(super) fn reads_in_place(&self) -> bool {
         let Geometry { in_size, out_size, in_stride, out_stride, origin, .. } = self.geometry;

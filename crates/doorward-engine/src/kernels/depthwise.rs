@@ -20,9 +20,9 @@ pub(crate) struct Depthwise {
     /// `[block of channels][tap][channel]`.
     weights: Vec<f32>,
     taps: usize,
-    /// What each output pixel reads: where in the weights of a block, and which input pixel.
+    /// The reads of each output pixel: a position in the weights of a block, and an input pixel.
     reads: Vec<(usize, usize)>,
-    /// Where the reads of each output pixel end.
+    /// Ends of the reads of each output pixel.
     ends: Vec<usize>,
 }
 
@@ -96,7 +96,8 @@ impl Depthwise {
         Self { channels, in_plane: pixels(in_size), weights: packed, taps, reads, ends }
     }
 
-    /// Writes all of `out`, NCHW, from `input`, NCHW; see [`crate::kernels::correlate::Correlation::run`].
+    /// Writes all of `out`, NCHW, from `input`, NCHW; see
+    /// [`Correlation::run`][crate::kernels::correlate::Correlation::run].
     pub(crate) fn run<L: Load>(
         &self,
         input: &[f32],

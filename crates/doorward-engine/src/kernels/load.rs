@@ -1,10 +1,10 @@
-//! How values of an input enter a kernel: as they are, or through what precedes it.
+//! The way of an input's values into a kernel: as they are, or through what precedes it.
 
 use crate::kernels::activation::Activation;
 
-/// How input values enter the planes; copies as many values as both slices have.
+/// The way of input values into the planes; copies as many values as both slices have.
 pub(crate) trait Load: Copy + Sync {
-    /// Whether values enter as they are.
+    /// True if values enter as they are.
     const PLAIN: bool = false;
 
     fn row(&self, channel: usize, from: &[f32], to: &mut [f32]);

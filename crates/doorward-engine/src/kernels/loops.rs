@@ -49,8 +49,9 @@ where
     apply_two(name, x, y, shape, |x, y, out| Arch::new().dispatch(|| run(x, y, out)))
 }
 
-/// Like [`zip`] for a `run` that chooses its vector width itself, as a loop must that is too long for the compiler to
-/// make one function of it and what calls it: there it would have the narrowest.
+/// Like [`zip`] for a `run` that chooses its vector width itself, as a loop must that is too long
+/// for the compiler to make one function of it and what calls it: there it would have the
+/// narrowest.
 pub(crate) fn apply_two<F>(
     name: &'static str,
     x: &Tensor,
@@ -158,8 +159,8 @@ thread_local! {
     static REFUSED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Runs a composition: in tests every loop that `run` reaches on this thread is an error, as it is on
-/// an accelerator.
+/// Runs a composition: in tests every loop that `run` reaches on this thread is an error, as it is
+/// on an accelerator.
 pub(crate) fn refused<T>(run: impl FnOnce() -> T) -> T {
     #[cfg(test)]
     REFUSED.set(true);

@@ -136,7 +136,8 @@ impl WithSimd for Apply<'_> {
     }
 }
 
-/// Vectors of a block's columns that are summed together for `height` rows, 8, 4, 2 or 1; divides the block.
+/// Vectors of a block's columns that are summed together for `height` rows, 8, 4, 2 or 1; divides
+/// the block.
 #[inline(always)]
 pub(super) fn vectors<S: Simd>(height: usize) -> usize {
     match (height, beside_eight::<S>()) {
@@ -168,8 +169,8 @@ pub(super) fn product_of<S: Simd>(
     };
 }
 
-/// `VECTORS` vectors of columns for `BLOCK` rows of `weights`, `[term][row]`, at once or in two halves; returns the
-/// columns.
+/// `VECTORS` vectors of columns for `BLOCK` rows of `weights`, `[term][row]`, at once or in two
+/// halves; returns the columns.
 ///
 /// The rows of `values`, one a term, and of `out` are `pitch` apart.
 #[inline(always)]

@@ -54,7 +54,7 @@ struct Tile {
     first: usize,
     columns: usize,
     width: usize,
-    /// Where its values are in the panel.
+    /// Start of the tile's values in the panel.
     values: usize,
 }
 
@@ -111,7 +111,8 @@ impl Pointwise {
         Self { matrix, from: Lattice::new(out_size, out_size, [1, 1]), to }
     }
 
-    /// Writes all of `out`, NCHW, from `input`, NCHW; see [`crate::kernels::correlate::Correlation::run`].
+    /// Writes all of `out`, NCHW, from `input`, NCHW; see
+    /// [`Correlation::run`][crate::kernels::correlate::Correlation::run].
     pub(crate) fn run<L: Load>(
         &self,
         input: &[f32],
@@ -277,7 +278,8 @@ impl<L: Load> Run<'_, L> {
     }
 }
 
-/// First position, positions and width of the tiles of a row: whole ones, of so many vectors at most, then what is left.
+/// First position, positions and width of the tiles of a row: whole ones, of so many vectors at
+/// most, then what is left.
 fn tiles(positions: usize, lanes: usize, most: usize) -> Vec<(usize, usize, usize)> {
     let mut tiles = Vec::with_capacity(positions / (3 * lanes) + 2);
     let mut first = 0;
@@ -298,7 +300,7 @@ fn tiles(positions: usize, lanes: usize, most: usize) -> Vec<(usize, usize, usiz
     tiles
 }
 
-/// What the sums of `ROWS` output channels are made of.
+/// The terms of the sums of `ROWS` output channels.
 struct Terms<'a> {
     /// `[channel][BLOCK]`, of which the first `ROWS` count.
     weights: &'a [f32],

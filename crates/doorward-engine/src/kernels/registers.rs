@@ -2,10 +2,10 @@
 
 use pulp::Simd;
 
-/// Whether the sums of so many rows and vectors of columns fit, with a vector of values for each column, a weight and one
-/// to spare: with none, the compiler moves sums around at every step.
+/// True if the sums of so many rows and vectors of columns fit, with a vector of values for each
+/// column, a weight and one to spare: with none, the compiler moves sums around at every step.
 ///
-/// Where they do not, rows are taken in two halves.
+/// If they do not fit, rows are taken in two halves.
 #[inline(always)]
 pub(super) const fn fit<S: Simd>(rows: usize, vectors: usize) -> bool {
     rows * vectors + vectors + 1 < S::REGISTER_COUNT

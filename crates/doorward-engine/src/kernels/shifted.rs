@@ -27,7 +27,7 @@ pub(crate) struct Shifted {
     stride: [usize; 2],
     /// Zeros above and to the left.
     origin: [usize; 2],
-    /// Of a padded row.
+    /// Values of a padded row.
     pitch: usize,
     /// Padded rows of one remainder.
     rows: usize,
@@ -117,7 +117,8 @@ impl Shifted {
         })
     }
 
-    /// Writes all of `out`, NCHW, from `input`, NCHW; see [`crate::kernels::correlate::Correlation::run`].
+    /// Writes all of `out`, NCHW, from `input`, NCHW; see
+    /// [`Correlation::run`][crate::kernels::correlate::Correlation::run].
     pub(crate) fn run<L: Load>(
         &self,
         input: &[f32],
@@ -229,7 +230,7 @@ impl<L: Load> Run<'_, L> {
     }
 }
 
-/// What the sums of one channel are made of.
+/// The terms of the sums of one channel.
 struct Terms<'a> {
     offsets: &'a [usize],
     weights: &'a [f32],

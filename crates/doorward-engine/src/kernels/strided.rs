@@ -80,7 +80,7 @@ pub(crate) fn copy(walk: &Walk<2>, offset: isize, x: &[f32], out: &mut [f32]) {
     });
 }
 
-/// Of a row-major layout.
+/// Strides of a row-major layout.
 pub(crate) fn row_major(dims: &[usize]) -> Vec<isize> {
     let mut strides = vec![1isize; dims.len()];
     for axis in (1..dims.len()).rev() {

@@ -23,9 +23,10 @@ struct Sweep<'a, L> {
     planes: &'a mut Vec<f32>,
 }
 
-/// What of a pass depends on the number of images.
+/// The part of a pass that depends on the number of images.
 struct Prepared {
-    /// Where the terms of a sum start in the planes; of each run of `run` terms that lie side by side, the first.
+    /// Starts in the planes of the terms of a sum; of each run of `run` terms that lie side by
+    /// side, the first.
     offsets: Vec<usize>,
     run: usize,
     segments: Vec<Segment>,
@@ -36,20 +37,20 @@ struct Prepared {
 struct Segment {
     start: usize,
     len: usize,
-    /// Where the first goes for the first channel.
+    /// Place in the output of the first position of the first channel.
     at: usize,
 }
 
-/// Where sums of one pass, group and block go.
+/// The place in the output for the sums of one pass, group and block.
 struct Target<'a> {
     out: &'a mut [f32],
-    /// From one channel to the next.
+    /// Values from one channel to the next.
     pitch: usize,
-    /// From one position to the next.
+    /// Values from one position to the next.
     step: usize,
     first: usize,
     channels: usize,
-    /// Of the activation.
+    /// Least and largest value of the activation.
     bounds: [f32; 2],
 }
 
@@ -58,8 +59,8 @@ struct Target<'a> {
 impl Correlation {
     /// Writes all of `out`, NCHW, from `input`, NCHW.
     ///
-    /// `load` turns a value of an input channel into what is correlated; it sees no padding. `out` has
-    /// as many output channels, from `first` on, as its length says.
+    /// `load` turns a value of an input channel into what is correlated; it sees no padding. `out`
+    /// has as many output channels, from `first` on, as its length says.
     pub(crate) fn run<L: Load>(
         &self,
         input: &[f32],

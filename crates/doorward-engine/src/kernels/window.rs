@@ -1,4 +1,4 @@
-//! Where a sliding window stands.
+//! The window that slides over images in convolutions and poolings.
 
 /// Attributes of a two-dimensional sliding window.
 #[derive(Clone, Debug, PartialEq, Eq)]

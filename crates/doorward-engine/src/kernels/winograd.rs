@@ -34,7 +34,7 @@ pub(crate) struct Winograd {
     rows_per_pass: usize,
 }
 
-/// What is correlated.
+/// Sizes of what is correlated.
 #[derive(Clone, Debug)]
 pub(crate) struct Sizes {
     pub(crate) in_channels: usize,
@@ -48,7 +48,7 @@ pub(crate) struct Sizes {
 // === impl Sizes ===
 
 impl Sizes {
-    /// Whether the transforms, which cost the same for any number of channels, pay.
+    /// True if the transforms, which cost the same for any number of channels, pay.
     pub(crate) fn suit(&self) -> bool {
         let (ins, outs) = (self.in_channels, self.out_channels);
         let tiles = self.out_size.map(|size| size.div_ceil(2));
@@ -87,12 +87,14 @@ impl Winograd {
         Self { sizes, tiles, block, weights, rows_per_pass: (most / tiles[1]).max(1) }
     }
 
-    /// How many output channels, or a multiple of it, can be computed without the others.
+    /// The least number of output channels that can be computed without the others; so can its
+    /// multiples.
     pub(crate) fn unit(&self) -> usize {
         self.block
     }
 
-    /// Writes all of `out`, NCHW, from `input`, NCHW; see [`crate::kernels::correlate::Correlation::run`].
+    /// Writes all of `out`, NCHW, from `input`, NCHW; see
+    /// [`Correlation::run`][crate::kernels::correlate::Correlation::run].
     pub(crate) fn run<L: Load>(
         &self,
         input: &[f32],
@@ -157,7 +159,7 @@ struct Scratch {
 /// Tile rows `first..first + count`, counted over all images.
 struct Pass<'a, L> {
     plan: &'a Winograd,
-    /// Of the output, from the first of a block on.
+    /// Channels of the output, from the first of a block on.
     channels: Range<usize>,
     first: usize,
     count: usize,
@@ -401,7 +403,7 @@ fn interleave(even: &[f32], odd: &[f32], to: &mut [f32]) {
     }
 }
 
-/// Of a transformed tile.
+/// Values of a transformed tile.
 const ELEMENTS: usize = 16;
 
 /// Values in a cache line, and the most lanes a vector has.

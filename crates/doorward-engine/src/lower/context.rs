@@ -19,7 +19,7 @@ pub(crate) enum Operand<'a> {
     Constant(&'a Constant),
 }
 
-/// What a node becomes.
+/// The operators, or the constant, that a node becomes.
 #[derive(Debug)]
 pub(crate) enum Lowered {
     Constant(Constant),
@@ -33,7 +33,7 @@ pub(crate) enum Lowered {
     Steps(Vec<(Box<dyn Operator>, Layout)>),
 }
 
-/// What a lowering sees.
+/// A node and its operands, as a lowering sees them.
 pub(crate) struct Context<'a> {
     pub(crate) node: &'a Node,
     pub(crate) operands: &'a [Operand<'a>],
@@ -209,7 +209,7 @@ impl<'a> Context<'a> {
         Ok(positive)
     }
 
-    /// What opsets have moved from an attribute to an input.
+    /// Integers that opsets have moved from an attribute to an input.
     pub(super) fn moved_integers(
         &self,
         name: &str,

@@ -12,9 +12,9 @@ pub(crate) struct Entry {
     pub(crate) name: &'static str,
     /// First operator set whose definition is followed; the last is that of the graph.
     pub(crate) since: i64,
-    /// Those that are read.
+    /// Attributes that are read.
     pub(crate) attributes: &'static [&'static str],
-    /// What its definition allows and this refuses, in words.
+    /// Cases that the definition allows and this refuses, in words.
     pub(crate) refused: &'static str,
     pub(crate) lower: fn(&Context<'_>) -> Result<Lowered, Error>,
 }

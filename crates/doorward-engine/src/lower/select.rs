@@ -221,7 +221,7 @@ pub(super) fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
     }
 }
 
-/// Where a padded value comes from.
+/// The place that a padded value comes from; `None` for a constant.
 fn source(mode: &str, at: isize, size: isize) -> Option<usize> {
     let from = match mode {
         "edge" => at.clamp(0, size - 1),

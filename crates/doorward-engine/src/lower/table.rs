@@ -5,6 +5,10 @@ use crate::fold;
 use crate::onnx::graph::OPSETS;
 
 /// The supported operators as a Markdown document.
+///
+/// ```
+/// assert!(doorward_engine::operator_table().contains("| Conv | 9 |"));
+/// ```
 pub fn operator_table() -> String {
     let mut table = format!(
         "# Operators\n\n\

@@ -1,10 +1,10 @@
-//! What nodes say of axes, places and cuts: the same for constants, which are folded, and for
+//! Axes, places and cuts that nodes name: the same for constants, which are folded, and for
 //! activations, which are lowered.
 
 use crate::error::Error;
 use crate::onnx::graph::Node;
 
-/// Where a slice of an axis starts, its step, which stays within the axis, and its length.
+/// The start of a slice of an axis, its step, which stays within the axis, and its length.
 pub(crate) type Cut = (isize, isize, usize);
 
 impl Node {

@@ -22,7 +22,7 @@ pub(super) struct External<'a> {
     files: BTreeMap<&'a str, Vec<Piece<'a>>>,
 }
 
-/// Where a tensor's data are.
+/// A tensor's data in another file.
 #[derive(Debug)]
 struct Piece<'a> {
     name: &'a str,
@@ -192,7 +192,7 @@ fn inside(folder: &Path, location: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Of all external files together, four gigabytes: more than any classifier's weights.
+/// Size of all external files together, four gigabytes: more than any classifier's weights.
 const MAX_BYTES: u64 = 1 << 32;
 
 /// Read at once where nothing is kept.

@@ -17,12 +17,12 @@ pub(crate) struct Graph {
     /// In the order of evaluation.
     pub(crate) nodes: Vec<Node>,
     pub(crate) constants: HashMap<String, Constant>,
-    /// Those that no initializer fills.
+    /// Inputs that no initializer fills.
     pub(crate) inputs: Vec<Input>,
     pub(crate) output: String,
     /// Version of the default operator set.
     pub(crate) opset: i64,
-    /// Of the other files that constants were read from.
+    /// Digests of the other files that constants were read from.
     pub(crate) external: Digests,
 }
 
@@ -46,7 +46,7 @@ enum Attribute {
     Ints(Vec<i64>),
     Tensor(Constant),
     Text(String),
-    /// Of a type that no supported operator takes.
+    /// A value of a type that no supported operator takes.
     Unsupported,
 }
 
@@ -135,7 +135,7 @@ impl Graph {
 }
 
 impl Graph {
-    /// Whether the input is an image with its channels last: few values in the last dimension, many
+    /// True if the input is an image with its channels last: few values in the last dimension, many
     /// in the first, and a transposition that moves the last to the front.
     pub(crate) fn channels_last(&self, row: &[usize]) -> bool {
         let to_front = |node: &Node| {
@@ -144,7 +144,7 @@ impl Graph {
         matches!(row, &[height, _, 1..=4] if height > 4) && self.nodes.iter().any(to_front)
     }
 
-    /// What the last softmax on the way to the output takes.
+    /// The input of the last softmax on the way to the output.
     pub(crate) fn before_softmax(&self) -> Option<&str> {
         let mut name = &self.output;
         for node in self.nodes.iter().rev() {
@@ -173,7 +173,7 @@ fn names(values: &[&[u8]]) -> Result<Vec<String>, Error> {
 #[derive(Default)]
 struct Constants {
     values: HashMap<String, Constant>,
-    /// Of all, also those whose values are elsewhere.
+    /// Names of all, also of those whose values are elsewhere.
     names: HashSet<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What an ONNX graph declares of its inputs.
+//! The inputs that an ONNX graph declares.
 
 use candle_onnx::onnx::{
     self, tensor_proto::DataType, tensor_shape_proto::dimension::Value as Dimension,
@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::layout::row_values;
 use crate::onnx::constant::type_name;
 
-/// What the graph declares of an input.
+/// An input as the graph declares it.
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) name: String,
@@ -57,12 +57,12 @@ impl Input {
         self.name.clone()
     }
 
-    /// Whether it is declared as FLOAT.
+    /// True if the input is declared as FLOAT.
     pub(crate) fn is_fp32(&self) -> bool {
         self.element == DataType::Float as i32
     }
 
-    /// Whether its values are read as `f32`.
+    /// True if the input's values are read as `f32`.
     fn is_float(&self) -> bool {
         FLOATS.iter().any(|&float| self.element == float as i32)
     }
@@ -119,7 +119,7 @@ impl std::fmt::Display for Dim {
     }
 }
 
-/// What an input may hold.
+/// Types of values that an input may hold.
 const FLOATS: [DataType; 4] =
     [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
 

@@ -71,7 +71,7 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// What a product gives as an activation of one input.
+    /// The activation of one input that a product is; `None` if it is none.
     fn activation(&self, node: &Node) -> Option<Node> {
         Self::either(node).into_iter().find_map(|(x, gate)| {
             if let Some(sigmoid) = self.node(gate, "Sigmoid")

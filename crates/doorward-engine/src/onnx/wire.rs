@@ -1,11 +1,11 @@
 //! The protobuf messages of an ONNX file, read in place.
 //!
 //! Names and raw data stay slices of the file, and of what this program has no use for (subgraphs,
-//! training, documentation) nothing is read at all. So memory is bounded by the file's size, where a
-//! general decoder turns two bytes into a message of hundreds; and nesting costs no stack.
+//! training, documentation) nothing is read at all. So memory is bounded by the file's size, where
+//! a general decoder turns two bytes into a message of hundreds; and nesting costs no stack.
 //! Numbers of fields are those of `onnx.proto3`.
 
-/// What a field holds.
+/// The value of a field.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Wire<'a> {
     Bytes(&'a [u8]),
@@ -24,7 +24,7 @@ pub(super) struct Fields<'a> {
 #[derive(Debug, Default)]
 pub(super) struct ModelProto<'a> {
     pub(super) graph: Option<&'a [u8]>,
-    /// Of the default operator set.
+    /// Version of the default operator set.
     pub(super) opset: Option<i64>,
     /// A function that replaces one of the default operators.
     pub(super) replaced: Option<&'a str>,
@@ -270,7 +270,7 @@ impl<'a> ModelProto<'a> {
     }
 }
 
-/// Whether a domain is that of ONNX's own operators.
+/// True if a domain is that of ONNX's own operators.
 pub(super) fn is_default(domain: &str) -> bool {
     domain.is_empty() || domain == "ai.onnx"
 }

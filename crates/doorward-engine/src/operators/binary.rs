@@ -16,7 +16,7 @@ pub(crate) struct Binary {
     pub(crate) function: Arithmetic,
     pub(crate) left: Term,
     pub(crate) right: Term,
-    /// Of the output.
+    /// Shape of the output's row.
     pub(crate) row: Vec<usize>,
     pub(crate) activation: Activation,
 }
@@ -108,7 +108,7 @@ impl Arithmetic {
         }
     }
 
-    /// Whether the derivatives are constants.
+    /// True if the derivatives are constants.
     fn is_sum(self) -> bool {
         matches!(self, Self::Add | Self::Sub)
     }

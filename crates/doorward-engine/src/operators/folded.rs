@@ -8,11 +8,11 @@ use crate::composition::{Kept, with_rows};
 /// An operator on images where rows hold several of them, or have them in other dimensions.
 #[derive(Debug)]
 pub(crate) struct Folded {
-    /// Of `[n, C, H, W]`, one input.
+    /// An operator on `[n, C, H, W]`, one input.
     pub(crate) operator: Box<dyn Operator>,
     /// An image of the input and of the output.
     pub(crate) images: [[usize; 3]; 2],
-    /// Of the output.
+    /// Shape of the output's row.
     pub(crate) row: Vec<usize>,
 }
 

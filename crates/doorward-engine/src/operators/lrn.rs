@@ -51,13 +51,13 @@ impl LocalResponse {
         })
     }
 
-    /// What the power is taken of.
+    /// The base of the power.
     fn composed_bases(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         let sums = along(&x.sqr()?, self.plane, &self.windows(x, kept)?)?.reshape(x.shape())?;
         sums + f64::from(self.bias)
     }
 
-    /// What the power is taken of, for one image.
+    /// The bases of the power, for one image.
     fn bases(&self, x: &[f32]) -> Vec<f32> {
         let squares: Vec<f32> = x.iter().map(|x| x * x).collect();
         let mut bases = vec![0.0; x.len()];

@@ -11,7 +11,7 @@ use crate::operators::{Backward, Operator, Saves};
 pub(crate) struct MatMul {
     pub(crate) left: Term,
     pub(crate) right: Term,
-    /// Of the output.
+    /// Shape of the output's row.
     pub(crate) row: Vec<usize>,
 }
 

@@ -38,7 +38,7 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
     /// By candle's operators, not by their gradients: several of those are wrong.
     fn compose_vjp(&self, at: &Backward<'_>, kept: &Kept) -> Result<Vec<Option<Tensor>>>;
 
-    /// What the gradient reads; the rest is given to it empty.
+    /// The values that the gradient reads; the rest is given to it empty.
     fn saves(&self) -> Saves {
         Saves { inputs: true, output: true }
     }
@@ -48,7 +48,7 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// What of the operator another can do for it.
+    /// The part of the operator that a neighbour can do for it.
     fn fusible(&self) -> Option<Fusible<'_>> {
         None
     }
@@ -66,7 +66,7 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// How the CPU runs an operator: loops of its own.
+/// Loops that run an operator on the CPU.
 pub(crate) trait Kernel {
     /// The same as [`Operator::compose`].
     fn forward(&self, inputs: &[Tensor]) -> Result<Tensor>;
@@ -88,18 +88,18 @@ pub(crate) trait Kernel {
     }
 }
 
-/// Where a gradient is taken, and of what.
+/// The point at which a gradient is taken, and the gradient it begins with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backward<'a> {
-    /// Of the forward pass; empty where the operator does not save them.
+    /// Inputs of the forward pass; empty where the operator does not save them.
     pub(crate) inputs: &'a [Tensor],
-    /// Of the forward pass; empty where the operator does not save it.
+    /// Output of the forward pass; empty where the operator does not save it.
     pub(crate) output: &'a Tensor,
     /// The gradient with respect to the output.
     pub(crate) cotangent: &'a Tensor,
 }
 
-/// What an operator does that the one before it can do as well, or the one after.
+/// Simple work of an operator that the one before it can do as well, or the one after.
 #[derive(Debug)]
 pub(crate) enum Fusible<'a> {
     /// A scale, a shift and an activation for each channel; what follows may absorb it too.
@@ -114,7 +114,7 @@ pub(crate) enum Fusible<'a> {
     Row(&'a [usize]),
 }
 
-/// What of a forward pass a reverse pass reads.
+/// The values of a forward pass that a reverse pass reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Saves {
     pub(crate) inputs: bool,

@@ -85,12 +85,12 @@ impl Pool {
             .filter(move |&i| i < size)
     }
 
-    /// What an average over window `(y, x)` divides by.
+    /// The divisor of the average over window `(y, x)`.
     fn divisor(&self, y: usize, x: usize, count_padding: bool) -> f32 {
         (self.counted(0, y, count_padding) * self.counted(1, x, count_padding)) as f32
     }
 
-    /// How many places along an axis an average counts.
+    /// Number of places along an axis that an average counts.
     fn counted(&self, axis: usize, position: usize, count_padding: bool) -> usize {
         if !count_padding {
             return self.covered(axis, position).count();
@@ -145,7 +145,8 @@ impl Pool {
         }
     }
 
-    /// What the windows of a maximum cover, padding included, where no value is skipped.
+    /// Rows and columns that the windows of a maximum cover, padding included; `None` where they
+    /// skip a value.
     fn padded(&self) -> Option<[usize; 2]> {
         let w = &self.window;
         let covered = |axis: usize| {

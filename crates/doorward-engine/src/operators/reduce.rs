@@ -14,9 +14,9 @@ pub(crate) struct Reduce {
     /// Values that one result is made of, and values of the dimensions behind them.
     pub(crate) len: usize,
     pub(crate) inner: usize,
-    /// Of the output.
+    /// Shape of the output's row.
     pub(crate) row: Vec<usize>,
-    /// Of the input.
+    /// Shape of the input's row.
     pub(crate) in_row: Vec<usize>,
 }
 
@@ -50,7 +50,7 @@ impl Reduction {
 }
 
 impl Reduction {
-    /// Whether reducing some dimensions after others gives the same.
+    /// True if reducing some dimensions after others gives the same.
     pub(crate) fn in_stages(self) -> bool {
         matches!(self, Self::L1 | Self::LogSumExp | Self::Max | Self::Mean | Self::Min | Self::Sum)
     }

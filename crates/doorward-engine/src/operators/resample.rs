@@ -14,7 +14,7 @@ pub(crate) struct Resample {
     /// Size of the dimension, and values of the dimensions behind it.
     pub(crate) size: usize,
     pub(crate) inner: usize,
-    /// Of the input and of the output.
+    /// Shapes of the input's row and of the output's.
     pub(crate) rows: [Vec<usize>; 2],
 }
 

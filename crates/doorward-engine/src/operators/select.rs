@@ -14,7 +14,7 @@ use crate::operators::{Backward, Kernel, Operator};
 pub(crate) struct View {
     pub(crate) name: &'static str,
     pub(crate) in_row: Vec<usize>,
-    /// Where the first value is in the input's row.
+    /// Position of the first value in the input's row.
     pub(crate) offset: isize,
     /// Size and stride of each dimension of the output's row.
     pub(crate) dims: Vec<(usize, isize)>,

@@ -21,7 +21,7 @@ pub(crate) struct Concat {
 /// `Flatten`, `Reshape` and the like: the same row in another shape.
 #[derive(Debug)]
 pub(crate) struct Reshape {
-    /// Of the input and of the output.
+    /// Shapes of the input's row and of the output's.
     pub(crate) rows: [Vec<usize>; 2],
 }
 

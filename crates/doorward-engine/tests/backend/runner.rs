@@ -249,8 +249,8 @@ impl Case {
     }
 }
 
-/// Stores the weights that ONNX's `light` classifiers make with `ConstantOfShape`: as many values as
-/// no shape needs, which the engine refuses.
+/// Stores the weights that ONNX's `light` classifiers make with `ConstantOfShape`: as many values
+/// as no shape needs, which the engine refuses.
 fn fill(model: &mut ModelProto) {
     let Some(graph) = &mut model.graph else { return };
     for node in std::mem::take(&mut graph.node) {

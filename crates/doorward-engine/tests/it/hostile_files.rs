@@ -211,8 +211,8 @@ fn texts_are_short_and_utf_8() {
 #[test]
 fn nested_subgraphs_cost_no_stack() {
     for depth in [1, 100, 1_000, 100_000] {
-        // NodeProto { op_type: "If", attribute: AttributeProto { type: GRAPH, g: GraphProto { node } } },
-        // written from its end: each level adds a few bytes in front.
+        // NodeProto { op_type: "If", attribute: AttributeProto { type: GRAPH, g: GraphProto { node
+        // } } }, written from its end: each level adds a few bytes in front.
         let mut reversed = field(4, b"If");
         reversed.reverse();
         for _ in 0..depth {

@@ -51,7 +51,7 @@ impl Arithmetic {
         }
     }
 
-    /// What the cotangent is multiplied by, in a shape that is repeated to its own.
+    /// The factor of the cotangent, in a shape that is repeated to its own.
     fn composed_derivative(self, side: Side, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         // One where it wins, a half where both are equal.
         let share = |wins: Tensor, holds: Tensor| -> Result<Tensor> {

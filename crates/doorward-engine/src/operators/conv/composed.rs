@@ -2,7 +2,8 @@
 //!
 //! Where the strides differ it takes steps of one and what lies between is dropped; where the
 //! dilations differ zeros between the kernel's values stand for them. For groups candle convolves
-//! one after the other: where every channel is one, a sum over the kernel's places takes fewer calls.
+//! one after the other: where every channel is one, a sum over the kernel's places takes fewer
+//! calls.
 
 use candle_core::{Result, Tensor};
 
@@ -48,7 +49,7 @@ impl Conv {
         full.contiguous()
     }
 
-    /// Of the padded input.
+    /// The convolution of the padded input.
     fn convolved(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         let w = &self.shape.window;
         let (stride, steps) = common(w.stride);
@@ -167,14 +168,14 @@ impl Conv {
         })
     }
 
-    /// Where the outputs lie along an axis among those of stride 1.
+    /// Places of the outputs along an axis among those of stride 1.
     fn steps(&self, axis: usize, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         let (count, step) = (self.shape.output[1 + axis], self.shape.window.stride[axis]);
         kept.get(["rows", "columns"][axis], || places((0..count).map(|i| i * step), x.device()))
     }
 }
 
-/// What candle takes for both axes, and what is left to do along each.
+/// The one value that candle takes for both axes, and the rest that is left to do along each.
 fn common(each: [usize; 2]) -> (usize, [usize; 2]) {
     if each[0] == each[1] { (each[0], [1, 1]) } else { (1, each) }
 }

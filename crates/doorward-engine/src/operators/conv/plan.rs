@@ -10,7 +10,7 @@ use crate::kernels::pointwise::{Pointwise, ROWS};
 use crate::kernels::shifted::Shifted;
 use crate::kernels::winograd::{Sizes, Winograd};
 
-/// How one direction is computed on the CPU.
+/// The kernel that computes one direction on the CPU.
 #[derive(Debug)]
 pub(super) enum Plan {
     Depthwise(Depthwise),
@@ -25,8 +25,8 @@ pub(super) enum Plan {
 // === impl Plan ===
 
 impl Plan {
-    /// How many output channels, or a multiple of it, can be computed without the others; `None` where
-    /// it is always all.
+    /// The least number of output channels that can be computed without the others; so can its
+    /// multiples. `None` where it is always all.
     pub(super) fn unit(&self) -> Option<usize> {
         match self {
             Self::Depthwise(_) | Self::Matrix(_) => None,
@@ -37,7 +37,8 @@ impl Plan {
         }
     }
 
-    /// Writes all of `out`: of every image as many output channels, from `first` on, as its length says.
+    /// Writes all of `out`: of every image as many output channels, from `first` on, as its length
+    /// says.
     pub(super) fn run<L: Load>(
         &self,
         input: &[f32],

@@ -4,7 +4,7 @@ use super::plan::taps;
 use super::*;
 use crate::composition::Kept;
 
-/// What runs on an accelerator, checked here where there is none.
+/// The compositions that run on an accelerator, checked here where there is none.
 #[test]
 fn composed_convolutions_equal_the_cpu_ones() {
     let values = |shape: &[usize], step: usize| {

@@ -33,7 +33,7 @@ impl View {
             .reshape(with_rows(n, &self.in_row))
     }
 
-    /// Where each value of the output's row is in the input's.
+    /// Position in the input's row of each value of the output's.
     fn places(&self) -> Vec<usize> {
         let row = self.row();
         let strides: Vec<isize> = self.dims.iter().map(|&(_, stride)| stride).collect();
@@ -46,7 +46,8 @@ impl View {
         places
     }
 
-    /// Which value every place of the input's row takes of the output's without its repetitions:
+    /// For every place of the input's row the value that it takes of the output's without
+    /// repetitions:
     /// one past the last for none.
     fn values_of_places(&self) -> Result<Vec<usize>> {
         let once = |&(size, stride): &(usize, isize)| (if stride == 0 { 1 } else { size }, stride);
