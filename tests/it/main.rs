@@ -17,6 +17,8 @@ mod layering;
 mod metrics_contract;
 mod models;
 mod monitoring;
+#[cfg(feature = "ort")]
+mod onnxruntime;
 mod proxy_grpc;
 mod proxy_http;
 mod raw_images;
