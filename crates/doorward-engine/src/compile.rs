@@ -221,12 +221,13 @@ impl<'a> Compiler<'a> {
         // Every result may be a sum over as many products as the other constants have values.
         let others: usize = constants[1..].iter().flatten().map(|other| other.values.len()).sum();
         let work = values.saturating_mul(rows).saturating_mul(1 + others / PRODUCTS_PER_VALUE);
-        let left = self.foldable.checked_sub(work);
-        let left = left.ok_or_else(|| node.error("it takes too much work on constants".into()))?;
+        let remaining = self.foldable.checked_sub(work);
+        let remaining =
+            remaining.ok_or_else(|| node.error("it takes too much work on constants".into()))?;
         let x = Tensor::from_slice(x, [&[rows], row].concat(), device)?;
         let y = Step::new(&node.name, operator, vec![0], 1).forward(&[x], 1, Mode::of(device))?;
         let constant = Constant::from_tensor(&y)?;
-        self.foldable = left;
+        self.foldable = remaining;
         Ok(Some(constant))
     }
 

@@ -98,13 +98,13 @@ pub enum Error {
         "the model gives {got}, expected logits of shape [batch, labels] for two or more labels"
     )]
     Output {
-        /// Name and shape, or names, that the file declares.
+        /// Name and shape of the output.
         got: String,
     },
     /// Not exactly one output, or one that no node computes.
     #[error("the model gives {names:?}, expected one output that a node computes from the input")]
     Outputs {
-        /// What it gives.
+        /// The first names of the outputs.
         names: Vec<String>,
     },
     /// The file cannot be read.

@@ -96,7 +96,7 @@ impl Layout {
         self.row()[self.dim(axis)..].iter().product()
     }
 
-    /// With other axes in place of one that the batch is not part of.
+    /// The layout with other axes in place of one that the batch is not part of.
     pub(crate) fn replaced(&self, axis: usize, by: &[usize]) -> Self {
         let mut layout = self.clone();
         layout.axes.splice(axis..=axis, by.iter().copied());
@@ -108,7 +108,7 @@ impl Layout {
         layout
     }
 
-    /// With other sizes for axes that the batch is not part of.
+    /// The layout with other sizes for axes that the batch is not part of.
     pub(crate) fn resized(&self, sizes: &[(usize, usize)]) -> Self {
         let mut layout = self.clone();
         for &(axis, size) in sizes {
@@ -117,12 +117,12 @@ impl Layout {
         layout
     }
 
-    /// With more axes behind.
+    /// The layout with more axes behind.
     pub(crate) fn extended(&self, by: &[usize]) -> Self {
         Self { axes: [self.axes.as_slice(), by].concat(), batch: self.batch }
     }
 
-    /// Without an axis that the batch is not part of.
+    /// The layout without an axis that the batch is not part of.
     pub(crate) fn without(&self, axis: usize) -> Self {
         self.replaced(axis, &[])
     }
@@ -252,7 +252,7 @@ impl Layout {
         Self { batch: self.padded(rank).batch, ..Self::row_only(dims).padded(rank) }
     }
 
-    /// With axes of size one in front, up to a rank.
+    /// The layout with axes of size one in front, up to a rank.
     pub(crate) fn padded(&self, rank: usize) -> Self {
         let ones = rank.saturating_sub(self.rank());
         let axes = std::iter::repeat_n(1, ones).chain(self.axes.iter().copied()).collect();

@@ -153,18 +153,18 @@ impl Runtime {
         let values: Vec<f32> = (0..2 * domain.len()).map(value).collect();
         let rows = Tensor::from_vec(values, (2, channels, height, width), &Device::Cpu)?;
         let values = |logits: Tensor| logits.flatten_all()?.to_vec1::<f32>();
-        let (own, other) = (values(program.forward(&rows)?)?, values(self.logits(&rows)?)?);
-        let finite = own.iter().filter(|value| value.is_finite());
+        let (expected, answered) = (values(program.forward(&rows)?)?, values(self.logits(&rows)?)?);
+        let finite = expected.iter().filter(|value| value.is_finite());
         let scale = finite.fold(0f32, |most, value| most.max(value.abs()));
         let alike = |(a, b): (&f32, &f32)| {
             (a - b).abs() <= TOLERANCE * scale || !a.is_finite() && !b.is_finite()
         };
-        if let Some(at) = own.iter().zip(&other).position(|pair| !alike(pair)) {
+        if let Some(at) = expected.iter().zip(&answered).position(|pair| !alike(pair)) {
             let (row, label) = (at / self.labels, at % self.labels);
             return Err(failed(&format!(
                 "its logit of label {label} is {}, and the program's {} (row {row} of the \
                  comparison at load)",
-                other[at], own[at]
+                answered[at], expected[at]
             )));
         }
         Ok(())
@@ -221,8 +221,8 @@ fn with_output(bytes: &[u8], name: &str) -> Vec<u8> {
 }
 
 fn named<'a>(outlets: &'a [Outlet], name: &str) -> Result<&'a Outlet, Error> {
-    let found = outlets.iter().find(|outlet| outlet.name() == name);
-    found.ok_or_else(|| failed(&format!("it knows no {name:?}")))
+    let named = outlets.iter().find(|outlet| outlet.name() == name);
+    named.ok_or_else(|| failed(&format!("it knows no {name:?}")))
 }
 
 fn failed(reason: &dyn std::fmt::Display) -> Error {

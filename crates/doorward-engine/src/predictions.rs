@@ -22,7 +22,7 @@ pub enum Predictions {
 }
 
 impl Predictions {
-    /// From scores, `labels` a row; `None` if they are not whole rows of finite numbers.
+    /// Reads scores, `labels` a row; `None` if they are not whole rows of finite numbers.
     ///
     /// Rows without a negative number that all add up to one are probabilities.
     pub fn of_scores(values: &[f32], labels: usize) -> Option<Self> {
@@ -44,9 +44,9 @@ impl Predictions {
         Some(Self::Logits(rows.map(|row| row.iter().map(logarithm).collect()).collect()))
     }
 
-    /// From labels; `None` if one is not below `labels`.
-    pub fn of_labels(found: Vec<usize>, labels: usize) -> Option<Self> {
-        found.iter().all(|&label| label < labels).then_some(Self::Labels(found))
+    /// Takes labels; `None` if one is not below `labels`.
+    pub fn of_labels(predicted: Vec<usize>, labels: usize) -> Option<Self> {
+        predicted.iter().all(|&label| label < labels).then_some(Self::Labels(predicted))
     }
 
     /// Number of rows.
@@ -100,22 +100,22 @@ mod tests {
                 row.map(|value| value.exp() / sum)
             })
             .collect();
-        let found = Predictions::of_scores(&softmax, 3).unwrap();
+        let predictions = Predictions::of_scores(&softmax, 3).unwrap();
         for (row, logits) in logits.iter().enumerate() {
             for label in 0..3 {
                 let expected = margin(logits, label);
-                assert!((found.margin(row, label) - expected).abs() < 1e-4, "{row} {label}");
+                assert!((predictions.margin(row, label) - expected).abs() < 1e-4, "{row} {label}");
             }
         }
-        assert_eq!(found.label(1), 0);
+        assert_eq!(predictions.label(1), 0);
     }
 
     #[test]
     fn a_probability_of_zero_is_further_than_any_threshold_and_still_a_number() {
-        let found = Predictions::of_scores(&[1.0, 0.0, 0.0, 0.5, 0.5, 0.0], 3).unwrap();
-        assert!(found.margin(0, 0) > 1e5 && found.margin(0, 1) < -1e5);
-        assert_eq!(found.margin(0, 1) - found.margin(0, 2), 0.0);
-        assert!(found.margin(1, 2) < -1e5);
+        let predictions = Predictions::of_scores(&[1.0, 0.0, 0.0, 0.5, 0.5, 0.0], 3).unwrap();
+        assert!(predictions.margin(0, 0) > 1e5 && predictions.margin(0, 1) < -1e5);
+        assert_eq!(predictions.margin(0, 1) - predictions.margin(0, 2), 0.0);
+        assert!(predictions.margin(1, 2) < -1e5);
     }
 
     #[test]

@@ -23,9 +23,9 @@ pub(crate) struct Step {
 /// The way in which the steps of a program run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// By candle's operators alone, as on every accelerator.
+    /// Steps run by candle's operators alone, as on every accelerator.
     Composed,
-    /// By loops where an operator has them, as on the CPU.
+    /// Steps run by loops where an operator has them, as on the CPU.
     Loops,
 }
 

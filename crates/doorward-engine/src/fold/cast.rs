@@ -71,7 +71,7 @@ pub(super) fn cast(folding: &Folding<'_>) -> Result<Constant, Error> {
     Ok(Constant { dims: source.dims.clone(), values })
 }
 
-/// Without its fraction, unless the result is none of 64 bits.
+/// A number without its fraction; `None` if the result is none of 64 bits.
 pub(super) fn whole(value: f64) -> Option<i64> {
     // 2^63 is exact, and the first that is too large.
     let bound = -(i64::MIN as f64);

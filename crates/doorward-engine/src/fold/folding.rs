@@ -93,10 +93,10 @@ impl<'a> Folding<'a> {
     /// Takes from the budget, which is for results and what else grows with neither the file nor
     /// them.
     pub(super) fn work(&self, values: usize) -> Result<(), Error> {
-        let Some(left) = self.budget.get().checked_sub(values) else {
+        let Some(remaining) = self.budget.get().checked_sub(values) else {
             return Err(self.error(format!("it computes on too many values, {values}")));
         };
-        self.budget.set(left);
+        self.budget.set(remaining);
         Ok(())
     }
 
@@ -162,7 +162,7 @@ impl<'a> Indices<'a> {
         Self { dims, index: vec![0; dims.len()] }
     }
 
-    /// From the last index back to the first.
+    /// Moves to the next index; from the last back to the first.
     pub(super) fn advance(&mut self) {
         for (index, &dim) in self.index.iter_mut().zip(self.dims).rev() {
             *index += 1;
@@ -200,10 +200,9 @@ pub(super) fn strides(dims: &[usize]) -> Vec<usize> {
 
 /// Strides of a shape that is broadcast to `rank` axes: zero along the ones that repeat.
 pub(super) fn repeating(dims: &[usize], rank: usize) -> Vec<usize> {
-    let own = strides(dims);
-    let own = dims.iter().zip(own).map(|(&dim, stride)| if dim == 1 { 0 } else { stride });
+    let stepped = dims.iter().zip(strides(dims));
     let mut all = vec![0; rank - dims.len()];
-    all.extend(own);
+    all.extend(stepped.map(|(&dim, stride)| if dim == 1 { 0 } else { stride }));
     all
 }
 

@@ -70,7 +70,8 @@ enum Evaluation {
     Many(fn(&Folding<'_>) -> Result<Vec<Constant>, Error>),
 }
 
-/// In alphabetical order. Identity and Dropout pass constants on without a copy: see `lower`.
+/// Operators by name, in alphabetical order. Identity and Dropout pass constants on without a copy:
+/// see `lower`.
 const REGISTRY: &[(&str, Evaluation)] = &[
     ("Abs", One(|node| arithmetic::unary(node, f32::abs, Some(i64::checked_abs)))),
     ("Add", One(|node| arithmetic::binary(node, |a, b| a + b, i64::checked_add))),

@@ -35,9 +35,9 @@ pub(crate) struct Correlation {
 #[derive(Clone, Debug)]
 pub(crate) struct Geometry {
     pub(crate) groups: usize,
-    /// Over all groups.
+    /// Channels of the input over all groups.
     pub(crate) in_channels: usize,
-    /// Over all groups.
+    /// Channels of the output over all groups.
     pub(crate) out_channels: usize,
     pub(crate) in_size: [usize; 2],
     pub(crate) out_size: [usize; 2],
@@ -329,7 +329,7 @@ const fn cost(width: usize) -> usize {
 /// Vectors may be read past the last position: 5 vectors of 16 lanes.
 const MAX_VECTORS: usize = 80;
 
-/// From so many positions on a plane is read where it is: a tile of five vectors fits in.
+/// Least positions of a plane that is read where it is: a tile of five vectors fits in.
 const LEAST_IN_PLACE: usize = 128;
 
 /// Planes are joined until they have about this many positions.

@@ -10,7 +10,7 @@ pub(crate) trait Load: Copy + Sync {
     fn row(&self, channel: usize, from: &[f32], to: &mut [f32]);
 }
 
-/// As they are.
+/// Values as they are.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
 

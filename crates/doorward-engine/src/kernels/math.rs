@@ -78,7 +78,7 @@ mod tests {
             .fold(0.0, f64::max)
     }
 
-    /// By its series, or by its continued fraction where that converges faster.
+    /// The error function by its series, or by its continued fraction where that converges faster.
     fn erf(x: f64) -> f64 {
         let a = x.abs();
         if a > 3.0 {

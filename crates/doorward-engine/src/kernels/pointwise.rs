@@ -30,9 +30,9 @@ pub(crate) struct Pointwise {
 struct Lattice {
     run: usize,
     runs: usize,
-    /// From the first position of a run to that of the next.
+    /// Distance from the first position of a run to that of the next.
     pitch: usize,
-    /// From a position to the next.
+    /// Distance from a position to the next.
     step: usize,
     /// All positions of an image.
     plane: usize,
@@ -42,9 +42,9 @@ struct Lattice {
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     image: usize,
-    /// In the plane.
+    /// Position in the plane.
     at: usize,
-    /// In the tile.
+    /// Position in the tile.
     offset: usize,
     len: usize,
 }
@@ -216,12 +216,12 @@ impl<L: Load> Run<'_, L> {
         let mut sums = [0.0; ROWS * BLOCK];
         for (block, weights) in matrix.blocks().enumerate() {
             let first = block * BLOCK;
-            let own = channels.start.max(first)..channels.end.min(first + BLOCK);
-            if own.is_empty() {
+            let wanted = channels.start.max(first)..channels.end.min(first + BLOCK);
+            if wanted.is_empty() {
                 continue;
             }
-            for row in own.clone().step_by(ROWS) {
-                let rows = ROWS.min(own.end - row);
+            for row in wanted.clone().step_by(ROWS) {
+                let rows = ROWS.min(wanted.end - row);
                 let mut start = [0.0; ROWS];
                 if let Some(bias) = self.bias {
                     start[..rows].copy_from_slice(&bias[row..row + rows]);
@@ -264,11 +264,11 @@ impl<L: Load> Run<'_, L> {
                     let sums = sums.chunks_exact(BLOCK).skip(piece.offset).take(piece.len);
                     for (i, sums) in sums.enumerate() {
                         let position = piece.at + i * self.plan.to.step;
-                        let channel = piece.image * outs + own.start - channels.start;
+                        let channel = piece.image * outs + wanted.start - channels.start;
                         let to = &mut self.out[channel * plane + position..];
-                        let sums = &sums[own.start - first..own.end - first];
+                        let sums = &sums[wanted.start - first..wanted.end - first];
                         for (o, (to, sum)) in to.iter_mut().step_by(plane).zip(sums).enumerate() {
-                            let sum = sum + self.bias.map_or(0.0, |bias| bias[own.start + o]);
+                            let sum = sum + self.bias.map_or(0.0, |bias| bias[wanted.start + o]);
                             *to = sum.max(bounds[0]).min(bounds[1]);
                         }
                     }
@@ -284,18 +284,18 @@ fn tiles(positions: usize, lanes: usize, most: usize) -> Vec<(usize, usize, usiz
     let mut tiles = Vec::with_capacity(positions / (3 * lanes) + 2);
     let mut first = 0;
     while first < positions {
-        let left = positions - first;
-        let vectors = match (left + lanes / 2 - 1) / lanes {
+        let remaining = positions - first;
+        let vectors = match (remaining + lanes / 2 - 1) / lanes {
             // Two and two keep more sums in flight than three and one.
             4 => 2,
             vectors => vectors.min(most),
         };
         let width = match vectors {
-            0 => left.next_power_of_two(),
+            0 => remaining.next_power_of_two(),
             _ => vectors * lanes,
         };
-        tiles.push((first, width.min(left), width));
-        first += width.min(left);
+        tiles.push((first, width.min(remaining), width));
+        first += width.min(remaining);
     }
     tiles
 }

@@ -18,13 +18,15 @@ impl<const N: usize> Walk<N> {
             if dim == 1 {
                 continue;
             }
-            let own: [isize; N] = std::array::from_fn(|i| strides[i][axis]);
+            let axis_strides: [isize; N] = std::array::from_fn(|i| strides[i][axis]);
             match joined.last_mut() {
-                Some((count, last)) if (0..N).all(|i| last[i] == own[i] * dim as isize) => {
+                Some((count, last))
+                    if (0..N).all(|i| last[i] == axis_strides[i] * dim as isize) =>
+                {
                     *count *= dim;
-                    *last = own;
+                    *last = axis_strides;
                 }
-                _ => joined.push((dim, own)),
+                _ => joined.push((dim, axis_strides)),
             }
         }
         let (len, inner) = joined.pop().unwrap_or((1, [1; N]));

@@ -133,7 +133,7 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
                         let panel = from..(from + PANEL).min(prepared.positions);
                         let mut weights = weights;
                         for block in &pass.blocks {
-                            let (own, rest) = weights.split_at(per_block * block.width);
+                            let (packed, rest) = weights.split_at(per_block * block.width);
                             weights = rest;
                             let first = group * outs + block.first;
                             if !wanted.contains(&first) {
@@ -149,7 +149,7 @@ impl<L: Load> WithSimd for Sweep<'_, L> {
                                 bounds,
                             };
                             let terms =
-                                Terms { planes, offsets: &prepared.offsets, weights: own, bias };
+                                Terms { planes, offsets: &prepared.offsets, weights: packed, bias };
                             let panel = panel.clone();
                             let target = &mut target;
                             match prepared.run {

@@ -6,9 +6,9 @@ pub(crate) struct Window {
     pub(crate) kernel: [usize; 2],
     pub(crate) stride: [usize; 2],
     pub(crate) dilation: [usize; 2],
-    /// Top, left.
+    /// Zeros above and to the left.
     pub(crate) pad_begin: [usize; 2],
-    /// Bottom, right.
+    /// Zeros below and to the right.
     pub(crate) pad_end: [usize; 2],
 }
 

@@ -415,7 +415,8 @@ const SLACK: usize = 48;
 /// Transformed values that a pass holds: 1 MiB, half of a core's L2 cache.
 const PASS_VALUES: usize = 1 << 18;
 
-/// With fewer tiles the weights, which every pass reads, cost more than the tiles.
+/// Least tiles of a pass: with fewer, the weights, which every pass reads, cost more than the
+/// tiles.
 const LEAST_TILES: usize = 48;
 
 thread_local! {

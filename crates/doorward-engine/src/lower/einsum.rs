@@ -64,10 +64,10 @@ pub(super) fn einsum(context: &Context<'_>) -> Result<Lowered, Error> {
         (0..labels.len()).find(|&axis| layout.is_batch(axis)).map(|axis| labels[axis])
     };
     let fits = match (batch(&left, &a), batch(&right, &b)) {
-        (Some(own), Some(other)) => own == other && products.contains(&own),
-        (Some(own), None) => products.is_empty() && rows.first() == Some(&own),
-        (None, Some(own)) => {
-            products.is_empty() && columns.len() == 1 && columns[0] == own && rows.is_empty()
+        (Some(batch), Some(other)) => batch == other && products.contains(&batch),
+        (Some(batch), None) => products.is_empty() && rows.first() == Some(&batch),
+        (None, Some(batch)) => {
+            products.is_empty() && columns.len() == 1 && columns[0] == batch && rows.is_empty()
         }
         (None, None) => true,
     };

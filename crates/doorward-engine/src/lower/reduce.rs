@@ -27,7 +27,7 @@ pub(super) fn reduce(context: &Context<'_>, kind: Reduction) -> Result<Lowered, 
     over(context, kind, axes, keep)
 }
 
-/// Over these axes, in order.
+/// Reductions over these axes, in order.
 pub(super) fn over(
     context: &Context<'_>,
     kind: Reduction,
@@ -44,15 +44,15 @@ pub(super) fn over(
     let mut rest = axes.as_slice();
     while let Some(&last) = rest.last() {
         let run = rest.iter().rev().enumerate().take_while(|&(i, &axis)| axis + i == last).count();
-        let (before, own) = rest.split_at(rest.len() - run);
+        let (before, reduced) = rest.split_at(rest.len() - run);
         rest = before;
         if run < axes.len() && !kind.in_stages() {
             return Err(context.error(format!("axes {axes:?} do not follow each other")));
         }
         let inner = current.behind(last);
-        let len = own.iter().map(|&axis| current.size(axis)).product();
+        let len = reduced.iter().map(|&axis| current.size(axis)).product();
         let in_row = current.row();
-        let sizes: Vec<(usize, usize)> = own.iter().map(|&axis| (axis, 1)).collect();
+        let sizes: Vec<(usize, usize)> = reduced.iter().map(|&axis| (axis, 1)).collect();
         current = current.resized(&sizes);
         let reduce = Reduce { kind, len, inner, row: current.row(), in_row };
         steps.push((Box::new(reduce), current.clone()));

@@ -29,7 +29,7 @@ const fn entry(
     Entry { name, since, attributes, refused, lower }
 }
 
-/// In alphabetical order.
+/// The operators that are supported, in alphabetical order.
 pub(crate) const REGISTRY: &[Entry] = &[
     entry("Abs", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Abs)),
     entry("Add", 9, &[], "a constant that varies over the batch", |context| {

@@ -191,8 +191,8 @@ pub(super) fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
         if (before, after) == (0, 0) {
             continue;
         }
-        let own = current.size(axis) as isize;
-        let padded = usize::try_from(own + before + after).unwrap_or(0);
+        let size = current.size(axis) as isize;
+        let padded = usize::try_from(size + before + after).unwrap_or(0);
         if padded == 0 {
             return Err(context.error(format!("pads {pads:?} leave nothing of {layout}")));
         }
@@ -203,7 +203,7 @@ pub(super) fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
             continue;
         }
         let indices = (0..padded as isize)
-            .map(|to| source(mode, to - before, own))
+            .map(|to| source(mode, to - before, size))
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| {
                 context.error(format!(

@@ -71,7 +71,7 @@ pub(super) fn concat(context: &Context<'_>) -> Result<Lowered, Error> {
             Operand::Constant(constant) => first.like(&constant.dims),
             Operand::Absent => return Err(context.error(format!("input {index} is absent"))),
         };
-        let own = match layout.rank() == first.rank() {
+        let part_size = match layout.rank() == first.rank() {
             true => layout.size(axis),
             false => 0,
         };
@@ -91,14 +91,14 @@ pub(super) fn concat(context: &Context<'_>) -> Result<Lowered, Error> {
                 let row = first.row_of_constant(&constant.dims).ok_or_else(|| {
                     context.error(format!("a constant of shape {dims:?} varies over the batch"))
                 })?;
-                let own = context.tensor(values, &[&[1], row.as_slice()].concat())?;
+                let repeated = context.tensor(values, &[&[1], row.as_slice()].concat())?;
                 let shape = [vec![1], first.resized(&[(axis, layout.size(axis))]).row()].concat();
-                Some(own.broadcast_as(shape)?.contiguous()?)
+                Some(repeated.broadcast_as(shape)?.contiguous()?)
             }
             _ => None,
         });
-        sizes.push(own);
-        size = size.saturating_add(own);
+        sizes.push(part_size);
+        size = size.saturating_add(part_size);
     }
     let dim = first.dim(axis);
     step(Concat { dim, parts, sizes }, first.resized(&[(axis, size)]))

@@ -138,7 +138,7 @@ impl Values {
         }
     }
 
-    /// From little-endian values side by side.
+    /// Values from little-endian bytes side by side.
     pub(super) fn from_raw(kind: DataType, raw: &[u8]) -> Result<Self, String> {
         fn floats<const N: usize>(raw: &[u8], read: fn([u8; N]) -> f32) -> Result<Values, String> {
             Ok(Values::F32(little_endian(raw, read)?.collect()))
@@ -170,7 +170,7 @@ impl Values {
         }
     }
 
-    /// From the field that ONNX keeps values of this type in.
+    /// Values from the field that ONNX keeps values of this type in.
     fn from_typed(kind: DataType, tensor: &TensorProto<'_>) -> Result<Self, String> {
         let within = |least: i64, most: i64| {
             let checked = |&value: &i32| {

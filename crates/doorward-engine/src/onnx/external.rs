@@ -87,7 +87,7 @@ impl<'a> External<'a> {
         folder: &Path,
         constants: &mut HashMap<String, Constant>,
     ) -> Result<Digests, Error> {
-        let mut left = MAX_BYTES;
+        let mut remaining = MAX_BYTES;
         let mut digests = Vec::with_capacity(self.files.len());
         for (location, mut pieces) in self.files {
             // By position; of two at one, the empty one first.
@@ -99,7 +99,7 @@ impl<'a> External<'a> {
             };
             let mut stream =
                 Stream::open(folder, location).map_err(|reason| refuse(first, reason))?;
-            left = left.checked_sub(stream.size).ok_or_else(|| {
+            remaining = remaining.checked_sub(stream.size).ok_or_else(|| {
                 refuse(first, format!("external data have more than {MAX_BYTES} bytes"))
             })?;
             for piece in pieces {

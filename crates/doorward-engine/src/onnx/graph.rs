@@ -14,7 +14,7 @@ use crate::onnx::wire::{self, AttributeProto, Fields, ModelProto, NodeProto, Ten
 /// A graph that can be lowered node by node.
 #[derive(Debug)]
 pub(crate) struct Graph {
-    /// In the order of evaluation.
+    /// Nodes in the order of evaluation.
     pub(crate) nodes: Vec<Node>,
     pub(crate) constants: HashMap<String, Constant>,
     /// Inputs that no initializer fills.
@@ -33,7 +33,7 @@ pub(crate) struct Node {
     pub(crate) op: String,
     /// Empty names stand for optional inputs that are absent.
     pub(crate) inputs: Vec<String>,
-    /// At least one; empty names stand for outputs that nobody reads.
+    /// Names of one output or more; empty ones stand for outputs that nobody reads.
     pub(crate) outputs: Vec<String>,
     attributes: HashMap<String, Attribute>,
 }

@@ -11,14 +11,14 @@ use crate::onnx::graph::{Graph, Node};
 /// Replaces the last node of every pattern.
 pub(crate) fn rewrite(graph: &mut Graph) {
     let index = Index::new(graph);
-    let found: Vec<(usize, Node)> = graph
+    let activations: Vec<(usize, Node)> = graph
         .nodes
         .iter()
         .enumerate()
         .filter(|(_, node)| node.op == "Mul" && node.inputs.len() == 2)
         .filter_map(|(at, node)| Some((at, index.activation(node)?)))
         .collect();
-    for (at, node) in found {
+    for (at, node) in activations {
         graph.nodes[at] = node;
     }
 }

@@ -254,8 +254,8 @@ impl<'a> ModelProto<'a> {
                     let (mut domain, mut name) = ("", "");
                     for field in Fields::of("FunctionProto", function.bytes()?) {
                         match field? {
-                            (1, own) => name = own.text()?,
-                            (10, own) => domain = own.text()?,
+                            (1, value) => name = value.text()?,
+                            (10, value) => domain = value.text()?,
                             _ => {}
                         }
                     }
@@ -412,5 +412,5 @@ const MAX_ATTRIBUTES: usize = 64;
 /// ONNX defines four.
 const MAX_ENTRIES: usize = 16;
 
-/// As many axes as NumPy has.
+/// Most axes of a tensor: as many as NumPy has.
 pub(crate) const MAX_RANK: usize = 64;

@@ -79,7 +79,7 @@ impl Arithmetic {
         }
     }
 
-    /// To the left operand. Equal operands of a maximum share the gradient, as in PyTorch.
+    /// The derivative to the left operand. Equal operands of a maximum share it, as in PyTorch.
     #[inline(always)]
     fn left_derivative(self, a: f32, b: f32) -> f32 {
         match self {

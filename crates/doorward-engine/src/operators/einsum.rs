@@ -102,11 +102,11 @@ impl Kernel for Einsum {
 fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let count = a.dim(0)?.max(b.dim(0)?);
     let repeated = |x: &Tensor| -> Result<Tensor> {
-        let (own, rows, columns) = x.dims3()?;
-        if own == count {
+        let (products, rows, columns) = x.dims3()?;
+        if products == count {
             return Ok(x.clone());
         }
-        let all = x.unsqueeze(0)?.broadcast_as((count / own, own, rows, columns))?;
+        let all = x.unsqueeze(0)?.broadcast_as((count / products, products, rows, columns))?;
         all.contiguous()?.reshape((count, rows, columns))
     };
     repeated(a)?.matmul(&repeated(b)?)

@@ -147,7 +147,7 @@ impl Normalization {
         (mean, 1.0 / (variance + self.epsilon).sqrt())
     }
 
-    /// For the run of this index: the parameters' start, and how many of them it has.
+    /// The start of the parameters of the run of this index, and their number.
     fn parameters(&self, run: usize) -> (usize, usize) {
         let count = self.len / self.repeat;
         (run * count % self.scale.len(), count)

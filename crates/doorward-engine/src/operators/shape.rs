@@ -12,7 +12,7 @@ use crate::operators::{Backward, Fusible, Kernel, Operator, Saves};
 pub(crate) struct Concat {
     /// Dimension of `[n, ...row]`.
     pub(crate) dim: usize,
-    /// In order: `None` for an input, `[1, ...row]` for a constant.
+    /// The parts in order: `None` for an input, `[1, ...row]` for a constant.
     pub(crate) parts: Vec<Option<Tensor>>,
     /// Each part's size along the dimension.
     pub(crate) sizes: Vec<usize>,

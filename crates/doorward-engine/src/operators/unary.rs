@@ -26,7 +26,7 @@ pub(crate) enum Unary {
     Exp,
     /// `x Phi(x)`
     Gelu,
-    /// With `Phi` by a hyperbolic tangent.
+    /// The same with `Phi` by a hyperbolic tangent.
     GeluTanh,
     HardSigmoid {
         alpha: f32,

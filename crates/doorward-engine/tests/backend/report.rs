@@ -13,9 +13,9 @@ use super::runner::{Case, Outcome};
 #[derive(Default)]
 struct Counts {
     passed: usize,
-    /// Of the passed, with a gradient checked.
+    /// Number of the passed with a gradient checked.
     gradients: usize,
-    /// Of the passed, on constants alone.
+    /// Number of the passed on constants alone.
     folded: usize,
     failed: usize,
     unsupported: usize,

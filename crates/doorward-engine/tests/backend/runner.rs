@@ -38,7 +38,7 @@ pub(crate) struct Case {
 pub(crate) type Compile<'a> =
     dyn Fn(&[u8], &HashMap<String, Tensor>) -> Result<Program, Refusal> + 'a;
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Failed(String),
@@ -46,7 +46,7 @@ pub(crate) enum Outcome {
     Unsupported(String),
 }
 
-/// What a case that passed has shown.
+/// The evidence of a case that passed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Passed {
     /// With something that varies from row to row.
@@ -154,7 +154,7 @@ impl Case {
         Outcome::Unsupported(refusals.swap_remove(usize::from(floats.len() > 1)))
     }
 
-    /// Whether the gradient was checked too; the inner error is the engine's refusal to compile.
+    /// True if the gradient was checked too; the inner error is the engine's refusal to compile.
     fn run_choice(
         &self,
         index: usize,
@@ -282,7 +282,7 @@ fn fill(model: &mut ModelProto) {
     }
 }
 
-/// What a program gives for each row, flat.
+/// Output of a program for each row, flat.
 fn evaluate(program: &Program, rows: &[&Vec<Values>]) -> Result<Vec<Vec<f32>>, String> {
     let run = || -> Result<_, Box<dyn Error>> {
         let output = program.evaluate(&batch(rows, program.device())?)?;

@@ -137,7 +137,7 @@ fn relative_error(got: &Tensor, expected: &Tensor) -> Result<f32, Box<dyn Error>
     Ok(worst / scale)
 }
 
-/// Which of the two rows of the references.
+/// The order in which the two rows of the references make a batch.
 const ROWS: &[u32] = &[0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1];
 
 /// Both in single precision, summed in another order.

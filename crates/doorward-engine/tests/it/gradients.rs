@@ -64,9 +64,9 @@ impl<'a> Differences<'a> {
 
     /// Slope and its tolerance for every coordinate; `None` near a kink.
     ///
-    /// Where the slopes to both sides, over the step and half of it, differ by more than rounding
-    /// and curvature, a kink lies within the step: a ReLU or a pooling window switches. A smaller
-    /// step is tried then, which makes rounding count more, until it would count too much.
+    /// A kink lies within the step, where a ReLU or a pooling window switches, if the slopes to
+    /// both sides, over the step and half of it, differ by more than rounding and curvature. A
+    /// smaller step is tried then, which makes rounding count more, until it would count too much.
     fn slopes(&self, coordinates: &[usize]) -> Vec<Option<(f64, f64)>> {
         let mut found = vec![None; coordinates.len()];
         for step in [1e-2f32, 5e-3, 2e-3, 1e-3, 5e-4] {
@@ -108,7 +108,7 @@ impl<'a> Differences<'a> {
     }
 }
 
-/// Where slopes are taken, in steps.
+/// Places where slopes are taken, in steps.
 const SHARES: [f32; 4] = [1.0, -1.0, 0.5, -0.5];
 
 #[test]

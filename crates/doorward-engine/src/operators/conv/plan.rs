@@ -1,4 +1,4 @@
-//! Which kernel computes a convolution or its gradient on the CPU, and its plan.
+//! The kernel that computes a convolution or its gradient on the CPU, and its plan.
 
 use super::shape::ConvShape;
 use crate::kernels::activation::Activation;

@@ -67,12 +67,12 @@ impl Pool {
     ) -> Result<Tensor> {
         let (places, dim) = (self.window_places(axis, x, kept)?, axis + 2);
         let mut gradient = x.zeros_like()?;
-        let mut left = cotangent.clone();
+        let mut unclaimed = cotangent.clone();
         for k in 0..self.window.kernel[axis] {
             let places = places.get(k)?;
-            let found = x.index_select(&places, dim)?.eq(y)?;
-            gradient = gradient.index_add(&places, &only_where(&found, &left)?, dim)?;
-            left = found.where_cond(&left.zeros_like()?, &left)?;
+            let is_maximum = x.index_select(&places, dim)?.eq(y)?;
+            gradient = gradient.index_add(&places, &only_where(&is_maximum, &unclaimed)?, dim)?;
+            unclaimed = is_maximum.where_cond(&unclaimed.zeros_like()?, &unclaimed)?;
         }
         Ok(gradient)
     }
