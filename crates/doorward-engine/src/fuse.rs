@@ -15,23 +15,21 @@ pub(super) fn drop_unused(steps: &mut Vec<Step>, slots: usize, output: usize) {
     steps.retain(|step| needed[step.output]);
 }
 
-/// Joins steps with the one before, or else with the one after, and leaves away those that pass on
-/// what they get.
+/// Joins steps with the one before, or else with the one after.
 ///
 /// One pass in order: a step is first offered to what computes its input; one that could not be
-/// joined there waits for its only reader.
-pub(super) fn fuse(steps: Vec<Step>, slots: usize, output: &mut usize) -> Vec<Step> {
-    let mut slots = Slots::new(&steps, slots, *output);
+/// joined there waits for its only reader. Another pass, once identities are left away, finds what
+/// they stood between; to leave them away in the first would round some affines in another order.
+pub(super) fn fuse(steps: Vec<Step>, slots: usize, output: usize) -> Vec<Step> {
+    let mut readers = vec![0usize; slots];
+    steps.iter().flat_map(|step| &step.inputs).for_each(|&slot| readers[slot] += 1);
+    readers[output] += 1;
     let mut fused: Vec<Option<Step>> = Vec::with_capacity(steps.len());
+    let mut producers: Vec<Option<usize>> = vec![None; slots];
     for mut step in steps {
-        step.inputs.iter_mut().for_each(|slot| *slot = slots.same[*slot]);
-        if step.is_identity() {
-            slots.pass_on(&step);
-            continue;
-        }
         if let &[slot] = step.inputs.as_slice()
-            && slots.readers[slot] == 1
-            && let Some(index) = slots.producers[slot]
+            && readers[slot] == 1
+            && let Some(index) = producers[slot]
             && let Some(producer) = &mut fused[index]
         {
             if let Some(next) = step.operator.fusible()
@@ -39,11 +37,7 @@ pub(super) fn fuse(steps: Vec<Step>, slots: usize, output: &mut usize) -> Vec<St
             {
                 producer.operator = joined;
                 producer.output = step.output;
-                slots.producers[step.output] = Some(index);
-                if producer.is_identity() {
-                    slots.pass_on(producer);
-                    fused[index] = None;
-                }
+                producers[step.output] = Some(index);
                 continue;
             }
             if let Some(Fusible::Affine(affine)) = producer.operator.fusible()
@@ -54,40 +48,24 @@ pub(super) fn fuse(steps: Vec<Step>, slots: usize, output: &mut usize) -> Vec<St
                 fused[index] = None;
             }
         }
-        slots.producers[step.output] = Some(fused.len());
+        producers[step.output] = Some(fused.len());
         fused.push(Some(step));
     }
-    *output = slots.same[*output];
     fused.into_iter().flatten().collect()
 }
 
-/// The state of the slots in a pass of [`fuse`].
-struct Slots {
-    /// Number of steps that read a slot; whoever asked for the output counts as one.
-    readers: Vec<usize>,
-    /// Index of the step that writes a slot.
-    producers: Vec<Option<usize>>,
-    /// The slot that holds the values of a slot whose identity was left away.
-    same: Vec<usize>,
-}
-
-// === impl Slots ===
-
-impl Slots {
-    fn new(steps: &[Step], slots: usize, output: usize) -> Self {
-        let mut readers = vec![0; slots];
-        steps.iter().flat_map(|step| &step.inputs).for_each(|&slot| readers[slot] += 1);
-        readers[output] += 1;
-        Self { readers, producers: vec![None; slots], same: (0..slots).collect() }
-    }
-
-    /// Has the readers of an identity read what it reads.
-    fn pass_on(&mut self, identity: &Step) {
-        let from = identity.inputs[0];
-        self.readers[from] += self.readers[identity.output];
-        self.readers[from] -= 1;
-        self.same[identity.output] = from;
-    }
+/// Leaves steps away that pass on what they get.
+pub(super) fn drop_identities(steps: &mut Vec<Step>, slots: usize, output: &mut usize) {
+    let mut same: Vec<usize> = (0..slots).collect();
+    steps.retain_mut(|step| {
+        step.inputs.iter_mut().for_each(|slot| *slot = same[*slot]);
+        let is_identity = step.operator.is_identity();
+        if is_identity {
+            same[step.output] = step.inputs[0];
+        }
+        !is_identity
+    });
+    *output = same[*output];
 }
 
 /// Notes with every step which slots no later step reads.

@@ -145,7 +145,9 @@ impl Program {
         let Compiled { mut steps, layouts, mut output } = compiled;
         let slots = layouts.len();
         fuse::drop_unused(&mut steps, slots, output);
-        let mut steps = fuse::fuse(steps, slots, &mut output);
+        let mut steps = fuse::fuse(steps, slots, output);
+        fuse::drop_identities(&mut steps, slots, &mut output);
+        let mut steps = fuse::fuse(steps, slots, output);
         fuse::plan_liveness(&mut steps, slots, output);
         let mode = Mode::of(device);
         let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();

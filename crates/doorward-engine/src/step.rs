@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor};
 use crate::composition::Kept;
 use crate::error::Error;
 use crate::kernels::loops;
-use crate::operators::{Backward, Fusible, Operator};
+use crate::operators::{Backward, Operator};
 
 /// An operator with the slots that it reads and the one that it writes.
 #[derive(Debug)]
@@ -66,11 +66,6 @@ impl Step {
             (Mode::Loops, None) => self.operator.compose_vjp(at, &self.kept),
             (Mode::Loops, Some(kernel)) => kernel.vjp(at),
         }
-    }
-
-    /// True if the output is the input.
-    pub(crate) fn is_identity(&self) -> bool {
-        matches!(self.operator.fusible(), Some(Fusible::Identity))
     }
 
     /// Multiply-adds that can be shared of a row of this shape.

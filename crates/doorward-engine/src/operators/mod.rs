@@ -53,6 +53,11 @@ pub(crate) trait Operator: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// True if the output is the input.
+    fn is_identity(&self) -> bool {
+        false
+    }
+
     /// This operator followed by `next` as one.
     fn followed_by(&self, next: &Fusible<'_>) -> Option<Box<dyn Operator>> {
         let _ = next;
@@ -106,8 +111,6 @@ pub(crate) enum Fusible<'a> {
     Affine(&'a ChannelAffine),
     /// A sum with these values along the last dimension.
     Bias(Vec<f32>),
-    /// Nothing: the output is the input.
-    Identity,
     /// The dimensions in another order.
     Order(&'a [usize]),
     /// The same row in another shape.

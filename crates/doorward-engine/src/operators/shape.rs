@@ -207,8 +207,11 @@ impl Operator for Transpose {
     }
 
     fn fusible(&self) -> Option<Fusible<'_>> {
-        let stays = self.order.iter().enumerate().all(|(to, &from)| to == from);
-        Some(if stays { Fusible::Identity } else { Fusible::Order(&self.order) })
+        Some(Fusible::Order(&self.order))
+    }
+
+    fn is_identity(&self) -> bool {
+        self.order.iter().enumerate().all(|(to, &from)| to == from)
     }
 
     fn followed_by(&self, next: &Fusible<'_>) -> Option<Box<dyn Operator>> {
