@@ -2,6 +2,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod affine;
+pub(crate) mod convolution;
 pub(crate) mod correlate;
 pub(crate) mod depthwise;
 pub(crate) mod load;

@@ -1,12 +1,10 @@
 //! Convolution (ONNX `Conv`), with bias, activation and a preceding per-channel affine fused in.
 //!
-//! On the CPU both directions run on one of the kernels in [`plan`]; elsewhere candle's own
+//! On the CPU both directions run on one of the kernels in [`Plan`]; elsewhere candle's own
 //! convolutions are composed.
 
 mod composed;
 mod kernel;
-mod plan;
-mod shape;
 
 use std::sync::OnceLock;
 
@@ -14,9 +12,8 @@ use candle_core::Tensor;
 
 use crate::kernels::activation::Activation;
 use crate::kernels::affine::ChannelAffine;
-use crate::kernels::window::Window;
-use plan::Plan;
-use shape::ConvShape;
+use crate::kernels::convolution::Plan;
+use crate::kernels::window::{ConvShape, Window};
 
 /// A convolution of images of one size.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::Conv;
-use super::plan::Plan;
 use crate::kernels::activation::Activation;
+use crate::kernels::convolution::Plan;
 use crate::kernels::load::{Affine, Load, Plain};
 use crate::kernels::loops;
 use crate::operators::{Backward, Kernel};

@@ -1,8 +1,8 @@
 use candle_core::Device;
 
-use super::plan::taps;
 use super::*;
 use crate::composition::Kept;
+use crate::kernels::convolution::taps;
 
 /// The compositions that run on an accelerator, checked here where there is none.
 #[test]

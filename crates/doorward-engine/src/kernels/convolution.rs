@@ -1,6 +1,5 @@
 //! The kernel that computes a convolution or its gradient on the CPU, and its plan.
 
-use super::shape::ConvShape;
 use crate::kernels::activation::Activation;
 use crate::kernels::correlate::{Correlation, Geometry, Phase, Tap};
 use crate::kernels::depthwise::Depthwise;
@@ -8,11 +7,12 @@ use crate::kernels::load::Load;
 use crate::kernels::matrix::Matrix;
 use crate::kernels::pointwise::{Pointwise, ROWS};
 use crate::kernels::shifted::Shifted;
+use crate::kernels::window::ConvShape;
 use crate::kernels::winograd::{Sizes, Winograd};
 
 /// The kernel that computes one direction on the CPU.
 #[derive(Debug)]
-pub(super) enum Plan {
+pub(crate) enum Plan {
     Depthwise(Depthwise),
     Direct(Correlation),
     /// Images of one pixel: rows of channels.
@@ -27,7 +27,7 @@ pub(super) enum Plan {
 impl Plan {
     /// The least number of output channels that can be computed without the others; so can its
     /// multiples. `None` where it is always all.
-    pub(super) fn unit(&self) -> Option<usize> {
+    pub(crate) fn unit(&self) -> Option<usize> {
         match self {
             Self::Depthwise(_) | Self::Matrix(_) => None,
             Self::Direct(plan) => Some(plan.unit()),
@@ -39,7 +39,7 @@ impl Plan {
 
     /// Writes all of `out`: of every image as many output channels, from `first` on, as its length
     /// says.
-    pub(super) fn run<L: Load>(
+    pub(crate) fn run<L: Load>(
         &self,
         input: &[f32],
         load: L,
@@ -69,7 +69,7 @@ impl Plan {
         }
     }
 
-    pub(super) fn forward(conv: &ConvShape, values: &[f32]) -> Self {
+    pub(crate) fn forward(conv: &ConvShape, values: &[f32]) -> Self {
         let sizes = ([conv.input[1], conv.input[2]], [conv.output[1], conv.output[2]]);
         if conv.is_depthwise() {
             if let Some(built) = Shifted::forward(&conv.window, [sizes.0, sizes.1], values) {
@@ -124,7 +124,7 @@ impl Plan {
         Self::Direct(built)
     }
 
-    pub(super) fn backward(conv: &ConvShape, values: &[f32]) -> Self {
+    pub(crate) fn backward(conv: &ConvShape, values: &[f32]) -> Self {
         let sizes = ([conv.input[1], conv.input[2]], [conv.output[1], conv.output[2]]);
         if conv.is_depthwise() {
             if let Some(built) = Shifted::backward(&conv.window, [sizes.0, sizes.1], values) {
@@ -267,6 +267,6 @@ struct AxisPhase {
     back: Vec<(usize, usize)>,
 }
 
-pub(super) fn taps([rows, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
+pub(crate) fn taps([rows, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
     (0..rows).flat_map(move |ky| (0..columns).map(move |kx| [ky, kx]))
 }
