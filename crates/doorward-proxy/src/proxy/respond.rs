@@ -65,7 +65,7 @@ pub(super) enum Failure {
 
 /// One line of the table.
 #[derive(Debug, PartialEq, Eq)]
-struct Answer {
+struct Line {
     status: StatusCode,
     fault: Fault,
     retry: Retry,
@@ -112,7 +112,7 @@ enum Body<'a> {
 }
 
 /// The table.
-fn answer(failure: &Failure) -> Answer {
+fn line(failure: &Failure) -> Line {
     use Fault::{Client, Firewall, Upstream};
     use Retry::{After, Never, Unknown};
     let (status, fault, retry) = match failure {
@@ -138,7 +138,7 @@ fn answer(failure: &Failure) -> Answer {
             (StatusCode::BAD_GATEWAY, Upstream, Unknown)
         }
     };
-    Answer { status, fault, retry }
+    Line { status, fault, retry }
 }
 
 fn decode_status(error: &DecodeError) -> StatusCode {
@@ -169,7 +169,7 @@ pub(super) fn respond(
     failure: &Failure,
     request_id: &str,
 ) -> Response<Full<Bytes>> {
-    let Answer { status, fault, retry } = answer(failure);
+    let Line { status, fault, retry } = line(failure);
     tracing::debug!(request_id, %status, ?fault, ?retry, "answered by the firewall");
     let message = message(failure, request_id);
     let body = match format {
@@ -269,7 +269,7 @@ mod tests {
             Failure::Upstream(UpstreamError::Unreachable),
         ];
         for failure in failures {
-            let Answer { status, fault, retry } = answer(&failure);
+            let Line { status, fault, retry } = line(&failure);
             assert_eq!(status.is_client_error(), fault == Fault::Client, "{failure}");
             let promised = matches!(retry, Retry::After(_));
             assert_eq!(promised, status == StatusCode::SERVICE_UNAVAILABLE, "{failure}");

@@ -1,7 +1,6 @@
 //! The operators' listener: `/metrics`, `/livez`, `/readyz`, `/status`, `/status.json`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use axum::extract::{Extension, State};
 use axum::http::header::CONTENT_TYPE;
@@ -11,26 +10,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::Handle;
+use super::handle::Handle;
 use super::listener::Peer;
-use super::status::{History, Shown, Status, visible};
+use super::pictures::{Shown, visible};
+use super::readiness::Phase;
+use super::status::{History, Status, page};
 use crate::telemetry;
-
-/// Whether traffic should be sent here. It only moves forward.
-#[derive(Debug)]
-pub(super) struct Readiness(AtomicU8);
-
-/// A part of a process's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Phase {
-    /// No detector yet.
-    Calibrating,
-    /// Serving.
-    Ready,
-    /// On the way out.
-    Draining,
-}
 
 /// One protected model.
 #[derive(Clone)]
@@ -96,7 +81,7 @@ async fn status_page(
         true => shown(&model.handle).await,
         false => None,
     };
-    Html(model.status().page(shown.as_ref()))
+    Html(page(&model.status(), shown.as_ref()))
 }
 
 /// Pictures take a while to paint and to read, the first time most of all.
@@ -131,38 +116,4 @@ async fn ready(State(handles): State<Arc<[Handle]>>) -> Response {
 
 fn not_ready(reason: &'static str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
-}
-
-// === impl Phase ===
-
-impl Phase {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Calibrating => "calibrating",
-            Self::Ready => "ready",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-// === impl Readiness ===
-
-impl Readiness {
-    pub(super) fn new() -> Self {
-        Self(AtomicU8::new(Phase::Calibrating as u8))
-    }
-
-    /// Enters a phase, unless a later one has begun: a detector that comes during the drain must
-    /// not bring traffic back.
-    pub(super) fn set(&self, phase: Phase) {
-        self.0.fetch_max(phase as u8, Ordering::AcqRel);
-    }
-
-    pub(super) fn phase(&self) -> Phase {
-        match self.0.load(Ordering::Acquire) {
-            value if value == Phase::Calibrating as u8 => Phase::Calibrating,
-            value if value == Phase::Ready as u8 => Phase::Ready,
-            _ => Phase::Draining,
-        }
-    }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::Error;
+use super::error::Error;
 use super::security::Security;
 use super::socket::{Accepted, Socket};
 use crate::address::Address;

@@ -1,84 +1,16 @@
-//! The settings in effect, and how others take their place while requests go on.
+//! Other settings take the place of those in effect while requests go on.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard};
 
-use arc_swap::ArcSwapOption;
-
-use super::status::Pictures;
-use super::{Error, Handle};
-use crate::proxy;
-use crate::settings::Settings;
-use doorward_detection::Judge;
-use doorward_detection::artifact::{Artifact, Manifest};
 use doorward_detection::conformal::Thresholds;
-use doorward_detection::open;
+use doorward_detection::{Artifact, Judge};
 use doorward_engine::Classifier;
 
-/// What a running firewall works with. Locked by who changes it, so that changes come one by one.
-#[derive(Debug)]
-pub(super) struct InEffect {
-    state: Mutex<State>,
-    /// Of the detector that there is; apart, because it is told while the state is locked.
-    manifest: ArcSwapOption<Manifest>,
-}
-
-#[derive(Debug)]
-struct State {
-    config: Settings,
-    source: Option<Source>,
-    /// Of that source, once they were asked for.
-    pictures: Option<Arc<Pictures>>,
-}
-
-/// What detectors are made of.
-struct Source {
-    model: Arc<dyn Classifier>,
-    artifact: Artifact,
-}
-
-// === impl InEffect ===
-
-impl InEffect {
-    pub(super) fn new(config: &Settings) -> Self {
-        let state = Mutex::new(State { config: config.clone(), source: None, pictures: None });
-        Self { state, manifest: ArcSwapOption::empty() }
-    }
-
-    /// What the detector in effect was calibrated to.
-    pub(super) fn describe(&self, manifest: &Manifest) {
-        self.manifest.store(Some(Arc::new(manifest.clone())));
-    }
-
-    /// The settings, and what the detector was calibrated to.
-    pub(super) fn snapshot(&self) -> (Settings, Option<Arc<Manifest>>) {
-        (self.lock().config.clone(), self.manifest.load_full())
-    }
-
-    /// What the detector has learned; `None` without one. Not for an async worker.
-    pub(super) fn pictures(&self) -> Option<Arc<Pictures>> {
-        let mut state = self.lock();
-        if state.pictures.is_none() {
-            let source = state.source.as_ref()?;
-            let painted = Pictures::paint(&*source.model, &source.artifact);
-            let painted = painted.inspect_err(|error| {
-                let error = error as &dyn std::error::Error;
-                tracing::warn!(error, "the detector's pictures cannot be painted");
-            });
-            state.pictures = painted.ok().map(Arc::new);
-        }
-        state.pictures.clone()
-    }
-
-    pub(super) fn drain_timeout(&self) -> Duration {
-        self.lock().config.limits.drain_timeout
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Whoever panicked had not changed it yet: it is changed by single assignments.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use super::error::Error;
+use super::handle::Handle;
+use super::in_effect::{Source, State};
+use crate::proxy;
+use crate::settings::Settings;
 
 // === impl Handle ===
 
@@ -194,35 +126,5 @@ impl Change<'_> {
         state.config.judging = config.judging;
         state.config.limits = config.limits.clone();
         state.config.audit = config.audit.clone();
-    }
-}
-
-// === impl Source ===
-
-impl Source {
-    /// Fitted to the policy's budget from the held-out scores in the artifact.
-    fn detector(
-        &self,
-        policy: &doorward_detection::Policy,
-    ) -> Result<(Arc<dyn Judge>, Thresholds), Error> {
-        let model = Arc::clone(&self.model);
-        let (detector, thresholds) = open::detector(model, &self.artifact, policy, policy.rule)?;
-        Ok((Arc::new(detector), thresholds))
-    }
-
-    /// What the held-out images' scores are to a detector with these thresholds.
-    fn excesses(&self, thresholds: &Thresholds) -> Vec<f32> {
-        let held_out = self.artifact.holdout.iter();
-        held_out.map(|&(label, joined)| thresholds.excess_of(label, joined)).collect()
-    }
-
-    fn manifest(&self, thresholds: Thresholds) -> Manifest {
-        Manifest { thresholds, ..self.artifact.manifest.clone() }
-    }
-}
-
-impl std::fmt::Debug for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Source").field("manifest", &self.artifact.manifest).finish_non_exhaustive()
     }
 }

@@ -18,7 +18,7 @@ use prometheus::IntCounter;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::settings::{self, AuditEvents};
 use crate::verdict::Verdict;
 use doorward_detection::Scores;

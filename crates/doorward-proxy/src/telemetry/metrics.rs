@@ -15,8 +15,9 @@ use prometheus::{
 mod families;
 
 use super::drift::Drift;
+use super::error::Error;
+use super::outcome::{Outcome, RemoteRows};
 use super::recent::{Recent, Rejection};
-use super::{Error, Outcome, RemoteRows};
 use crate::verdict::{Reason, UpstreamError, Verdict};
 use doorward_detection::artifact::Manifest;
 use doorward_detection::{Judgement, Signal};

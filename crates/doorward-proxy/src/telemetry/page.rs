@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prometheus::TextEncoder;
 use prometheus::proto::{LabelPair, MetricFamily};
 
-use super::Error;
+use super::error::Error;
 use super::metrics::Metrics;
 
 /// What is of the process and not of a model.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
-use super::Outcome;
+use super::outcome::Outcome;
 
 /// A request with rows that the rule turns away, in either mode.
 #[derive(Clone, Debug)]

@@ -17,7 +17,8 @@ use prometheus::IntCounterVec;
 
 mod export;
 
-use super::{Error, Outcome};
+use super::error::Error;
+use super::outcome::Outcome;
 use crate::settings::Otlp;
 use crate::verdict::{Reason, UpstreamError};
 use export::Export;

@@ -2,9 +2,9 @@
 
 use maud::{Markup, html};
 
+use super::figures::Status;
 use super::history::MINUTES;
-use super::page::thousands;
-use super::{Counts, Status};
+use super::numbers::{Counts, thousands};
 
 /// From the bottom of a bar upwards: what an operator has to see is on the base line.
 pub(super) const ORDER: [&str; 7] = [

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::{Counts, time};
+use super::numbers::{Counts, time};
 use crate::telemetry::metrics::Metrics;
 
 /// The requests that ended in one minute.

@@ -3,11 +3,12 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{bars, words};
-use super::pictures::{PatchPictures, Quarantined, Shown};
-use super::{Counts, LabelStatus, RejectionStatus, Status};
+use super::figures::{LabelStatus, RejectionStatus, Status};
+use super::numbers::{Counts, thousands};
+use crate::server::pictures::{PatchPictures, Quarantined, Shown};
 
 /// Renders `status`; without `pictures` the page says how to get at them.
-pub(super) fn page(status: &Status, pictures: Option<&Shown>) -> String {
+pub(in crate::server) fn page(status: &Status, pictures: Option<&Shown>) -> String {
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
@@ -353,14 +354,6 @@ fn drifted(status: &Status) -> bool {
 
 fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
-}
-
-/// `12345` as `12,345`.
-pub(super) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev();
-    let groups: Vec<_> = groups.map(|group| String::from_utf8_lossy(group)).collect();
-    groups.join(",")
 }
 
 const STYLE: &str = include_str!("status.css");

@@ -19,7 +19,7 @@ use doorward_engine::{Classifier, InputDomain};
 
 /// Of the detector in effect, as data URIs.
 #[derive(Debug)]
-pub(in crate::server) struct Pictures {
+pub(super) struct Pictures {
     domain: InputDomain,
     /// The universal perturbation, and how many times it is amplified.
     pub(super) eta: String,
@@ -37,7 +37,7 @@ pub(super) struct PatchPictures {
 }
 
 /// What one page shows.
-pub(in crate::server) struct Shown {
+pub(super) struct Shown {
     pub(super) detector: std::sync::Arc<Pictures>,
     /// The newest quarantined inputs; `None` if none are kept.
     pub(super) quarantined: Option<Vec<Quarantined>>,
@@ -58,7 +58,7 @@ const INPUTS: usize = 12;
 const SIDE: usize = 96;
 
 /// Whether a reader from `peer` may see pictures.
-pub(in crate::server) fn visible(peer: SocketAddr, headers: &HeaderMap) -> bool {
+pub(super) fn visible(peer: SocketAddr, headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
@@ -72,7 +72,7 @@ pub(in crate::server) fn visible(peer: SocketAddr, headers: &HeaderMap) -> bool 
 // === impl Pictures ===
 
 impl Pictures {
-    pub(in crate::server) fn paint(
+    pub(super) fn paint(
         model: &dyn Classifier,
         artifact: &Artifact,
     ) -> Result<Self, doorward_engine::Error> {
@@ -122,7 +122,7 @@ impl Pictures {
     }
 
     /// What a page shows: these, and the newest inputs in quarantine.
-    pub(in crate::server) fn shown(
+    pub(super) fn shown(
         self: std::sync::Arc<Self>,
         quarantine: Option<&settings::Quarantine>,
     ) -> Shown {
