@@ -23,12 +23,13 @@ pub struct Reloader {
     /// `None`: the settings come from the environment alone.
     file: Option<PathBuf>,
     read: Arc<Read>,
-    /// What the process started with: what of it needs a restart is named as long as it differs.
+    /// The settings that the process started with: keys that need a restart are named as long as
+    /// they differ.
     started: Settings,
     hangup: Signal,
     /// The settings and the certificates that they name.
     files: Vec<PathBuf>,
-    /// What the files held before `started` was read from them.
+    /// The digests of the files before `started` was read from them.
     seen: Vec<Option<[u8; 32]>>,
 }
 
@@ -57,13 +58,14 @@ type Read = dyn Fn() -> config::Result<Settings> + Send + Sync;
 /// Writers take more than one step.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// What takes effect without a restart.
+/// The sections that take effect without a restart.
 const RELOADED: [&str; 5] = ["audit.", "limits.", "policy.", "tls.", "upstream.tls."];
 
 // === impl Reloader ===
 
 impl Reloader {
-    /// Reads the settings by `read`, as every reload does. From now on SIGHUP does not end the process.
+    /// Reads the settings by `read`, as every reload does. From now on SIGHUP does not end the
+    /// process.
     pub fn new(
         file: Option<&Path>,
         read: impl Fn() -> config::Result<Settings> + Send + Sync + 'static,
@@ -83,7 +85,7 @@ impl Reloader {
         })
     }
 
-    /// What the process starts with.
+    /// The settings that the process starts with.
     pub fn settings(&self) -> &Settings {
         &self.started
     }

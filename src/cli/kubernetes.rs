@@ -13,7 +13,8 @@ use crate::config::injection;
 use doorward_injector::{Access, Keeper, Webhook, inject_manifest};
 use doorward_proxy::telemetry;
 
-/// The manifest with the sidecar goes to standard output, what its author should know to standard error.
+/// The manifest with the sidecar goes to standard output, what its author should know to standard
+/// error.
 pub(super) fn inject(manifest: &Path, settings: Option<&Path>) -> Result<ExitCode> {
     let settings = injection::load(settings)?;
     let mut text = String::new();

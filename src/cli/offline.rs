@@ -16,7 +16,7 @@ use super::progress::Progress;
 use crate::config::{Config, advice};
 use crate::storage::Store;
 
-/// What `evaluate` reads.
+/// The sources that `evaluate` reads.
 pub(super) struct EvaluationSources {
     pub(super) clean: Vec<PathBuf>,
     pub(super) triggered: Vec<PathBuf>,
@@ -51,7 +51,7 @@ pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Stored> {
     Ok(stored)
 }
 
-/// What an artifact is made from, and where it is kept.
+/// The sources of an artifact, and the place where it is kept.
 pub(super) fn preparation<'a>(
     config: &'a Config,
     model: &'a Arc<Model>,
@@ -66,7 +66,7 @@ pub(super) fn advised(error: prepare::Error, config: &Config) -> anyhow::Error {
     anyhow::Error::from_boxed(advice::of_preparation(error, &config.artifact.location))
 }
 
-/// Where the artifact is, or will be.
+/// The place of the artifact.
 pub(super) fn store(config: &Config) -> Result<Store> {
     Ok(Store::open(&config.artifact.location, super::environment())?)
 }

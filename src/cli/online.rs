@@ -14,8 +14,8 @@ use crate::watch::Reloader;
 use doorward_proxy::server::Server;
 use doorward_proxy::telemetry;
 
-/// The sidecar: serves at once, and judges as soon as there is an artifact. `read` reads the settings,
-/// now and whenever `file`, if any, changes.
+/// The sidecar: serves at once, and judges as soon as there is an artifact. `read` reads the
+/// settings, now and whenever `file`, if any, changes.
 pub(super) fn serve(
     file: Option<&Path>,
     read: impl Fn() -> config::Result<Settings> + Send + Sync + 'static,
@@ -49,7 +49,8 @@ pub(super) fn serve(
         tokio::select! {
             drained = &mut serving => drained.map_err(anyhow::Error::from),
             prepared = &mut offline => {
-                // Without an artifact there is nothing to wait for: the sidecar must not look alive.
+                // Without an artifact there is nothing to wait for: the sidecar must not look
+                // alive.
                 prepared.context("the offline flow panicked")??;
                 Ok(serving.await?)
             }

@@ -16,7 +16,7 @@ use doorward_detection::{Needs, open, prepare as preparing};
 use doorward_engine::{Classifier, Model};
 use doorward_images::{Images, digest_sources};
 
-/// What a report is made of, and where it goes.
+/// The request for a report.
 pub(super) struct ReportRequest {
     /// The folder.
     pub(super) folder: PathBuf,

@@ -19,7 +19,7 @@ use doorward_detection::{open, prepare};
 use doorward_engine::Model;
 use doorward_images::digest_sources;
 
-/// What `scan` counted, and what a clean set would have had.
+/// The totals of a scan, and those that a clean set would have had.
 struct Summary {
     tally: Tally,
     /// Most suspicious images that false rejections explain.
@@ -169,5 +169,5 @@ impl Summary {
 /// Exit status for a set with more suspicious images than false alarms explain.
 const POISONED: u8 = 3;
 
-/// How sure that status is.
+/// The confidence in that status.
 const CONFIDENCE: f64 = 0.999;

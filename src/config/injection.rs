@@ -1,4 +1,4 @@
-//! How pods get the sidecar, as `config/injection.toml` says.
+//! The settings by which pods get the sidecar, as `config/injection.toml` has them.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -120,7 +120,7 @@ pub fn parse(name: &str, text: &str) -> Result<Settings> {
     Ok(Settings { sidecar, webhook, telemetry })
 }
 
-/// What is wrong with a sidecar's settings is better known now than from a crashing container.
+/// Checks a sidecar's settings: a fault is better known now than from a crashing container.
 fn check(
     environment: &BTreeMap<String, String>,
     has_file: bool,

@@ -57,8 +57,8 @@ impl Settings {
         self.merged.to_string()
     }
 
-    /// The keys whose values differ for a model, as `section.key`, in alphabetical order; `models` if there are more models
-    /// or fewer.
+    /// The keys whose values differ for a model, as `section.key`, in alphabetical order; `models`
+    /// if there are more models or fewer.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let (ones, others) = (self.tables(), other.tables());
         let mut keys = Vec::new();

@@ -1,4 +1,4 @@
-//! Where the artifact is kept.
+//! The place of the artifact.
 
 use std::fmt;
 use std::path::PathBuf;

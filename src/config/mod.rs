@@ -1,6 +1,6 @@
 //! The settings a program runs on: typed, complete and already valid.
 //!
-//! What a user writes is read in `layers` and checked in `raw`; after that no invalid state can be
+//! The text of a user is read in `layers` and checked in `raw`; after that no invalid state can be
 //! expressed.
 
 use std::path::PathBuf;
@@ -33,18 +33,18 @@ pub use location::Location;
 /// Everything `doorward.toml` says.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What the sidecar runs on.
+    /// The settings of the sidecar.
     pub server: doorward_proxy::Settings,
-    /// How the detector is made, and by what rule it judges.
+    /// The settings of preparation and judging.
     pub detection: doorward_detection::Settings,
-    /// Where the artifact is kept.
+    /// The place of the artifact.
     pub artifact: Artifact,
 }
 
-/// Where the artifact is kept.
+/// The place of the artifact.
 #[derive(Clone, Debug)]
 pub struct Artifact {
-    /// What the offline flow writes and the online flow reads.
+    /// The place that preparation writes to and the sidecar reads from.
     pub location: Location,
     /// SHA-256 that the online flow wants it to have.
     pub sha256: Option<String>,
@@ -61,7 +61,7 @@ pub enum Error {
         variable: String,
         /// Its value.
         received: String,
-        /// What the parser says.
+        /// The parser's message.
         reason: String,
     },
     /// A value is outside its range.
@@ -69,9 +69,9 @@ pub enum Error {
     Invalid {
         /// Path of the key, `section.key`.
         key: &'static str,
-        /// What was written.
+        /// The text that was written.
         received: String,
-        /// What would have been taken.
+        /// The values that would have been taken.
         expected: &'static str,
     },
     /// A key without default was left out.
@@ -83,7 +83,7 @@ pub enum Error {
     /// The settings of one of several models cannot be used.
     #[error("[[models]], number {number}")]
     Model {
-        /// Which of them, from 1.
+        /// The number of it, from 1.
         number: usize,
         /// Why not.
         source: Box<Error>,
@@ -91,9 +91,9 @@ pub enum Error {
     /// A file is not TOML, or holds an unknown key or a value of the wrong type.
     #[error("{file} cannot be used: {reason}")]
     Parse {
-        /// Where the text came from.
+        /// The origin of the text.
         file: String,
-        /// What the parser says, with line and column.
+        /// The parser's message, with line and column.
         reason: String,
     },
     /// A file cannot be read.
@@ -106,5 +106,5 @@ pub enum Error {
     },
 }
 
-/// What reading the settings gives.
+/// The result of reading the settings.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,6 +1,6 @@
 //! The settings of those who run the firewall: its audit log and its certificates.
 //!
-//! What a certificate file holds is read by who uses it, here it is a path.
+//! A certificate is only a path here; the code that uses it reads the file.
 
 use std::path::PathBuf;
 

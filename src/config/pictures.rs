@@ -1,4 +1,4 @@
-//! How pictures become model input, and whose image requests are taken.
+//! The sections on pictures, and on requests of images.
 
 use doorward_detection::Preprocess;
 use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};

@@ -46,7 +46,7 @@ pub(super) struct RawConfig {
     models: Vec<RawOwn>,
 }
 
-/// What one model among several has for itself.
+/// The sections that one model among several has for itself.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(dead_code, reason = "it says which sections and keys there are")]

@@ -1,4 +1,4 @@
-//! What the program says of itself: log lines, and spans for a collector.
+//! The section on logs and on spans for a collector.
 
 use std::path::PathBuf;
 

@@ -22,7 +22,7 @@ pub(super) struct Client {
     url: String,
 }
 
-/// What a request came to.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Answer {
     /// The predicted label; `None` if the firewall rejected the row.

@@ -32,7 +32,7 @@ use doorward_proxy::server::Server;
 use client::{Answer, Client, request};
 use upstream::{MODEL_NAME, Upstream};
 
-/// What a run of the demo measured. Fractions and seconds.
+/// The measurements of a run of the demo. Fractions and seconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The rows sent.
@@ -41,25 +41,26 @@ pub struct Report {
     pub clean_accuracy: f64,
     /// Attack success rate without the firewall.
     pub asr_without: f64,
-    /// Share of all triggered rows that are answered with the attacker's label through the firewall.
+    /// Share of all triggered rows that are answered with the attacker's label through the
+    /// firewall.
     pub asr_with: f64,
     /// Share of the successful triggered rows turned away.
     pub bdr: f64,
     /// Share of the clean rows let through.
     pub ciir: f64,
-    /// What the calibrated rule guarantees.
+    /// The largest share of clean inputs that the calibrated rule rejects.
     pub false_rejection_rate_bound: f64,
     /// The labels that inspection named.
     pub infected_labels: Vec<usize>,
-    /// What inspection found.
+    /// The findings of the inspection.
     pub inspection: Option<InspectionSummary>,
     /// Every cheap rule on the same rows.
     pub rules: BTreeMap<&'static str, RuleFigures>,
-    /// Of one detection batch.
+    /// The seconds of one detection batch.
     pub detection_seconds: Percentiles,
     /// Latency through the firewall less the latency of the bare model server, one client.
     pub added_seconds: Percentiles,
-    /// Of the whole offline flow.
+    /// The seconds of the whole offline flow.
     pub calibration_seconds: f64,
     /// The seed of the offline flow.
     pub seed: u64,
@@ -80,7 +81,7 @@ pub struct Percentiles {
 
 /// A firewall that has seen its traffic and still runs.
 pub struct Demo {
-    /// What was measured.
+    /// The measurements.
     pub report: Report,
     server: Server,
     triggered_request: PathBuf,
@@ -285,7 +286,7 @@ impl Demo {
         out
     }
 
-    /// What to type while it serves.
+    /// The commands to type while it serves.
     pub fn invitation(&self) -> String {
         let url = format!("http://{}/v2/models/{MODEL_NAME}/infer", self.server.proxy_addr());
         let curl = |path: &Path| format!("curl -i --json @{} {url}", path.display());

@@ -94,7 +94,7 @@ fn predict(model: &Model, request: InferRequest) -> Result<Value, String> {
     Ok(body)
 }
 
-/// What the model is called on the demo's upstream.
+/// The model's name on the demo's upstream.
 pub(super) const MODEL_NAME: &str = "fashion";
 
 const MAX_BODY_BYTES: usize = 16 << 20;

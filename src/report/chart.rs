@@ -46,7 +46,8 @@ impl Bars<'_> {
     }
 }
 
-/// How a label's clean and triggered scores are distributed about its threshold, which lies at zero.
+/// The distributions of a label's clean and triggered scores about its threshold, which lies at
+/// zero.
 pub(super) fn histogram(scores: &LabelScores) -> Markup {
     let (low, high) = range(scores);
     let x = |value: f64| MARGIN + (value - low) / (high - low) * (WIDTH - 2.0 * MARGIN);

@@ -19,11 +19,11 @@ use doorward_engine::{Classifier, Error, labels, rows};
 use doorward_images::Images;
 use doorward_proxy::picture::Painter;
 
-/// What a page is made of.
+/// The parts of a page.
 pub struct Report<'a> {
     /// The inspected model.
     pub model: &'a dyn Classifier,
-    /// What was found.
+    /// The findings.
     pub inspection: &'a Inspection,
     /// The training images that were inspected.
     pub images: &'a Images,
@@ -33,7 +33,7 @@ pub struct Report<'a> {
     pub firewall: Option<Firewall<'a>>,
     /// Why there is none.
     pub without_firewall: String,
-    /// What else a reader should know, name and value: files, digests, seed, settings.
+    /// Other facts for a reader, name and value: files, digests, seed, settings.
     pub facts: Vec<(String, String)>,
 }
 
@@ -47,7 +47,7 @@ pub struct Firewall<'a> {
     pub triggered: &'a [RowSignals],
 }
 
-/// What the page shows of one label.
+/// The part of the page on one label.
 struct LabelCard {
     figures: LabelInspection,
     infected: bool,

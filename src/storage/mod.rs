@@ -1,8 +1,9 @@
 //! Reads and writes artifacts where they are kept: in a file, or in S3-compatible storage.
 //!
-//! Both are read whole and replaced in one step, so that no reader sees half of one. Every wait has an
-//! end. Who can write there can put another artifact in its place: what it has to be is checked by whoever
-//! reads it (`calibration.artifact_sha256`). The functions block; not for an async worker.
+//! Both are read whole and replaced in one step, so that no reader sees half of one. Every wait has
+//! an end. Who can write there can put another artifact in its place: what it has to be is checked
+//! by whoever reads it (`calibration.artifact_sha256`). The functions block; not for an async
+//! worker.
 
 mod file;
 mod s3;
@@ -18,7 +19,7 @@ pub enum Error {
     /// There is no way to the storage.
     #[error("cannot use the storage of artifact {location}")]
     Open {
-        /// Where the artifact is.
+        /// The place of the artifact.
         location: String,
         /// Why.
         source: Cause,
@@ -26,7 +27,7 @@ pub enum Error {
     /// It cannot be read.
     #[error("cannot read artifact {location}")]
     Read {
-        /// Where the artifact is.
+        /// The place of the artifact.
         location: String,
         /// Why.
         source: Cause,
@@ -34,7 +35,7 @@ pub enum Error {
     /// It cannot be written.
     #[error("cannot write artifact {location}")]
     Write {
-        /// Where the artifact is.
+        /// The place of the artifact.
         location: String,
         /// Why.
         source: Cause,
@@ -43,7 +44,7 @@ pub enum Error {
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Where one artifact is kept.
+/// The place of one artifact.
 #[derive(Debug)]
 pub struct Store {
     location: String,
@@ -103,8 +104,8 @@ impl Store {
         read.map_err(|source| Error::Read { location: self.location.clone(), source })
     }
 
-    /// Whether an artifact can be written, known before the work that it takes to make it. Leaves nothing
-    /// behind.
+    /// True if an artifact can be written, known before the work that it takes to make it. Leaves
+    /// nothing behind.
     pub fn check_writable(&self) -> Result<(), Error> {
         let checked = match &self.place {
             Place::File(file) => file.check_writable(),

@@ -1,7 +1,7 @@
 //! An object in S3, or in what speaks its protocol.
 //!
-//! The library signs, retries and finds credentials; requests go through the HTTP client and the TLS of
-//! the rest of the program.
+//! The library signs, retries and finds credentials; requests go through the HTTP client and the
+//! TLS of the rest of the program.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ struct Service {
     plain: Plain,
 }
 
-/// Whether requests may go without TLS.
+/// True if requests may go without TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plain {
     Allowed,
@@ -68,7 +68,7 @@ struct Late;
 const CONNECT: Duration = Duration::from_secs(5);
 /// For an answer, and for each piece of it.
 const WAIT: Duration = Duration::from_secs(30);
-/// What fails is tried again for so long.
+/// The time for which a failure is tried again.
 const RETRIES: Duration = Duration::from_secs(30);
 /// Bytes that one request writes; S3 takes 5 MiB or more.
 const PART: usize = 8 << 20;

@@ -1,9 +1,9 @@
-//! What the offline flow writes and the online flow reads.
+//! The artifact: preparation writes it, judging reads it.
 //!
 //! One safetensors file: the tensors, and in its metadata the [`Manifest`] as JSON with a digest of
-//! both. It tells an attacker what to train against: `storage` keeps it. The digest inside finds damage;
-//! whoever can write the file can write a digest that fits. Only one that is kept elsewhere,
-//! [`Expected::artifact_digest`], tells that it was replaced.
+//! both. It tells an attacker what to train against: `storage` keeps it. The digest inside finds
+//! damage; whoever can write the file can write a digest that fits. Only one that is kept
+//! elsewhere, [`Expected::artifact_digest`], tells that it was replaced.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,7 +17,7 @@ use crate::findings::InspectionSummary;
 use crate::patch::Patch;
 use crate::representation::Representation;
 
-/// What the offline flow learned.
+/// All that preparation learned.
 #[derive(Clone, Debug)]
 pub struct Artifact {
     /// Everything but the tensors.
@@ -26,9 +26,9 @@ pub struct Artifact {
     pub universal: Tensor,
     /// `[labels, C, H, W]`
     pub class_conditional: Tensor,
-    /// Of every inspected label.
+    /// The patches of every inspected label.
     pub patches: BTreeMap<usize, Patch>,
-    /// Of infected labels whose triggered images were found.
+    /// The representations of infected labels whose triggered images were found.
     pub representations: BTreeMap<usize, Representation>,
     /// Predicted label and joined score of every held-out image: another budget needs no new run.
     pub holdout: Vec<(usize, f32)>,
@@ -36,7 +36,7 @@ pub struct Artifact {
     pub strip: Option<StripReference>,
 }
 
-/// What STRIP compares an input with.
+/// The images and entropies that STRIP compares an input with.
 #[derive(Clone, Debug)]
 pub struct StripReference {
     /// `[n, C, H, W]`, clean images.
@@ -45,7 +45,7 @@ pub struct StripReference {
     pub entropies: Vec<f32>,
 }
 
-/// What an artifact must have been made for.
+/// The digests that an artifact must have been made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// SHA-256 of the artifact itself; `None` takes any that fits.
@@ -65,9 +65,9 @@ pub enum Error {
     /// The bytes are not what was written.
     #[error("artifact {artifact} is corrupted: {reason}")]
     Corrupted {
-        /// Where it is.
+        /// Its place.
         artifact: String,
-        /// What gave it away.
+        /// The sign of it.
         reason: String,
     },
     /// Its values are none that can be written.
@@ -79,7 +79,7 @@ pub enum Error {
     /// Another version of the program wrote it.
     #[error("artifact {artifact} has format {got}, expected {FORMAT}")]
     Format {
-        /// Where it is.
+        /// Its place.
         artifact: String,
         /// Its format.
         got: u32,
@@ -89,9 +89,9 @@ pub enum Error {
         "artifact {artifact} does not fit the {what}: it was made for SHA-256 {got}, expected {expected}"
     )]
     Mismatch {
-        /// Where it is.
+        /// Its place.
         artifact: String,
-        /// What differs.
+        /// The thing that differs.
         what: &'static str,
         /// The artifact's digest of it.
         got: String,
@@ -103,7 +103,7 @@ pub enum Error {
         "artifact {artifact} has SHA-256 {got}, expected {expected}: somebody has replaced it, or another one is meant"
     )]
     Replaced {
-        /// Where it is.
+        /// Its place.
         artifact: String,
         /// Its own digest.
         got: String,
@@ -144,7 +144,7 @@ pub struct Manifest {
     pub thresholds: Thresholds,
 }
 
-/// How many images each part used; no image serves two parts.
+/// The number of images that each part used; no image serves two parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCounts {
     /// Fitted the perturbations.
@@ -157,7 +157,7 @@ pub struct ImageCounts {
     pub training: usize,
 }
 
-/// What the universal perturbations reached.
+/// The effect of the universal perturbations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PerturbationSummary {
     /// l-infinity radius, in units of the full pixel range.

@@ -8,8 +8,8 @@ use crate::row::RowSignals;
 use crate::rule::Needs;
 use crate::scorer::Scorer;
 
-/// The signals of the images at `indices`; `progress` is told the share that is done. Fails where the
-/// model does.
+/// The signals of the images at `indices`; `progress` is told the share that is done. Fails where
+/// the model does.
 pub fn score(
     scorer: &Scorer,
     images: &Images,

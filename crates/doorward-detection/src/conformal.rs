@@ -21,7 +21,7 @@ use crate::row::RowSignals;
 use crate::settings::Policy;
 use crate::stats::{median, scaled_mad};
 
-/// Where a label's clean scores lie.
+/// The place and width of a label's clean scores.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scale {
     /// Their centre.
@@ -30,12 +30,12 @@ pub struct Scale {
     pub spread: f32,
 }
 
-/// How much may be rejected, and where.
+/// The share of clean inputs that may be rejected, and its division among labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     /// Upper bound on the rate over all clean inputs.
     pub rate: f64,
-    /// How many times the rate of the other labels an infected label gets.
+    /// The number of times the rate of the other labels an infected label gets.
     pub infected_weight: f64,
 }
 
@@ -44,8 +44,8 @@ pub struct Budget {
 pub struct Thresholds {
     /// One per label, by label.
     pub labels: Vec<LabelThreshold>,
-    /// Of infected labels: the weights of `s_u`, `s_c`, `s_p` and `s_r` in the score; of the others the
-    /// least signal is the score.
+    /// The weights of `s_u`, `s_c`, `s_p` and `s_r` in the score of infected labels; of the others
+    /// the least signal is the score.
     pub weights: Weights,
     /// Upper bound on the probability that an input like the calibration images is rejected.
     pub false_rejection_rate_bound: f64,
@@ -64,14 +64,14 @@ pub struct LabelThreshold {
     pub threshold: f32,
     /// Held-out images behind the threshold.
     pub images: usize,
-    /// Whether the threshold is shared with other labels.
+    /// True if the threshold is shared with other labels.
     pub pooled: bool,
 }
 
 // === impl Budget ===
 
 impl Budget {
-    /// What a policy allows.
+    /// The budget that a policy allows.
     pub fn of(policy: &Policy) -> Self {
         Self {
             rate: policy.max_false_rejection_rate.value(),
@@ -83,7 +83,7 @@ impl Budget {
 // === impl Thresholds ===
 
 impl Thresholds {
-    /// How far a row's standardised joined score lies above its label's threshold.
+    /// The distance of a row's standardised joined score above its label's threshold.
     pub fn excess(&self, row: &RowSignals) -> f32 {
         self.excess_of(row.label, joined(row, &self.weights))
     }
@@ -190,8 +190,8 @@ pub fn fit(
     }
 }
 
-/// How many labels have enough held-out images for a threshold of their own, and about how many images
-/// with the same shares of the labels all of them would need.
+/// The number of labels have enough held-out images for a threshold of their own, and about how
+/// many images with the same shares of the labels all of them would need.
 pub fn own_thresholds(
     labels: usize,
     holdout: &[(usize, f32)],
@@ -207,11 +207,11 @@ pub fn own_thresholds(
     (own, needed.fold(0.0, f64::max) as usize)
 }
 
-/// How a budget is spent on the labels.
+/// The division of a budget among the labels.
 struct Spending {
-    /// Of all inputs, those predicted as each label.
+    /// The share of all inputs that is predicted as each label.
     shares: Vec<f64>,
-    /// Of each label.
+    /// The rejection rate that each label may have.
     rates: Vec<f64>,
 }
 
@@ -250,7 +250,7 @@ impl Spending {
         pool
     }
 
-    /// Of the inputs predicted as a label of the pool.
+    /// The rejection rate of the inputs that are predicted as a label of the pool.
     fn pool_rate(&self, pool: &BTreeSet<usize>) -> f64 {
         let share: f64 = pool.iter().map(|&label| self.shares[label]).sum();
         pool.iter().map(|&label| self.shares[label] * self.rates[label]).sum::<f64>() / share
@@ -278,9 +278,9 @@ fn threshold(scores: &[f32], rate: f64) -> (f32, usize) {
     (sorted[sorted.len() - allowed.min(sorted.len())], allowed)
 }
 
-/// How much is added to the standardised scores of an infected label that shares the pool's threshold,
-/// spreads: a constant of the budget, so that the pool stays exchangeable. Between the upper 0.5 and 5 %
-/// of a normal distribution, ten times the rate, lies 0.93 of its deviation.
+/// The number added to the standardised scores of an infected label that shares the pool's
+/// threshold, spreads: a constant of the budget, so that the pool stays exchangeable. Between the
+/// upper 0.5 and 5 % of a normal distribution, ten times the rate, lies 0.93 of its deviation.
 fn shift(budget: &Budget) -> f32 {
     budget.infected_weight.log10() as f32
 }

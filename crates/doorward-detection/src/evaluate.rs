@@ -1,4 +1,4 @@
-//! How well each rule tells clean rows from triggered ones.
+//! Figures of how well each rule tells clean rows from triggered ones.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -15,22 +15,23 @@ use crate::scorer::Scorer;
 use crate::signal::Signal;
 use crate::stats::{auroc, true_positive_rate_at};
 
-/// What a rule does to clean and triggered rows. Fractions.
+/// The effect of a rule on clean and triggered rows. Fractions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RuleFigures {
     /// Backdoor detection rate: share of the successful triggered rows turned away.
     pub bdr: f64,
     /// Clean image identification rate: share of the clean rows let through.
     pub ciir: f64,
-    /// Of the rule's score.
+    /// Area under the ROC curve of the rule's score.
     pub auroc: f64,
     /// By false positive rate; the thresholds are read off the clean rows.
     pub tpr_at_fpr: BTreeMap<&'static str, f64>,
-    /// Mean number of passes through the model per clean row; a gradient is a forward and a backward one.
+    /// Mean number of passes through the model per clean row; a gradient is a forward and a
+    /// backward one.
     pub forwards_per_input: f64,
 }
 
-/// How many rows figures rest on.
+/// The numbers of rows that figures rest on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Rows {
     /// Clean rows.
@@ -50,7 +51,7 @@ pub struct Evaluation {
     pub targets: Vec<usize>,
     /// By rule.
     pub rules: BTreeMap<&'static str, RuleFigures>,
-    /// What the calibrated rule guarantees.
+    /// The largest share of clean inputs that the calibrated rule rejects.
     pub false_rejection_rate_bound: f64,
 }
 
@@ -102,7 +103,8 @@ pub fn evaluate(
     })
 }
 
-/// All rules but the baselines read their signals from one scoring, so that they cost what one does.
+/// All rules but the baselines read their signals from one scoring, so that they cost what one
+/// does.
 fn scored_for(rule: Rule) -> Needs {
     if rule.is_baseline() { rule.needs() } else { Needs::ALL }
 }
@@ -138,7 +140,7 @@ pub fn figures(
     }
 }
 
-/// What the rule alone would cost a row; see [`scored_for`].
+/// The passes that the rule alone would cost a row; see [`scored_for`].
 fn forwards(rule: Rule, row: &RowSignals) -> f64 {
     let has = |signal: Signal| usize::from(row.scores[signal].is_some());
     let patch = has(Signal::Patch);

@@ -28,11 +28,12 @@ pub struct LabelInspection {
     pub top_k_survival: f64,
     /// Share of the training images predicted as the label that keep it under the perturbations.
     pub survival: f64,
-    /// That share less the share of clean images that keep it.
+    /// The survival less the share of clean images that keep the label.
     pub survival_excess: f64,
     /// MAD anomaly index of the excess on the high side, 0 below the median.
     pub survival_anomaly_index: f64,
-    /// AUROC between its training images and its clean ones, along the way that the model represents them apart.
+    /// AUROC between its training images and its clean ones, along the way that the model
+    /// represents them apart.
     pub shift: f64,
     /// Anomaly index of that on the high side, 0 below the median.
     pub shift_anomaly_index: f64,

@@ -14,10 +14,10 @@ const SIGNALS: usize = Signal::COUNT;
 /// The score that the calibrated rule compares: the weighted sum of the signals where the label is
 /// infected and has weights, else the lesser of `s_u` and `s_c`.
 ///
-/// A trigger has to survive every perturbation. Of the joins tried on four victims without an infected
-/// label, sum, weighted sum and minimum, the last one separates best among the inputs that share the
-/// attacker's label; any fixed score keeps the guarantee. A patch without a weight has no say: a poor
-/// one would let every trigger pass.
+/// A trigger has to survive every perturbation. Of the joins tried on four victims without an
+/// infected label, sum, weighted sum and minimum, the last one separates best among the inputs that
+/// share the attacker's label; any fixed score keeps the guarantee. A patch without a weight has no
+/// say: a poor one would let every trigger pass.
 pub fn joined(row: &RowSignals, weights: &Weights) -> f32 {
     if let Some(weights) = weights.get(&row.label) {
         let weighed = |signal| row.scores[signal].unwrap_or(0.0) * weights[signal];
@@ -29,8 +29,9 @@ pub fn joined(row: &RowSignals, weights: &Weights) -> f32 {
 
 /// Weights of `s_u`, `s_c`, `s_p` and `s_r` that tell a label's suspects from its clean images.
 ///
-/// Those of Fisher's linear discriminant; where a signal by itself ranks more suspects above clean images than that sum does, it has all
-/// the weight: signals are no normal distributions. `None` where there are too few rows to tell.
+/// The weights are those of Fisher's linear discriminant. Where a signal by itself ranks more
+/// suspects above clean images than that sum does, it has all the weight: signals are no normal
+/// distributions. `None` where there are too few rows to tell.
 pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<PerSignal<f32>> {
     if clean.len() < MIN_ROWS || suspects.len() < MIN_ROWS {
         return None;
@@ -45,9 +46,10 @@ pub fn weights(clean: &[RowSignals], suspects: &[RowSignals]) -> Option<PerSigna
 
 /// Fisher's linear discriminant between the two, with weights that sum to 1.
 ///
-/// Where clean images are among the suspects, the mean of these still lies from the clean mean towards the triggered one's, so that the
-/// direction is right without knowing which are which. A trigger survives perturbations, falls to the patch and is represented apart, so no
-/// weight is negative. `None` where none is above zero.
+/// If clean images are among the suspects, the mean of these still lies from the clean mean towards
+/// the triggered one's, so that the direction is right without knowing which are which. A trigger
+/// survives perturbations, falls to the patch and is represented apart, so no weight is negative.
+/// `None` where none is above zero.
 fn fisher(clean: &[[f64; SIGNALS]], suspects: &[[f64; SIGNALS]]) -> Option<[f64; SIGNALS]> {
     let (centre, mixed) = (mean(clean), mean(suspects));
     let mut scatter = [[0.0; SIGNALS]; SIGNALS];
@@ -120,7 +122,7 @@ fn solve(mut a: [[f64; SIGNALS]; SIGNALS], mut b: [f64; SIGNALS]) -> [f64; SIGNA
 /// Fewer rows on either side say nothing of a direction.
 const MIN_ROWS: usize = 10;
 
-/// What is added to the variances, as a share of them.
+/// The share of the variances that is added to them.
 const SHRINKAGE: f64 = 0.1;
 
 #[cfg(test)]
@@ -193,8 +195,8 @@ mod tests {
 
     #[test]
     fn a_signal_that_tells_them_better_alone_has_all_the_weight() {
-        // s_r tells all of them; a few suspects lie so far out in s_c that Fisher's sum leans on it, and it ranks the others below
-        // clean images.
+        // s_r tells all of them; a few suspects lie so far out in s_c that Fisher's sum leans on
+        // it, and it ranks the others below clean images.
         let clean: Vec<RowSignals> =
             (0..40).map(|i| row([0.0, (i % 8) as f32, 0.0, (i % 5) as f32 * 0.1])).collect();
         let suspects: Vec<RowSignals> = (0..40)

@@ -1,4 +1,4 @@
-//! Who judges rows, and what a judgement says.
+//! Judges of rows, and their judgements.
 
 use doorward_engine::{InputDomain, Predictions};
 
@@ -7,11 +7,11 @@ use crate::signal::{Scores, Signal};
 
 /// A judge of rows: the detector in the program, a fake in tests of a proxy.
 pub trait Judge: Send + Sync + 'static {
-    /// What the model takes.
+    /// The model's input.
     fn domain(&self) -> &InputDomain;
 
-    /// One judgement per row. `rows` holds whole rows of `domain().len()` values, row-major CHW. Fails
-    /// where the model does.
+    /// One judgement per row. `rows` holds whole rows of `domain().len()` values, row-major CHW.
+    /// Fails where the model does.
     fn judge(&self, rows: &[f32]) -> Result<Vec<Judgement>, Error>;
 
     /// The same by somebody else's predictions, where this judge can do that.
@@ -22,18 +22,18 @@ pub trait Judge: Send + Sync + 'static {
 
 /// A judge that can do with somebody else's predictions.
 pub trait Remote: Judge {
-    /// How many labels a prediction is over.
+    /// The number of labels a prediction is over.
     fn labels(&self) -> usize;
 
-    /// What the model's file calls the output with the logits.
+    /// The name of the output with the logits in the model's file.
     fn output_name(&self) -> Option<&str>;
 
-    /// The copies that have to be predicted together with the rows; `None` if this rule's cannot. Fails
-    /// where the model does.
+    /// The copies that have to be predicted together with the rows; `None` if this rule's cannot.
+    /// Fails where the model does.
     fn copies(&self, rows: &[f32]) -> Result<Option<Copies>, Error>;
 
-    /// One judgement per row by predictions of the rows and, behind them, of the copies. Fails where the
-    /// model does.
+    /// One judgement per row by predictions of the rows and, behind them, of the copies. Fails
+    /// where the model does.
     fn conclude(
         &self,
         rows: &[f32],
@@ -42,16 +42,16 @@ pub trait Remote: Judge {
     ) -> Result<Concluded, Error>;
 }
 
-/// What detection says of one row.
+/// The judgement on one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judgement {
     /// The label predicted for the unperturbed row.
     pub label: usize,
-    /// Whether the rule turns the row away.
+    /// True if the rule turns the row away.
     pub rejected: bool,
-    /// What it was judged by.
+    /// The signals that it was judged by.
     pub scores: Scores,
-    /// How far the standardised joined score lies above the calibrated rule's threshold.
+    /// The distance of the standardised joined score above the calibrated rule's threshold.
     pub joined: Option<f32>,
 }
 
@@ -61,7 +61,8 @@ pub struct Copies {
     pub(crate) values: Vec<f32>,
     /// The row of each copy, and the signal that it is for.
     pub(crate) of: Vec<(usize, Signal)>,
-    /// What the copies were made for, per row; empty where that does not depend on a label.
+    /// The labels that the copies were made for, per row; empty where they do not depend on a
+    /// label.
     pub(crate) labels: Vec<usize>,
 }
 
@@ -70,7 +71,7 @@ pub struct Copies {
 pub struct Concluded {
     /// One per row.
     pub judgements: Vec<Judgement>,
-    /// How many rows had another label than the local model's.
+    /// The number of rows had another label than the local model's.
     pub disagreements: usize,
 }
 
@@ -82,7 +83,7 @@ impl Copies {
         self.of.len()
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.of.is_empty()
     }

@@ -33,7 +33,7 @@ pub fn detector(
     Ok((Detector::new(scorer, rule, thresholds.clone()), thresholds))
 }
 
-/// What scores rows by an artifact's perturbations, patches and overlays. Fails where the model's
+/// A scorer of rows by an artifact's perturbations, patches and overlays. Fails where the model's
 /// device does.
 pub fn scorer(
     model: Arc<dyn Classifier>,
@@ -61,16 +61,16 @@ pub fn thresholds(artifact: &Artifact, policy: &Policy) -> Thresholds {
     fitted.refit(&artifact.holdout, &infected(artifact), Budget::of(policy))
 }
 
-/// How many labels have a threshold of their own under a policy's budget, and about how many held-out
-/// images would give every label one.
+/// The number of labels have a threshold of their own under a policy's budget, and about how many
+/// held-out images would give every label one.
 pub fn own_thresholds(artifact: &Artifact, policy: &Policy) -> (usize, usize) {
     let labels = artifact.manifest.labels;
     let budget = Budget::of(policy);
     conformal::own_thresholds(labels, &artifact.holdout, &infected(artifact), budget)
 }
 
-/// The patches of infected labels, but for those that do not change what they were learned on: they say
-/// nothing of an input.
+/// The patches of infected labels, but for those that do not change what they were learned on: they
+/// say nothing of an input.
 pub(crate) fn used_patches(
     patches: &BTreeMap<usize, Patch>,
     inspection: Option<&InspectionSummary>,

@@ -12,7 +12,7 @@ pub struct Patch {
     pub pattern: Tensor,
 }
 
-/// What a patch does to the label that its batch names.
+/// The effect of a patch on the label that its batch names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
     /// Rows of the label get another one.

@@ -1,16 +1,18 @@
-//! Judging by predictions that the serving model server makes, of rows and of their perturbed copies
-//! in one batch.
+//! Judging by predictions that the serving model server makes, of rows and of their perturbed
+//! copies in one batch.
 //!
 //! The copies have to be there before the server has said what the rows' labels are, and which
-//! `eta_y` or patch a row gets depends on its label. So the local model predicts the label that copies
-//! are made for, and the verdict rests on the server's predictions. Where the server's label is another
-//! one, which between two builds of one model happens to rows near a boundary, its copies are of no use:
-//! such a row is judged locally, as both labels, and turned away if either judgement says so.
+//! `eta_y` or patch a row gets depends on its label. So the local model predicts the label that
+//! copies are made for, and the verdict rests on the server's predictions. Where the server's label
+//! is another one, which between two builds of one model happens to rows near a boundary, its
+//! copies are of no use: such a row is judged locally, as both labels, and turned away if either
+//! judgement says so.
 //!
-//! Thresholds are fitted to margins of logits. Probabilities are turned into logarithms, which differ
-//! from logits by one number a row, so that margins are the same. Of a probability of zero the logarithm
-//! is not known, only that it lies below what the datatype holds (-103 for FP32, -17 for FP16): it counts
-//! as further away than any threshold. Labels alone have no margins: what survives counts, no threshold.
+//! Thresholds are fitted to margins of logits. Probabilities are turned into logarithms, which
+//! differ from logits by one number a row, so that margins are the same. Of a probability of zero
+//! the logarithm is not known, only that it lies below what the datatype holds (-103 for FP32, -17
+//! for FP16): it counts as further away than any threshold. Labels alone have no margins: what
+//! survives counts, no threshold.
 
 use candle_core::Tensor;
 use doorward_engine::{Predictions, labels};

@@ -6,16 +6,16 @@
 pub struct Representation {
     /// The mean of the label's clean images.
     pub clean: Vec<f32>,
-    /// What the features count along the way from there to the mean of those that carry the trigger: the less, the
-    /// more clean images scatter that way.
+    /// The weights of the features along the way from there to the mean of those that carry the
+    /// trigger: the less, the more clean images scatter that way.
     pub way: Vec<f32>,
 }
 
 // === impl Representation ===
 
 impl Representation {
-    /// `s_r`, how far along the way from the clean mean to the triggered one a representation lies: 0 at the one, 1 at
-    /// the other.
+    /// `s_r`, how far along the way from the clean mean to the triggered one a representation lies:
+    /// 0 at the one, 1 at the other.
     pub fn score(&self, features: &[f32]) -> f32 {
         let from_clean = features.iter().zip(&self.clean).map(|(feature, clean)| feature - clean);
         let along = from_clean.zip(&self.way).map(|(far, way)| f64::from(far) * f64::from(*way));

@@ -9,18 +9,18 @@ pub struct RowSignals {
     pub label: usize,
     /// The signals that were asked for.
     pub scores: Scores,
-    /// What a baseline says, where one was asked.
+    /// The score of a baseline, where one was asked.
     pub baseline: Option<BaselineScore>,
     /// Passes through the model this row took, forward and backward.
     pub forwards: usize,
 }
 
-/// What a baseline says of a row.
+/// The score of a row by a baseline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BaselineScore {
     /// Larger is more like a trigger.
     pub score: f32,
-    /// Whether it turns the row away.
+    /// True if it turns the row away.
     pub rejects: bool,
 }
 
@@ -32,10 +32,11 @@ impl RowSignals {
         Self { label, forwards: 1, ..Self::default() }
     }
 
-    /// A copy of the row that was perturbed for `signal`, predicted, has this margin `m_y`. Of several
-    /// copies the least signal counts.
+    /// A copy of the row that was perturbed for `signal`, predicted, has this margin `m_y`. Of
+    /// several copies the least signal counts.
     pub fn note(&mut self, signal: Signal, margin: f32) {
-        // A patch speaks of a trigger where it moves the label away, a perturbation where it does not.
+        // A patch speaks of a trigger where it moves the label away, a perturbation where it does
+        // not.
         let value = if signal == Signal::Patch { -margin } else { margin };
         let score = &mut self.scores[signal];
         *score = Some(score.map_or(value, |least| least.min(value)));

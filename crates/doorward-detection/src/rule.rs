@@ -18,8 +18,8 @@ pub enum Rule {
     Both,
     /// Joined margins against split-conformal thresholds per predicted label.
     Calibrated,
-    /// Reject when the label survives the perturbation that Carlini and Wagner's attack finds for this
-    /// input.
+    /// Reject when the label survives the perturbation that Carlini and Wagner's attack finds for
+    /// this input.
     CarliniWagner,
     /// Reject when the label survives the perturbation that DeepFool finds for this input.
     #[serde(rename = "deepfool")]
@@ -42,7 +42,7 @@ pub enum Rule {
 pub enum Needs {
     /// A baseline's own.
     Baseline(Baseline),
-    /// Those of some signals.
+    /// The predictions of some signals.
     Signals(&'static [Signal]),
 }
 
@@ -66,11 +66,11 @@ pub struct UnknownRule {
 // === impl Needs ===
 
 impl Needs {
-    /// Every signal: with one universal perturbation three forward passes a row, up to five where the
-    /// label is infected.
+    /// Every signal: with one universal perturbation three forward passes a row, up to five where
+    /// the label is infected.
     pub const ALL: Self = Self::Signals(&Signal::ALL);
 
-    /// Whether a signal is among them.
+    /// True if a signal is among them.
     pub fn include(self, signal: Signal) -> bool {
         matches!(self, Self::Signals(signals) if signals.contains(&signal))
     }
@@ -131,8 +131,8 @@ impl Rule {
         self.row().needs
     }
 
-    /// Whether it is there to compare with: it takes many predictions an input, and those of a model
-    /// server do not serve.
+    /// True if it is there to compare with: it takes many predictions an input, and those of a
+    /// model server do not serve.
     pub fn is_baseline(self) -> bool {
         matches!(self.needs(), Needs::Baseline(_))
     }
@@ -147,7 +147,7 @@ impl Rule {
         (self.row().score)(row, thresholds)
     }
 
-    /// Whether it turns a row away.
+    /// True if it turns a row away.
     pub fn rejects(self, row: &RowSignals, thresholds: &Thresholds) -> bool {
         match self.needs() {
             Needs::Baseline(_) => row.baseline.is_some_and(|baseline| baseline.rejects),

@@ -24,7 +24,7 @@ pub struct Scorer {
     universal: Tensor,
     /// `[labels, C, H, W]`
     class_conditional: Tensor,
-    /// Of the infected labels.
+    /// The patches of infected labels.
     patches: BTreeMap<usize, Patch>,
     /// Of the infected labels whose triggered images were found.
     representations: BTreeMap<usize, Representation>,
@@ -42,8 +42,8 @@ pub(crate) struct Copied {
 // === impl Scorer ===
 
 impl Scorer {
-    /// From perturbations `[perturbations, C, H, W]` and the labels' own `[labels, C, H, W]`; patches
-    /// and representations are those of infected labels. Fails where the device does.
+    /// From perturbations `[perturbations, C, H, W]` and the labels' own `[labels, C, H, W]`;
+    /// patches and representations are those of infected labels. Fails where the device does.
     pub fn new(
         model: Arc<dyn Classifier>,
         universal: Tensor,
@@ -173,7 +173,7 @@ impl Scorer {
         Ok(Copied { parts, of })
     }
 
-    /// Whether a row's label is asked for before its copies can be made.
+    /// True if a row's label is asked for before its copies can be made.
     pub(crate) fn needs_labels(&self, needs: Needs) -> bool {
         needs.include(Signal::ClassConditional)
             || (needs.include(Signal::Patch) && !self.patches.is_empty())

@@ -1,4 +1,4 @@
-//! What preparation and detection run on: typed, complete and already valid.
+//! The settings of preparation and judging: typed, complete and already valid.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -8,18 +8,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::rule::Rule;
 
-/// What preparation and detection run on.
+/// The settings of preparation and judging.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// From image bytes to model input.
     pub preprocess: Preprocess,
     /// The images, and how many of them serve what.
     pub calibration: Calibration,
-    /// How the universal perturbations are learned.
+    /// The search for universal perturbations.
     pub perturbation: Perturbation,
-    /// How DTInspector runs.
+    /// The settings of DTInspector.
     pub inspection: Inspection,
-    /// What is rejected.
+    /// The rule that rejects, and its budget.
     pub policy: Policy,
 }
 
@@ -41,7 +41,7 @@ pub struct Calibration {
     pub clean_images: Vec<PathBuf>,
     /// Sources of training images, read in order; empty: no inspection.
     pub training_images: Vec<PathBuf>,
-    /// How many clean images fit the perturbations.
+    /// The number of clean images fit the perturbations.
     pub fit_images: NonZeroUsize,
     /// At most how many of the following clean images fit the thresholds.
     pub holdout_images: NonZeroUsize,
@@ -60,13 +60,13 @@ pub struct Perturbation {
     pub steps: NonZeroUsize,
     /// Images per step.
     pub batch: NonZeroUsize,
-    /// How the universal perturbation is searched for.
+    /// The algorithm that searches for the universal perturbation.
     pub algorithm: Algorithm,
-    /// How many universal perturbations; each costs a prediction an input.
+    /// The number of universal perturbations; each costs a prediction an input.
     pub count: NonZeroUsize,
 }
 
-/// How the universal perturbation is searched for.
+/// The algorithm that searches for the universal perturbation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
@@ -95,14 +95,14 @@ pub struct Inspection {
     pub clean_ratio: Probability,
 }
 
-/// Which rule turns inputs away, and how many clean ones it may.
+/// The rule that turns inputs away, and the number of clean ones that it may.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// How signals become a verdict.
+    /// The rule that makes a verdict of signals.
     pub rule: Rule,
     /// The false-rejection budget of the calibrated rule.
     pub max_false_rejection_rate: Probability,
-    /// How many times the per-input budget of the other labels an infected label gets.
+    /// The number of times the per-input budget of the other labels an infected label gets.
     pub infected_budget: f32,
 }
 

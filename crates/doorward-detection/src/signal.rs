@@ -1,7 +1,7 @@
 //! The lines of evidence, and one value for each.
 //!
-//! To add one: a variant here with its row in each table, and the function in [`crate::Scorer`] that
-//! computes it.
+//! To add one: a variant here with its row in each table, and the function in [`crate::Scorer`]
+//! that computes it.
 
 use std::ops::{Index, IndexMut};
 
@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 /// The order is that of the weights in an artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Signal {
-    /// The margin that is left under the universal perturbation: `s_u = m_y(clip(x + eta))`; of several
-    /// perturbations the least.
+    /// The margin that is left under the universal perturbation: `s_u = m_y(clip(x + eta))`; of
+    /// several perturbations the least.
     Universal,
     /// The margin that is left under the predicted label's own perturbation:
     /// `s_c = m_y(clip(x + eta_y))`.
     ClassConditional,
-    /// How far the patch of the predicted, infected label moves the label:
+    /// The distance by which the patch of the predicted, infected label moves the label:
     /// `s_p = -m_y((1 - M_y) x + M_y P_y)`.
     Patch,
-    /// How far along the way to the triggered images of the predicted, infected label the model
-    /// represents the row: `s_r`, see [`crate::Representation::score`].
+    /// The place along the way to the triggered images of the predicted, infected label where the
+    /// model represents the row: `s_r`, see [`crate::Representation::score`].
     Representation,
 }
 
@@ -37,7 +37,7 @@ pub type Scores = PerSignal<Option<f32>>;
 // === impl Signal ===
 
 impl Signal {
-    /// How many there are.
+    /// The number of them.
     pub const COUNT: usize = 4;
 
     /// Every signal.

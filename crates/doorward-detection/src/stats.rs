@@ -19,7 +19,7 @@ pub fn scaled_mad(values: &[f64]) -> f64 {
     MAD_CONSISTENCY * median(&deviations)
 }
 
-/// How far each value lies below the median, in scaled median absolute deviations; 0 above it.
+/// The distance of each value below the median, in scaled median absolute deviations; 0 above it.
 ///
 /// `floor` bounds the deviation from below: where most values are equal it would be zero, and every
 /// other value infinitely far.
@@ -75,12 +75,13 @@ pub fn true_positive_rate_at(negatives: &[f64], positives: &[f64], rate: f64) ->
     positives.iter().filter(|&&score| score > threshold).count() as f64 / positives.len() as f64
 }
 
-/// How many of `images` new values may lie above a threshold that was read off `held_out` values such
-/// that a share `rate` is expected to: more than this happens with probability `1 - confidence` at most.
+/// The number of of `images` new values may lie above a threshold that was read off `held_out`
+/// values such that a share `rate` is expected to: more than this happens with probability `1 -
+/// confidence` at most.
 ///
-/// The threshold is an order statistic of a sample, so that the share above it is itself random: the
-/// count is beta-binomial with parameters `rate * (n + 1)` and `(1 - rate) * (n + 1)`, wider than the
-/// binomial one by about `images / held_out` (Vovk 2012, proposition 2).
+/// The threshold is an order statistic of a sample, so that the share above it is itself random:
+/// the count is beta-binomial with parameters `rate * (n + 1)` and `(1 - rate) * (n + 1)`, wider
+/// than the binomial one by about `images / held_out` (Vovk 2012, proposition 2).
 pub fn most_exceedances(images: usize, held_out: usize, rate: f64, confidence: f64) -> usize {
     let total = (held_out + 1) as f64;
     let (above, below) = (rate * total, (1.0 - rate) * total);

@@ -13,7 +13,7 @@ pub(super) struct Array {
     shape: [usize; 3],
     labels: Labels,
     layout: Layout,
-    /// What the header says; `None` without one: records up to the end of the file.
+    /// The count in the header; `None` without one: records up to the end of the file.
     dims: Option<Vec<usize>>,
     /// Bytes before the first image.
     start: u64,
@@ -23,7 +23,7 @@ pub(super) struct Array {
     label: Option<usize>,
 }
 
-/// Where the labels are.
+/// The place of the labels.
 enum Labels {
     /// One byte before each image: CIFAR's records.
     Before,
@@ -144,9 +144,9 @@ impl Cursor for Array {
     }
 }
 
-/// How rows of C, H, W lie in an array of dimensions N,H,W or N,C,H,W or N,H,W,C.
+/// The place of rows of C, H, W in an array of dimensions N,H,W or N,C,H,W or N,H,W,C.
 ///
-/// Where N,C,H,W and N,H,W,C both fit, it is N,C,H,W.
+/// If N,C,H,W and N,H,W,C both fit, it is N,C,H,W.
 fn layout(path: &Path, dims: &[usize], shape: [usize; 3]) -> Result<Layout> {
     let [channels, height, width] = shape;
     let row = &dims[1..];

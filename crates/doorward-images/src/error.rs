@@ -79,9 +79,9 @@ pub enum Error {
     Header {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The value that it says.
         found: String,
-        /// What it should say.
+        /// The value that it should say.
         expected: &'static str,
     },
     /// A line's label is not a number.
@@ -91,7 +91,7 @@ pub enum Error {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What stands where the label should.
+        /// The text in place of the label.
         found: String,
     },
     /// There are more or fewer labels than images.
@@ -102,11 +102,11 @@ pub enum Error {
     LabelCount {
         /// The file with the labels.
         path: PathBuf,
-        /// How many it has.
+        /// The number of it has.
         labels: usize,
         /// The file with the images.
         images_path: PathBuf,
-        /// How many it has.
+        /// The number of it has.
         images: usize,
     },
     /// A picture cannot be brought into the model's shape.
@@ -126,7 +126,7 @@ pub enum Error {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What it names.
+        /// The thing that it names.
         place: Place,
     },
     /// A directory of pictures holds something that is neither a picture nor, at its top and
@@ -135,7 +135,7 @@ pub enum Error {
     NotPicture {
         /// The odd one out.
         path: PathBuf,
-        /// What its place asks for.
+        /// The value that its place asks for.
         expected: &'static str,
     },
     /// A picture has another size than the model's input.
@@ -185,5 +185,5 @@ pub enum Error {
     },
 }
 
-/// What reading gives.
+/// The result of reading.
 pub(crate) type Result<T> = std::result::Result<T, Error>;

@@ -157,7 +157,7 @@ impl From<[usize; 3]> for Frame {
     }
 }
 
-/// What is left out before a centre: half of what is too much, as Python rounds it (to even).
+/// The part left out before a centre: half of what is too much, as Python rounds it (to even).
 fn margin(excess: usize) -> usize {
     let half = excess / 2;
     half + (excess % 2) * (half % 2)

@@ -11,12 +11,13 @@
 //! - a list, `*.txt` or `*.lst`: one picture per line, then optionally a tab and its label. An image
 //!   of a file that holds many is named by its index, `records.bin.gz#17`.
 //!
-//! [`Stream`] gives the images of a source one after the other, for sets that are larger than memory.
+//! [`Stream`] gives the images of a source one after the other, for sets that are larger than
+//! memory.
 //!
 //! Reading is strict and deterministic: the same source gives the same images in the same order,
-//! pictures sorted by name, and nothing is skipped or guessed. Pictures are brought into the model's
-//! shape by a [`Frame`]. A directory with one directory per label is dealt one picture of each label in
-//! turn, so that a prefix is a fair sample.
+//! pictures sorted by name, and nothing is skipped or guessed. Pictures are brought into the
+//! model's shape by a [`Frame`]. A directory with one directory per label is dealt one picture of
+//! each label in turn, so that a prefix is a fair sample.
 //!
 //! Sources may come from people who wish the reader harm: sizes are bounded before memory is
 //! taken for them, and a picture's dimensions are checked before it is decoded. [`decode`] is for
@@ -149,12 +150,12 @@ impl Images {
         self.shape
     }
 
-    /// How many images there are.
+    /// The number of images there are.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// Whether there are no images.
+    /// True if there are no images.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }

@@ -1,8 +1,8 @@
 //! List files: one image a line.
 //!
-//! A line is a path, relative to the list, then optionally a tab and a label. A file that holds many
-//! images has `#` and an index from 0 behind it, `records.bin.gz#17`; its own label counts where the
-//! line has none. Lines that name rising indices of one file read that file once.
+//! A line is a path, relative to the list, then optionally a tab and a label. A file that holds
+//! many images has `#` and an index from 0 behind it, `records.bin.gz#17`; its own label counts
+//! where the line has none. Lines that name rising indices of one file read that file once.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Which pictures a directory holds, and with which labels.
+//! The pictures in a directory, and their labels.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -59,7 +59,7 @@ pub(super) fn directory(path: &Path) -> Result<Vec<Entry>> {
     }
 }
 
-/// What a directory holds, without hidden files, sorted by name.
+/// The entries of a directory, without hidden files, sorted by name.
 fn children(path: &Path) -> Result<Vec<PathBuf>> {
     let fail = |source| Error::Read { path: path.to_owned(), source };
     let mut children = Vec::new();

@@ -57,7 +57,7 @@ pub(super) fn header(bytes: &mut Bytes) -> Result<Vec<usize>> {
     Ok(dims)
 }
 
-/// What follows `'key':` up to the next comma, or for a tuple all that is left.
+/// The value behind `'key':`, up to the next comma, or for a tuple all that is left.
 fn value<'a>(text: &'a str, key: &str) -> &'a str {
     let mut rest = "";
     for quote in ['\'', '"'] {

@@ -1,9 +1,9 @@
-//! Resizing as Pillow does it, bit for bit: model servers in Python resize with it, and what is judged has
-//! to be what they see.
+//! Resizing as Pillow does it, bit for bit: model servers in Python resize with it, and what is
+//! judged has to be what they see.
 //!
-//! Pillow's `Resample.c`: the filter is stretched when it shrinks a picture (antialiasing), its weights are
-//! rounded to 22 bits, rows are computed first and columns then, each pass rounded to bytes. `Geometry.c` for the nearest
-//! pixel. `tests/golden/pictures.py` has Pillow's own results.
+//! Pillow's `Resample.c`: the filter is stretched when it shrinks a picture (antialiasing), its
+//! weights are rounded to 22 bits, rows are computed first and columns then, each pass rounded to
+//! bytes. `Geometry.c` for the nearest pixel. `tests/golden/pictures.py` has Pillow's own results.
 
 use crate::settings::Interpolation;
 

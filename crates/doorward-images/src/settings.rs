@@ -1,4 +1,4 @@
-//! How pictures become bytes in the model's shape.
+//! The settings by which pictures become bytes in the model's shape.
 
 use std::num::NonZeroUsize;
 
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 pub struct Pictures {
     /// To the model's height and width.
     pub resize: Resize,
-    /// How a resized picture's pixels are computed.
+    /// The filter that computes a resized picture's pixels.
     pub interpolation: Interpolation,
     /// The model's first channel of three.
     pub channel_order: ChannelOrder,
-    /// What is made of an orientation in a request's image.
+    /// The treatment of an orientation in a request's image.
     pub exif_orientation: ExifOrientation,
 }
 
@@ -29,7 +29,7 @@ pub enum Resize {
     None,
 }
 
-/// How a resized picture's pixels are computed, as Pillow does.
+/// The filter that computes a resized picture's pixels, as Pillow does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
@@ -43,7 +43,7 @@ pub enum Interpolation {
     Nearest,
 }
 
-/// Which channel of three is the first one.
+/// The channel of three that is the first one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelOrder {
@@ -53,7 +53,7 @@ pub enum ChannelOrder {
     Rgb,
 }
 
-/// What is made of an orientation in a request's image.
+/// The treatment of an orientation in a request's image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExifOrientation {

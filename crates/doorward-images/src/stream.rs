@@ -25,7 +25,7 @@ pub struct Stream {
 /// One image of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Where it is.
+    /// Its place.
     pub place: Place,
     /// Its label, where the source has one.
     pub label: Option<usize>,
@@ -33,7 +33,7 @@ pub struct Image {
     pub pixels: Vec<u8>,
 }
 
-/// Where an image is: as a list file names it, `pictures/cat.png` or `records.bin.gz#17`.
+/// The place of an image: as a list file names it, `pictures/cat.png` or `records.bin.gz#17`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file.
@@ -54,7 +54,7 @@ pub(super) trait Cursor {
     fn share(&mut self) -> f64;
 }
 
-/// What a source's name says it is.
+/// The kind of source that a name tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// Not known by its name: its first bytes decide.
@@ -69,7 +69,8 @@ pub(super) enum Format {
 // === impl Stream ===
 
 impl Stream {
-    /// Opens a source of images that have a shape C, H, W, or are pictures that a frame brings into it.
+    /// Opens a source of images that have a shape C, H, W, or are pictures that a frame brings into
+    /// it.
     pub fn open(path: impl AsRef<Path>, frame: impl Into<Frame>) -> Result<Self> {
         let (path, frame) = (path.as_ref(), frame.into());
         let shape = frame.shape;
@@ -92,7 +93,7 @@ impl Stream {
         self.cursor.share()
     }
 
-    /// How many images were given or passed over.
+    /// The number of images were given or passed over.
     pub fn passed(&self) -> usize {
         self.passed
     }

@@ -54,7 +54,7 @@ fn picture(dir: &TempDir, name: &str, first: u8) -> PathBuf {
     path
 }
 
-/// What `picture` draws, by channel.
+/// The planes that `picture` draws, by channel.
 fn planar(first: u8) -> Vec<u8> {
     (0..3).flat_map(|channel| (0..8).map(move |pixel| first + 3 * pixel + channel)).collect()
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use doorward_proxy::settings::UpstreamTls;
 use doorward_proxy::tls;
 
-/// Where the API server is, and who we are.
+/// The address of the API server, and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// `https://host:port`
@@ -38,13 +38,13 @@ pub enum Error {
         method: Method,
         /// The call's.
         path: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// This process is not in a pod.
     #[error("{variable} is not set: the API server is known only inside of a pod")]
     NotInAPod {
-        /// What Kubernetes sets.
+        /// The variables that Kubernetes sets.
         variable: &'static str,
     },
     /// The API server refuses.
@@ -89,7 +89,7 @@ pub(super) struct Api {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
-/// How a body is to be taken.
+/// The form in which a body is to be taken.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Body<'a> {
     Object(&'a Value),

@@ -1,9 +1,9 @@
 //! The webhook's own certificate, where nobody else looks after it.
 //!
-//! One authority and one certificate for all replicas, in a Secret. They are made when there are none and again
-//! two thirds into their time. The API server is told of a new authority, beside the one before, before anybody
-//! serves by it, so that a review finds a certificate that it trusts at any time. The authority's key is thrown away:
-//! it signs once.
+//! One authority and one certificate for all replicas, in a Secret. They are made when there are
+//! none and again two thirds into their time. The API server is told of a new authority, beside the
+//! one before, before anybody serves by it, so that a review finds a certificate that it trusts at
+//! any time. The authority's key is thrown away: it signs once.
 
 use std::io::Write;
 use std::path::Path;
@@ -45,7 +45,7 @@ pub enum Error {
     Foreign {
         /// Its name.
         secret: String,
-        /// What is missing.
+        /// The thing that is missing.
         key: &'static str,
     },
     /// No certificate can be made.
@@ -67,17 +67,17 @@ pub enum Error {
     },
 }
 
-/// What the Secret holds, as PEM.
+/// The content of the Secret, as PEM.
 struct Identity {
     authorities: String,
     certificate: String,
     key: String,
 }
 
-/// How long a certificate is valid.
+/// The time that a certificate is valid.
 const VALID: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// How much of that has to be left.
+/// The part of that time that has to be left.
 const LEFT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Clocks differ.
@@ -86,7 +86,7 @@ const BEFORE: Duration = Duration::from_secs(3600);
 /// When a certificate is to be made again, seconds since 1970-01-01 UTC.
 const RENEW: &str = "doorward.dev/renew-after";
 
-/// How often a change is tried that others get in between of.
+/// The number of tries of a change that others get in between of.
 const ATTEMPTS: usize = 8;
 
 // === impl Keeper ===
@@ -97,7 +97,8 @@ impl Keeper {
         Ok(Self { api: Api::new(access)?, managed, files: webhook })
     }
 
-    /// Has a valid certificate in the Secret, its authority in the configuration, and both in the files.
+    /// Has a valid certificate in the Secret, its authority in the configuration, and both in the
+    /// files.
     pub async fn keep(&self) -> Result<(), Error> {
         let identity = self.secret().await?;
         self.announce(&identity.authorities).await?;

@@ -1,4 +1,4 @@
-//! How the sidecar gets at files: through the volumes that the app mounts, or volumes of its own.
+//! The files of the sidecar: from the volumes that the app mounts, or from volumes of its own.
 
 use serde_json::{Map, Value, json};
 
@@ -12,13 +12,13 @@ pub(super) struct Files {
     pub(super) mounts: Vec<Value>,
 }
 
-/// Where volumes that only the sidecar mounts are.
+/// The folder of volumes that only the sidecar mounts.
 const ROOT: &str = "/mnt/doorward";
 
 /// The sidecar's own place to write.
 pub(super) const STATE: &str = "/var/lib/doorward";
 
-/// Where a ConfigMap with settings is mounted.
+/// The folder where a ConfigMap with settings is mounted.
 const SETTINGS: &str = "/etc/doorward";
 
 /// The key of that ConfigMap.
@@ -44,7 +44,8 @@ impl Files {
     /// Mounts what an annotation names and returns its path in the sidecar.
     ///
     /// `/path` is a file of a volume that `app` mounts, `pvc://CLAIM/PATH` one of a claim, and
-    /// `secret://NAME/KEY` one of a Secret. The artifact may be `s3://BUCKET/KEY`, which mounts nothing.
+    /// `secret://NAME/KEY` one of a Secret. The artifact may be `s3://BUCKET/KEY`, which mounts
+    /// nothing.
     pub(super) fn resolve(
         &mut self,
         annotation: &'static str,

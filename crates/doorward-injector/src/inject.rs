@@ -1,7 +1,7 @@
 //! From a pod and settings to the pod with the sidecar: a pure function.
 //!
-//! The pod stays JSON: what a later Kubernetes adds to pods is kept, and nothing that injection does not
-//! change is written again in another way.
+//! The pod stays JSON: what a later Kubernetes adds to pods is kept, and nothing that injection
+//! does not change is written again in another way.
 
 use serde_json::{Map, Value, json};
 
@@ -12,7 +12,7 @@ use super::server::Reach;
 use super::settings::{Kind, Sidecar};
 use super::sidecar::{self, Declare, NAME};
 
-/// What became of a pod.
+/// The outcome for a pod.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -27,13 +27,13 @@ pub enum Outcome {
 pub struct Injected {
     /// The pod.
     pub pod: Value,
-    /// Who has to be kept from the app by a NetworkPolicy.
+    /// The peers that a NetworkPolicy has to keep from the app.
     pub isolate: Option<Isolation>,
-    /// What its author should know.
+    /// Notes for its author.
     pub warnings: Vec<String>,
 }
 
-/// What a NetworkPolicy has to let through; everything else stays out.
+/// The ports that a NetworkPolicy has to let through; everything else stays out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Isolation {
     /// The sidecar's ports for clients.
@@ -63,7 +63,7 @@ impl Isolation {
     }
 }
 
-/// What the pod is made from.
+/// The object that the pod is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// A pod or a template of one.
@@ -165,7 +165,7 @@ fn isolate(pod: &mut Value, ports: &Ports, admin: u16) -> Option<Isolation> {
     Some(isolation)
 }
 
-/// What no pod with the sidecar can be.
+/// The kinds of pod that cannot have the sidecar.
 fn admissible(spec: &Map<String, Value>, kind: Kind) -> Result<(), Refusal> {
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
         return Err(Refusal::HostNetwork);

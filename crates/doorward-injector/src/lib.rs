@@ -3,8 +3,8 @@
 //! Injection is a pure function from a pod to a pod. A pod that asks for the sidecar gets it, or is
 //! refused with a reason; it never runs without.
 //!
-//! Whoever may create pods in a namespace may also run pods without the sidecar, or with annotations that weaken
-//! it: injection protects from mistakes, not from those who may deploy.
+//! Whoever may create pods in a namespace may also run pods without the sidecar, or with
+//! annotations that weaken it: injection protects from mistakes, not from those who may deploy.
 
 mod api;
 mod certificates;

@@ -1,7 +1,7 @@
 //! Manifests: streams of YAML documents, of which those with pods that ask for it get the sidecar.
 //!
-//! A document that does not change is passed on as it was written, comments included. One that does is
-//! written anew: its data is kept, its comments and its layout are not.
+//! A document that does not change is passed on as it was written, comments included. One that does
+//! is written anew: its data is kept, its comments and its layout are not.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use super::settings::Sidecar;
 pub struct Manifest {
     /// The stream.
     pub text: String,
-    /// What its author should know, document by document.
+    /// Notes for its author, document by document.
     pub notes: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ pub enum Error {
         /// Why not.
         refusal: Refusal,
     },
-    /// What was patched cannot be written.
+    /// The patched object cannot be written.
     #[error("{object} cannot be written as YAML: {reason}")]
     Write {
         /// Kind and name.
@@ -46,9 +46,9 @@ pub enum Error {
     Yaml {
         /// Counted from 1.
         document: usize,
-        /// Where it begins.
+        /// The place where it begins.
         line: usize,
-        /// What and where in it.
+        /// The thing, and its place.
         reason: String,
     },
 }
@@ -59,8 +59,8 @@ struct Document<'a> {
     text: &'a str,
 }
 
-/// Injects into every pod of a manifest that asks for it. One refusal refuses the manifest: half of it,
-/// applied, would run pods without the sidecar that they asked for.
+/// Injects into every pod of a manifest that asks for it. One refusal refuses the manifest: half of
+/// it, applied, would run pods without the sidecar that they asked for.
 pub fn inject_manifest(text: &str, settings: &Sidecar) -> Result<Manifest, Error> {
     let mut documents = Vec::new();
     let mut notes = Vec::new();
@@ -222,8 +222,8 @@ pub fn network_policy(namespace: Option<&str>, isolation: &Isolation) -> Value {
     })
 }
 
-/// Splits at the markers of documents, which YAML keeps apart from content: no scalar can hold a line
-/// that begins with one.
+/// Splits at the markers of documents, which YAML keeps apart from content: no scalar can hold a
+/// line that begins with one.
 fn split(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let (mut start, mut first, mut offset) = (0, 1, 0);

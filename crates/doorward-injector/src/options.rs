@@ -1,4 +1,4 @@
-//! What a pod's annotations ask for.
+//! The options that a pod's annotations ask for.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::refusal::Refusal;
 use super::server::ModelServer;
 use super::settings::{Kind, Resources, Sidecar};
 
-/// Whether a pod asks for the sidecar.
+/// True if a pod asks for the sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptIn {
     /// The namespace does, for all its pods; a pod can say no.
@@ -17,11 +17,11 @@ pub enum OptIn {
     Pod,
 }
 
-/// What one pod asks for.
+/// The options of one pod.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) container: Option<String>,
-    /// What is inspected; not empty. gRPC before HTTP.
+    /// The protocols that are inspected; not empty. gRPC before HTTP.
     pub(super) protocols: Vec<Protocol>,
     pub(super) http: Wanted,
     pub(super) grpc: Wanted,
@@ -40,14 +40,14 @@ pub(super) struct Options {
     pub(super) model_name: Option<String>,
 }
 
-/// What clients speak.
+/// The protocols that clients speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Grpc,
     Http,
 }
 
-/// What annotations say of one protocol's ports.
+/// The annotations of one protocol's ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// The one that clients use.
@@ -63,7 +63,7 @@ pub(super) enum PortName {
     Number(u16),
 }
 
-/// What the annotation says of the model server.
+/// The model server by the annotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ServerChoice {
     /// One whose port can be moved.
@@ -86,10 +86,10 @@ pub(super) const ARTIFACT: &str = "doorward.dev/artifact";
 pub(super) const CLEAN_IMAGES: &str = "doorward.dev/clean-images";
 pub(super) const TRAINING_IMAGES: &str = "doorward.dev/training-images";
 
-/// What injection itself decides, so that the sidecar stands where it has to.
+/// The sections that injection itself decides, so that the sidecar stands in its place.
 const RESERVED: [&str; 5] = ["admin", "calibration", "listen", "tls", "upstream"];
 
-/// Of reserved sections, keys that annotations may set.
+/// Keys of reserved sections that annotations may set.
 const NOT_RESERVED: [&str; 4] = [
     "calibration.fit_images",
     "calibration.holdout_images",
@@ -99,7 +99,7 @@ const NOT_RESERVED: [&str; 4] = [
 
 // === opting in ===
 
-/// Whether the pod asks for the sidecar.
+/// True if the pod asks for the sidecar.
 pub(super) fn asks(metadata: &Map<String, Value>, opt_in: OptIn) -> Result<bool, Refusal> {
     let text = |kind: &str| metadata.get(kind).and_then(|map| map.get(INJECT));
     match (text("annotations").or(text("labels")), opt_in) {

@@ -1,10 +1,10 @@
-//! Who listens where, so that Services reach the sidecar without iptables.
+//! The ports of sidecar and app, so that Services reach the sidecar without iptables.
 //!
-//! Two ways. *Taking over*: the app moves to another port and the sidecar listens on the one it had, so
-//! that Services by name and by number, Knative's proxy and probes all find the sidecar there. It takes a
-//! server that can be told to move, or an author who did it. *Renaming*: the app stays, and its port's
-//! name goes to the sidecar's port; a Service that names the port by its number would pass the sidecar
-//! by, so that a NetworkPolicy has to keep clients off it.
+//! Two ways. *Taking over*: the app moves to another port and the sidecar listens on the one it
+//! had, so that Services by name and by number, Knative's proxy and probes all find the sidecar
+//! there. It takes a server that can be told to move, or an author who did it. *Renaming*: the app
+//! stays, and its port's name goes to the sidecar's port; a Service that names the port by its
+//! number would pass the sidecar by, so that a NetworkPolicy has to keep clients off it.
 
 use serde_json::{Map, Value, json};
 
@@ -13,12 +13,12 @@ use super::probes::{self, Probed};
 use super::refusal::Refusal;
 use super::server::{ModelServer, Reach};
 
-/// Who listens where.
+/// The ports of sidecar and app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ports {
     /// One for each protocol.
     pub(super) inspected: Vec<Inspected>,
-    /// Who else reaches the app.
+    /// The others that reach the app.
     pub(super) reach: Reach,
 }
 
@@ -26,17 +26,17 @@ pub(super) struct Ports {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Inspected {
     pub(super) protocol: Protocol,
-    /// Where clients reach the sidecar.
+    /// The port at which clients reach the sidecar.
     pub(super) public: u16,
-    /// Where the sidecar reaches the app.
+    /// The port at which the sidecar reaches the app.
     pub(super) app: u16,
-    /// How the app gets there.
+    /// The way in which the app gets there.
     pub(super) way: Way,
-    /// What the app's container calls the port that clients use.
+    /// The name of the port that clients use in the app's container.
     name: Option<String>,
 }
 
-/// How sidecar and app share the ports.
+/// The division of the ports between sidecar and app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// The author has moved the app.
@@ -47,7 +47,7 @@ pub(super) enum Way {
     Rename(String),
 }
 
-/// How far a moved app goes from its own port, so that a reader sees which port it was.
+/// The distance of a moved app from its own port, so that a reader sees which port it was.
 const DISTANCE: u16 = 10_000;
 
 /// The longest name of a port.
@@ -85,7 +85,7 @@ impl Ports {
         Ok(Self { inspected, reach })
     }
 
-    /// Where clients reach the sidecar: HTTP first.
+    /// The ports at which clients reach the sidecar: HTTP first.
     pub(super) fn public(&self) -> Vec<u16> {
         self.inspected.iter().rev().map(|port| port.public).collect()
     }
@@ -120,7 +120,7 @@ impl Ports {
 // === impl Inspected ===
 
 impl Inspected {
-    /// Where the app listened before.
+    /// The port where the app listened before.
     fn before(&self) -> u16 {
         match self.way {
             Way::Rename(_) => self.app,
@@ -134,7 +134,7 @@ impl Inspected {
     }
 }
 
-/// What one protocol's ports are chosen from.
+/// The facts that one protocol's ports are chosen from.
 struct Choice<'a> {
     protocol: Protocol,
     spec: &'a Map<String, Value>,

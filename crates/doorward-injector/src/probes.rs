@@ -1,8 +1,8 @@
 //! The app's own probes: they stay as they are wherever the sidecar passes them on.
 //!
-//! A probe of a route that the firewall takes for a read reaches the app through the sidecar. Any other one
-//! would be answered, or refused, by the sidecar itself and say nothing of the app; its port becomes the
-//! app's.
+//! A probe of a route that the firewall takes for a read reaches the app through the sidecar. Any
+//! other one would be answered, or refused, by the sidecar itself and say nothing of the app; its
+//! port becomes the app's.
 
 use serde_json::{Map, Value, json};
 
@@ -25,7 +25,7 @@ pub(super) struct Probed<'a> {
     pub(super) model: Option<&'a str>,
 }
 
-/// Whether all probes by network would reach the app through one of the sidecar's ports.
+/// True if all probes by network would reach the app through one of the sidecar's ports.
 pub(super) fn all_pass(app: &Map<String, Value>, ports: &[Probed<'_>]) -> bool {
     actions(app).all(|(kind, action)| {
         ports.iter().any(|probed| meets(action, probed) && passes(kind, action, probed))
@@ -56,7 +56,8 @@ fn passes(kind: &str, action: &Value, probed: &Probed<'_>) -> bool {
         Some((path, query)) => (path, Some(query)),
         None => (path, None),
     };
-    // Whether the sidecar takes images is not known here; without it, such probes go to the app itself.
+    // Whether the sidecar takes images is not known here; without it, such probes go to the app
+    // itself.
     Format::of(path, &ImageRoutes::default()).route("GET", path, query, probed.model) == Route::Read
 }
 

@@ -1,4 +1,5 @@
-//! Why a pod does not get the sidecar. A pod that asked for it is never left without one in silence.
+//! Why a pod does not get the sidecar. A pod that asked for it is never left without one in
+//! silence.
 
 /// Why a pod that asks for the sidecar cannot have it, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,7 +12,7 @@ pub enum Refusal {
         name: String,
         /// Its value.
         received: String,
-        /// What it may be.
+        /// The values that it may have.
         expected: String,
     },
     /// Several containers could be the model server.
@@ -33,7 +34,7 @@ pub enum Refusal {
         container: String,
         /// Its ports.
         ports: Vec<String>,
-        /// What names one.
+        /// A name of one.
         annotation: &'static str,
     },
     /// The pod shares the node's network, where nothing keeps clients from the app.
@@ -49,7 +50,7 @@ pub enum Refusal {
     NoContainer {
         /// The annotation's.
         name: String,
-        /// Those that are there.
+        /// The ports that are there.
         names: Vec<String>,
     },
     /// No model is named.
@@ -62,7 +63,7 @@ pub enum Refusal {
     NoPort {
         /// The container.
         container: String,
-        /// What names one.
+        /// A name of one.
         annotation: &'static str,
     },
     /// The file is in no volume of the app's.
@@ -80,11 +81,11 @@ pub enum Refusal {
     /// The document is no pod.
     #[error("{path} is {received}, expected {expected}")]
     NotAPod {
-        /// Where in the document.
+        /// The place in the document.
         path: String,
-        /// What is there.
+        /// The value that is there.
         received: &'static str,
-        /// What should be.
+        /// The value that should be there.
         expected: &'static str,
     },
     /// Services that name the port by its number would pass the sidecar by.
@@ -118,7 +119,7 @@ pub enum Refusal {
     PortTaken {
         /// The port.
         port: u16,
-        /// Whose it is.
+        /// Its owner.
         container: String,
     },
     /// Knative's proxy goes to the app's port by its number.
@@ -137,7 +138,7 @@ pub enum Refusal {
     /// The settings in the annotations are not valid together.
     #[error("the sidecar's settings are invalid: {reason}")]
     Settings {
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// Not Linux.

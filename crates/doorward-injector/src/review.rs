@@ -16,13 +16,13 @@ use super::settings::Sidecar;
 pub struct Answer {
     /// The `AdmissionReview` for the API server.
     pub review: Value,
-    /// What became of the pod.
+    /// The outcome for the pod.
     pub verdict: String,
-    /// Whether the pod may be created.
+    /// True if the pod may be created.
     pub allowed: bool,
     /// Namespace and name, as far as they are known yet.
     pub pod: String,
-    /// Whether nothing is going to be created.
+    /// True if nothing is going to be created.
     pub dry_run: bool,
 }
 

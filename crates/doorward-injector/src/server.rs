@@ -1,8 +1,10 @@
-//! Model servers that can be told to listen elsewhere, by arguments or environment variables of theirs.
+//! Model servers that can be told to listen elsewhere, by arguments or environment variables of
+//! theirs.
 //!
-//! What each one reads was looked up in its sources: MLServer 1.7 (`settings.py`), KServe 0.21
-//! (`model_server.py`; it always listens on all interfaces), Triton (`command_line_parser.cc`) and TensorFlow
-//! Serving (its REST port has no address of its own; of a flag given twice it takes the last).
+//! The variables and arguments were looked up in the servers' sources: MLServer 1.7
+//! (`settings.py`), KServe 0.21 (`model_server.py`; it always listens on all interfaces), Triton
+//! (`command_line_parser.cc`) and TensorFlow Serving (its REST port has no address of its own; of a
+//! flag given twice it takes the last).
 
 use serde_json::{Map, Value, json};
 
@@ -21,7 +23,7 @@ pub(super) enum ModelServer {
     Triton,
 }
 
-/// Where a moved server listens.
+/// The port of a moved server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
     /// Only the pod's own containers get there.
@@ -30,7 +32,7 @@ pub(super) enum Reach {
     PodNetwork,
 }
 
-/// How a server is told.
+/// The ways to tell a server its port.
 enum Way {
     Argument(&'static str),
     Variable(&'static str),
@@ -80,7 +82,7 @@ impl ModelServer {
         }
     }
 
-    /// How it is told where to listen, and where it does unless told; `None`: it does not speak that.
+    /// The way to tell it its port, and its default port; `None`: it does not speak that.
     fn listens(self, protocol: Protocol) -> Option<(Way, u16)> {
         match (self, protocol) {
             (Self::Kserve, Protocol::Http) => Some((Way::Argument("--http_port"), 8080)),
@@ -97,7 +99,7 @@ impl ModelServer {
         }
     }
 
-    /// Where it listens now; `None`: it does not speak that protocol.
+    /// The port where it listens now; `None`: it does not speak that protocol.
     pub(super) fn port(self, protocol: Protocol, container: &Map<String, Value>) -> Option<u16> {
         let (way, default) = self.listens(protocol)?;
         let value = match way {
@@ -107,7 +109,8 @@ impl ModelServer {
         Some(value.and_then(|value| value.parse().ok()).unwrap_or(default))
     }
 
-    /// Whether [`ModelServer::move_to`] has an effect: arguments behind `sh -c` would go to the shell.
+    /// True if [`ModelServer::move_to`] has an effect: arguments behind `sh -c` would go to the
+    /// shell.
     pub(super) fn is_movable(self, container: &Map<String, Value>) -> bool {
         let shell = words(container).iter().any(|word| word == "-c" || word == "-ec");
         match self {
@@ -121,7 +124,7 @@ impl ModelServer {
         }
     }
 
-    /// Whether it can be kept to the pod's own containers.
+    /// True if it can be kept to the pod's own containers.
     pub(super) fn binds_loopback(self) -> bool {
         matches!(self, Self::MlServer | Self::Triton)
     }

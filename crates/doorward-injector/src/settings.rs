@@ -1,4 +1,4 @@
-//! How pods get the sidecar.
+//! The settings by which pods get the sidecar.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use doorward_proxy::settings::Telemetry;
 
-/// What holds for all pods.
+/// The settings for all pods.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The sidecar.
@@ -26,25 +26,25 @@ pub struct Sidecar {
     pub image: String,
     /// `None`: Kubernetes decides by the image's tag.
     pub image_pull_policy: Option<PullPolicy>,
-    /// Which kind of container.
+    /// The kind of container.
     pub kind: Kind,
-    /// Where it listens for clients when the app cannot leave its own port.
+    /// The port for clients when the app cannot leave its own port.
     pub port: u16,
     /// The same for gRPC.
     pub grpc_port: u16,
-    /// Where it listens for operators.
+    /// The port for operators.
     pub admin_port: u16,
-    /// What it asks for and may use.
+    /// The resources that it asks for and may use.
     pub resources: Resources,
-    /// Whether it starts with these environment variables.
+    /// True if it starts with these environment variables.
     pub check: Check,
 }
 
-/// Says why a sidecar does not start with these environment variables, where that can be told: a file
-/// of settings may add to them.
+/// Says why a sidecar does not start with these environment variables, where that can be told: a
+/// file of settings may add to them.
 pub type Check = fn(environment: &BTreeMap<String, String>, has_file: bool) -> Result<(), String>;
 
-/// Which kind of container the sidecar is.
+/// The kind of container that the sidecar is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -81,7 +81,7 @@ pub struct Resources {
 /// `[webhook]`
 #[derive(Clone, Debug)]
 pub struct Webhook {
-    /// Where the API server connects.
+    /// The address that the API server connects to.
     pub listen: SocketAddr,
     /// Certificate chain.
     pub certificate: PathBuf,
@@ -94,7 +94,7 @@ pub struct Webhook {
 /// `[webhook.self_managed]`
 #[derive(Clone, Debug)]
 pub struct SelfManaged {
-    /// Of the Secret and the Service.
+    /// The namespace of the Secret and the Service.
     pub namespace: String,
     /// The Secret that replicas share.
     pub secret: String,

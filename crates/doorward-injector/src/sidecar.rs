@@ -16,7 +16,7 @@ pub(super) const NAME: &str = "doorward";
 /// The user of the image; the pod's own user may be root.
 const USER: u32 = 65532;
 
-/// Whether the container may declare ports.
+/// True if the container may declare ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Declare {
     /// Knative takes one container with ports.
@@ -104,7 +104,7 @@ pub(super) fn container(
     Ok((container, files))
 }
 
-/// Where the sidecar listens, and where it finds the app.
+/// The variables with the sidecar's listeners and the app's addresses.
 fn listeners(options: &Options, ports: &Ports) -> BTreeMap<String, String> {
     let any = |port: u16| format!("0.0.0.0:{port}");
     let app = |port: u16| format!("http://127.0.0.1:{port}");

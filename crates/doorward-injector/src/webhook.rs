@@ -1,7 +1,8 @@
 //! The admission webhook: parses, calls, wraps.
 //!
-//! Two paths say who opts in: `/inject/namespace` takes every pod that does not say no, `/inject/pod`
-//! those that say yes. Which requests come here is the MutatingWebhookConfiguration's business.
+//! Two paths say who opts in: `/inject/namespace` takes every pod that does not say no,
+//! `/inject/pod` those that say yes. Which requests come here is the MutatingWebhookConfiguration's
+//! business.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use sha2::{Digest, Sha256};
 #[derive(Debug)]
 pub struct Webhook {
     listener: Listener,
-    /// Whether the certificate follows its files.
+    /// True if the certificate follows its files.
     following: tokio::task::JoinHandle<()>,
 }
 
@@ -41,7 +42,7 @@ const BODY_BYTES: usize = 8 * 1024 * 1024;
 /// Kubernetes takes up to a minute to update a mounted Secret.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// What the API server waits for at most is 30 s.
+/// The API server waits for 30 s at most.
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// For endpoints to forget this process.
@@ -72,7 +73,7 @@ impl Webhook {
         Ok(Self { listener, following })
     }
 
-    /// Where it listens.
+    /// The port where it listens.
     pub fn address(&self) -> &Address {
         self.listener.address()
     }
@@ -124,8 +125,8 @@ fn review(State(settings): State<Arc<Sidecar>>, opt_in: OptIn, body: Bytes) -> R
     }
 }
 
-/// Takes the certificate over when its files change. Files that do not go together, as in the middle of
-/// an update, change nothing.
+/// Takes the certificate over when its files change. Files that do not go together, as in the
+/// middle of an update, change nothing.
 async fn follow(security: Arc<Security>, tls: Tls, mut seen: Vec<Option<String>>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

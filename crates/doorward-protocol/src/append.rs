@@ -10,9 +10,9 @@ use crate::request::Encoded;
 /// A request with more rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Appended {
-    /// What the upstream gets.
+    /// The request that the upstream gets.
     pub encoded: Encoded,
-    /// Whether the client chose what the answer holds.
+    /// True if the client chose what the answer holds.
     pub selective: bool,
 }
 
@@ -98,7 +98,7 @@ fn named(text: &str) -> Option<(Option<String>, String)> {
     array.starts_with('[').then_some((name, array))
 }
 
-/// Whether numbers are written as floats: the firewall writes all of a request in one way.
+/// True if numbers are written as floats: the firewall writes all of a request in one way.
 fn is_fractional(array: &str) -> bool {
     array.starts_with('[') && array.bytes().any(|byte| matches!(byte, b'.' | b'e'))
 }

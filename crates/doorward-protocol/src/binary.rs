@@ -1,8 +1,8 @@
 //! The binary tensor extension of V2 REST: bytes behind the JSON instead of numbers in it.
 //!
-//! `Inference-Header-Content-Length` says how many bytes of the body are JSON; the tensor follows, its
-//! length in `parameters.binary_data_size`. A length of 0 means that the whole body is one tensor, of
-//! the model's only input and in the model's own datatype.
+//! `Inference-Header-Content-Length` says how many bytes of the body are JSON; the tensor follows,
+//! its length in `parameters.binary_data_size`. A length of 0 means that the whole body is one
+//! tensor, of the model's only input and in the model's own datatype.
 
 use bytes::Bytes;
 use hyper::HeaderMap;
@@ -20,7 +20,7 @@ pub const JSON_LENGTH: &str = "inference-header-content-length";
 /// The parameter that says how many bytes the tensor has.
 pub(super) const SIZE: &str = "binary_data_size";
 
-/// How many bytes of a body of `body` bytes are JSON; `None` without the header.
+/// The number of bytes of a body of `body` bytes are JSON; `None` without the header.
 pub(super) fn json_length(headers: &HeaderMap, body: usize) -> Result<Option<usize>, DecodeError> {
     let values: Vec<_> =
         headers.get_all(JSON_LENGTH).iter().map(|value| value.as_bytes()).collect();
@@ -56,8 +56,8 @@ pub(super) fn raw(body: &Bytes, bounds: Bounds<'_>) -> Result<Checked, DecodeErr
     check_rows(rows, bounds)?;
     let values = Datatype::Fp32.read(body);
     check_range(&values, bounds)?;
-    // Whatever the client calls it: a server that goes by the content type must not read these bytes as JSON, for
-    // there are bytes that are both.
+    // Whatever the client calls it: a server that goes by the content type must not read these
+    // bytes as JSON, for there are bytes that are both.
     let media_type = Some(media::BYTES.into());
     let values = bounds.input.rows_of_sent(values);
     let encoded = Encoded { body: body.clone(), json_length: Some(0), media_type };

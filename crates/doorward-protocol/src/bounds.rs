@@ -1,4 +1,4 @@
-//! What decoders need to know of the model and the limits.
+//! The facts on the model and the limits that decoders need.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use doorward_images::Frame;
 
 use crate::input::Input;
 
-/// What a decoder needs to know of the model and the limits.
+/// The facts on the model and the limits that a decoder needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds<'a> {
     /// The tensor that the model takes.
     pub input: Input<'a>,
     /// Most rows in one request.
     pub rows: usize,
-    /// How images become rows.
+    /// The way of images to rows.
     pub pictures: Pictures<'a>,
 }
 
-/// How images become rows.
+/// The way of images to rows.
 #[derive(Clone, Copy)]
 pub struct Pictures<'a> {
     /// From a picture to the model's shape.
@@ -28,7 +28,7 @@ pub struct Pictures<'a> {
     pub pixels: usize,
     /// The name of a form's part.
     pub part: &'a str,
-    /// Whether V1 instances may be images.
+    /// True if V1 instances may be images.
     pub in_instances: bool,
 }
 

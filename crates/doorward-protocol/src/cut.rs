@@ -1,7 +1,7 @@
 //! Takes appended rows out of the upstream's answer again, and reads what it says of all of them.
 //!
-//! Every output has the batch first, whatever its rank. What stays keeps its spelling: numbers, ids,
-//! parameters and keys that nobody here knows.
+//! Every output has the batch first, whatever its rank. What stays keeps its spelling: numbers,
+//! ids, parameters and keys that nobody here knows.
 
 use bytes::Bytes;
 use hyper::HeaderMap;
@@ -10,18 +10,18 @@ use super::binary::{self, JSON_LENGTH};
 use super::datatype::Datatype;
 use super::text::{Members, array, items, members};
 
-/// What was asked for, and what is looked for in the answer.
+/// The facts on a request that its answer is read by.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
     /// Rows of the client, which stay.
     pub rows: usize,
     /// Rows in all.
     pub total: usize,
-    /// How many labels a prediction is over.
+    /// The number of labels a prediction is over.
     pub labels: usize,
-    /// What the model's file calls the output.
+    /// The name of the output in the model's file.
     pub output: Option<&'a str>,
-    /// Whether the client chose the outputs. Then another output than that one tells nothing: who
+    /// True if the client chose the outputs. Then another output than that one tells nothing: who
     /// chooses what is judged chooses the verdict.
     pub selective: bool,
 }
@@ -31,13 +31,13 @@ pub struct Asked<'a> {
 pub struct Cut {
     /// Its body.
     pub body: Bytes,
-    /// How many bytes of it are JSON, where bytes of tensors follow.
+    /// The number of bytes of it are JSON, where bytes of tensors follow.
     pub json_length: Option<usize>,
-    /// What it said of all rows, if that can be told.
+    /// The predictions of all rows, if they can be told.
     pub predictions: Option<Told>,
 }
 
-/// What an answer says of rows.
+/// The content of an answer on rows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
     /// A label per row.
@@ -194,7 +194,7 @@ fn cut_output(
     Ok(values.map(|values| Candidate { scores, named, values }))
 }
 
-/// How many of a tensor's bytes are the client's rows.
+/// The number of of a tensor's bytes are the client's rows.
 fn kept_bytes(
     bytes: &[u8],
     datatype: &str,
@@ -237,8 +237,8 @@ fn read(bytes: &[u8], datatype: &str) -> Option<Vec<f32>> {
     }
 }
 
-/// Which output tells: the one of the model's name, else the only one with scores, else the only one
-/// with labels.
+/// Chooses the output that tells: the one of the model's name, else the only one with scores, else
+/// the only one with labels.
 fn choose(candidates: Vec<Candidate>, asked: Asked<'_>) -> Option<Told> {
     let (named, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|one| one.named);
     if let Some(one) = named.into_iter().next() {
@@ -318,7 +318,7 @@ fn rows_of<'a>(name: &str, text: &'a str, asked: Asked<'_>) -> Result<Vec<&'a st
     Err(CutError::Batch { output, received, expected: asked.total })
 }
 
-/// What V1's rows say: an array of scores, a label, or an object with one of them.
+/// Reads V1's rows: an array of scores, a label, or an object with one of them.
 fn v1_rows(rows: &[&str], asked: Asked<'_>) -> Option<Told> {
     let own: Vec<String> = rows
         .iter()

@@ -1,7 +1,8 @@
-//! What a tensor's numbers are on the wire.
+//! The datatype of a tensor's numbers on the wire.
 //!
 //! A value is the model's input value, whatever its datatype: a UINT8 of 7 is judged as 7.0, and
-//! nothing is scaled. It is judged as the `f32` nearest to it, which is what the model computes with.
+//! nothing is scaled. It is judged as the `f32` nearest to it, which is what the model computes
+//! with.
 
 use half::{bf16, f16};
 
@@ -56,7 +57,7 @@ impl Datatype {
         }
     }
 
-    /// Whether it holds integers only.
+    /// True if it holds integers only.
     pub fn is_integer(self) -> bool {
         matches!(self, Self::Int8 | Self::Uint8)
     }
@@ -73,7 +74,8 @@ impl Datatype {
         }
     }
 
-    /// Appends little-endian values; of integers it makes none, for a value in between is none of theirs.
+    /// Appends little-endian values; of integers it makes none, for a value in between is none of
+    /// theirs.
     pub fn write(self, values: &[f32], bytes: &mut Vec<u8>) {
         match self {
             Self::Bf16 => {

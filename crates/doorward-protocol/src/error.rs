@@ -14,9 +14,9 @@ pub enum DecodeError {
     Base64 {
         /// The key of the document.
         field: &'static str,
-        /// Which of the instances.
+        /// The index of the instance.
         index: usize,
-        /// What is wrong.
+        /// The fault.
         reason: base64::DecodeError,
     },
     /// Bytes behind the JSON are not a tensor.
@@ -46,7 +46,7 @@ pub enum DecodeError {
     /// A datatype whose values cannot be judged.
     #[error("inputs[0].datatype is {received:?}, expected BF16, FP16, FP32, FP64, INT8 or UINT8")]
     Datatype {
-        /// What was sent.
+        /// The value that was sent.
         received: String,
     },
     /// A body that is not what its content coding says.
@@ -54,7 +54,7 @@ pub enum DecodeError {
     Coded {
         /// The coding.
         coding: &'static str,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// A decoded body that is too large.
@@ -70,7 +70,7 @@ pub enum DecodeError {
         "the content coding {received:?} is not supported, expected one of gzip, deflate, zstd"
     )]
     Encoding {
-        /// What was sent.
+        /// The value that was sent.
         received: String,
     },
     /// Numbers inside of bytes.
@@ -84,7 +84,7 @@ pub enum DecodeError {
     FieldImage {
         /// The key of the document.
         field: &'static str,
-        /// Which of the instances.
+        /// The index of the instance.
         index: usize,
         /// Why not.
         reason: EncodedError,
@@ -143,9 +143,9 @@ pub enum DecodeError {
     /// An image of another format than its content type says.
     #[error("content-type says {}, but the image is a {kind}", declared.media_type())]
     ImageType {
-        /// What was said.
+        /// The format that was declared.
         declared: Kind,
-        /// What it is.
+        /// Its kind.
         kind: Kind,
     },
     /// Not one JSON document of the protocol's form.
@@ -154,9 +154,9 @@ pub enum DecodeError {
     /// A content type that is not the protocol's.
     #[error("content-type {received:?} is not supported, expected {expected}")]
     MediaType {
-        /// What was sent.
+        /// The value that was sent.
         received: String,
-        /// What would be taken.
+        /// The values that would be taken.
         expected: &'static str,
     },
     /// Images and numbers.
@@ -199,7 +199,7 @@ pub enum DecodeError {
     /// A shape that is not the model's.
     #[error("inputs[0].shape is {received:?}, expected [n, {}, {}, {}]", row[0], row[1], row[2])]
     Shape {
-        /// What was sent.
+        /// The value that was sent.
         received: Vec<usize>,
         /// Shape of one row.
         row: [usize; 3],
@@ -234,7 +234,7 @@ pub enum BinaryError {
         "inference-header-content-length is {received:?}, expected one plain decimal number of at most {body}, the bytes of the body"
     )]
     Length {
-        /// What was sent; several headers are joined by a comma.
+        /// The value that was sent; several headers are joined by a comma.
         received: String,
         /// Bytes of the body.
         body: usize,
@@ -242,7 +242,7 @@ pub enum BinaryError {
     /// The JSON says where its tensor is not.
     #[error("parameter binary_data_size belongs to inputs[0].parameters, found it in {place}")]
     Place {
-        /// Where it was.
+        /// The place where it was.
         place: &'static str,
     },
     /// A raw tensor that is not whole rows.
@@ -373,7 +373,7 @@ pub enum GrpcError {
     /// A negative size.
     #[error("inputs[0].shape is {received:?}, expected sizes of 1 or more")]
     Shape {
-        /// What was sent.
+        /// The value that was sent.
         received: Vec<i64>,
     },
     /// A shape of many sizes.

@@ -1,6 +1,6 @@
 //! Forms (multipart/form-data, RFC 7578) of one part, which is an image.
 //!
-//! What the upstream gets is a form of the firewall's own with the client's bytes in it, so that a parser
+//! The upstream gets a form of the firewall's own with the client's bytes in it, so that a parser
 //! that reads the client's form otherwise cannot find another image.
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ pub(super) struct Part {
     pub(super) media_type: Option<String>,
 }
 
-/// Whether a content type is that of a form.
+/// True if a content type is that of a form.
 pub(super) fn is_form(media_type: &str) -> bool {
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("multipart/form-data")

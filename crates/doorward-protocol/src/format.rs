@@ -43,7 +43,7 @@ impl Format {
         }
     }
 
-    /// Which route a request takes. `model` is the only model name taken, if given.
+    /// The route of a request. `model` is the only model name taken, if given.
     pub fn route(
         self,
         method: &str,
@@ -99,8 +99,8 @@ impl Format {
         }
     }
 
-    /// The answer without the appended rows, and what it says of all of them. Fails for an answer that
-    /// is not of the protocol's form.
+    /// The answer without the appended rows, and what it says of all of them. Fails for an answer
+    /// that is not of the protocol's form.
     pub fn cut(self, headers: &HeaderMap, body: &Bytes, asked: Asked<'_>) -> Result<Cut, CutError> {
         if headers.contains_key(CONTENT_ENCODING) {
             return Err(CutError::Coded);

@@ -1,9 +1,9 @@
 //! Looks over the fields of an inference request before it is decoded.
 //!
-//! In protobuf an empty tensor takes two bytes, and decoded more than a hundred; a list of ones takes eight
-//! times the memory of its text. So the number of fields is bounded, and the lists that no datatype here
-//! uses are refused, before anything is allocated: what is decoded afterwards takes at most four times
-//! the message.
+//! In protobuf an empty tensor takes two bytes, and decoded more than a hundred; a list of ones
+//! takes eight times the memory of its text. So the number of fields is bounded, and the lists that
+//! no datatype here uses are refused, before anything is allocated: what is decoded afterwards
+//! takes at most four times the message.
 
 use bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -19,7 +19,7 @@ enum Kind {
     Request,
 }
 
-/// What is to be done with a field.
+/// The treatment of a field.
 enum Field {
     Descend(Kind),
     Refuse(&'static str),
@@ -28,8 +28,8 @@ enum Field {
     Skip,
 }
 
-/// Far more than inputs, outputs and parameters are; a list of values is one field. Who sends each value as a field
-/// of its own, as no client does, is refused.
+/// Far more than inputs, outputs and parameters are; a list of values is one field. Who sends each
+/// value as a field of its own, as no client does, is refused.
 const MOST_FIELDS: usize = 1024;
 
 /// Four sizes take a dozen.

@@ -9,7 +9,7 @@ pub const PREFIX: usize = 5;
 /// One message in its frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Framed {
-    /// Whether `message` is in the coding that `grpc-encoding` names.
+    /// True if `message` is in the coding that `grpc-encoding` names.
     pub compressed: bool,
     /// Behind the prefix.
     pub message: Bytes,
@@ -30,7 +30,7 @@ pub enum FrameError {
     /// A flag that gRPC does not have.
     #[error("the frame's flag is {received}, expected 0 or 1")]
     Flag {
-        /// What was sent.
+        /// The value that was sent.
         received: u8,
     },
     /// Not even a prefix.

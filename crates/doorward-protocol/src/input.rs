@@ -9,9 +9,9 @@ pub struct Input<'a> {
     pub lower: &'a [f32],
     /// Largest value of each channel.
     pub upper: &'a [f32],
-    /// Whether images are sent with their channels last; rows have them first all the same.
+    /// True if images are sent with their channels last; rows have them first all the same.
     pub channels_last: bool,
-    /// Whether the model's file declares FLOAT, so that bytes without a datatype are FP32.
+    /// True if the model's file declares FLOAT, so that bytes without a datatype are FP32.
     pub fp32: bool,
 }
 
@@ -23,7 +23,7 @@ impl Input<'_> {
         self.shape.iter().product()
     }
 
-    /// Whether a row has no values.
+    /// True if a row has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -19,7 +19,7 @@ pub(super) struct Numbers {
     pub(super) values: Vec<f64>,
     /// Lengths of the arrays, outermost first. Arrays of one depth have one length.
     pub(super) lengths: Vec<usize>,
-    /// Whether each number is written as an integer, and one that FP32 holds exactly.
+    /// True if each number is written as an integer, and one that FP32 holds exactly.
     pub(super) integers: bool,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Partial {
     limit: usize,
     /// Length of the first finished array of each depth.
     lengths: [Option<usize>; MAX_DEPTH],
-    /// How many arrays enclose each number.
+    /// The number of arrays enclose each number.
     leaf_depth: Option<usize>,
     integers: bool,
 }
@@ -173,7 +173,8 @@ impl Partial {
         }
     }
 
-    /// An array of `length` items at `depth` ends here; an error if another one there is not as long.
+    /// An array of `length` items at `depth` ends here; an error if another one there is not as
+    /// long.
     pub(super) fn close<E: Error>(&mut self, depth: usize, length: usize) -> Result<(), E> {
         let expected = *self.lengths[depth].get_or_insert(length);
         if expected != length {

@@ -1,9 +1,9 @@
 //! KServe V1, which is TensorFlow Serving's REST protocol.
 //!
-//! `POST /v1/models/{name}[/versions/{version}]:predict` with the rows in `instances`, each an array or
-//! `{"{input}": array}`, or all of them in `inputs`, an array or `{"{input}": array}`. V1 has neither
-//! shape nor datatype, so arrays are nested exactly as the model's rows are, and numbers are FP32. In
-//! place of a row there may be an encoded image (`kserve_v1_images`).
+//! `POST /v1/models/{name}[/versions/{version}]:predict` with the rows in `instances`, each an
+//! array or `{"{input}": array}`, or all of them in `inputs`, an array or `{"{input}": array}`. V1
+//! has neither shape nor datatype, so arrays are nested exactly as the model's rows are, and
+//! numbers are FP32. In place of a row there may be an encoded image (`kserve_v1_images`).
 
 use bytes::Bytes;
 use hyper::HeaderMap;
@@ -25,10 +25,10 @@ use crate::media;
 use crate::request::{Checked, Encoded};
 use crate::route::{Refusal, Route, infer, is_plain, read};
 
-/// What curl calls a body that it is given without a content type, and what V1 servers ignore.
+/// The content type that curl gives a body by itself, and that V1 servers ignore.
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Which route a request takes. `model` is the only model name taken, if given.
+/// The route of a request. `model` is the only model name taken, if given.
 pub(crate) fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
     let refused = Route::Refused(Refusal::Path);
     let Some(rest) = path.strip_prefix('/') else {

@@ -14,11 +14,11 @@ pub(super) struct Document {
     /// The input's name, where rows or columns are objects.
     pub(super) name: Option<String>,
     pub(super) numbers: Numbers,
-    /// Of every `{"b64": ...}` that stands for numbers.
+    /// Encoded bytes that stand for numbers.
     pub(super) images: Vec<String>,
 }
 
-/// How the rows lie in the document.
+/// The place of the rows in the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// `inputs`: one tensor.
@@ -31,10 +31,10 @@ pub(super) struct DocumentSeed {
     pub(super) limit: usize,
 }
 
-/// What `instances` or `inputs` holds.
+/// The content of `instances` or `inputs`.
 struct Tensor {
     numbers: Partial,
-    /// Of the first row; the others have the same.
+    /// The lengths of the first row; the others have the same.
     name: Option<Option<String>>,
     images: Vec<String>,
 }

@@ -1,8 +1,9 @@
 //! Wire formats of inference requests, parsed strictly and written again.
 //!
-//! What was checked is what is served: a request is parsed once, strictly, and the upstream gets the
-//! firewall's own encoding of what was parsed. Anything that two parsers could read in two ways is
-//! refused, for an attacker would let the firewall see one input and the model another.
+//! The request that was checked is the request that is served: it is parsed once, strictly, and the
+//! upstream gets the firewall's own encoding of what was parsed. Anything that two parsers could
+//! read in two ways is refused, for an attacker would let the firewall see one input and the model
+//! another.
 
 mod append;
 pub mod binary;

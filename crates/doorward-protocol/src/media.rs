@@ -4,10 +4,10 @@ use crate::error::DecodeError;
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;
 
-/// What JSON is called.
+/// The content types of JSON.
 pub(super) const JSON: &str = "application/json";
 
-/// What bytes behind JSON are called.
+/// The content type of bytes behind JSON.
 pub(super) const BYTES: &str = "application/octet-stream";
 
 /// At most one content type, and one that `expected` takes.
@@ -29,7 +29,7 @@ pub(super) fn missing(headers: &HeaderMap, usual: &'static str) -> Option<&'stat
     (!headers.contains_key(CONTENT_TYPE)).then_some(usual)
 }
 
-/// What clients call JSON with bytes behind it.
+/// The content types that clients give JSON with bytes behind it.
 pub(super) fn is_binary(media_type: &str) -> bool {
     media_type.eq_ignore_ascii_case(BYTES) || is_json(media_type)
 }

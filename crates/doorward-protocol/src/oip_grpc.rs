@@ -1,9 +1,9 @@
 //! The Open Inference Protocol, version 2, over gRPC: `inference.GRPCInferenceService`.
 //!
-//! One input of shape `[n, C, H, W]` is taken, as raw contents or as contents of its datatype. The upstream gets the firewall's own
-//! encoding of the message: each field once, and none that the protocol does not have. Protobuf lets a
-//! message say things twice, and its readers agree on what then holds, but nothing is left for them to
-//! agree on. Raw contents are the client's bytes.
+//! One input of shape `[n, C, H, W]` is taken, as raw contents or as contents of its datatype. The
+//! upstream gets the firewall's own encoding of the message: each field once, and none that the
+//! protocol does not have. Protobuf lets a message say things twice, and its readers agree on what
+//! then holds, but nothing is left for them to agree on. Raw contents are the client's bytes.
 
 use bytes::Bytes;
 use prost::Message;
@@ -24,7 +24,7 @@ pub mod messages {
     include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 }
 
-/// What a path asks for.
+/// The request that a path makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// One inference; its input is inspected.
@@ -33,14 +33,14 @@ pub enum Call {
     Read {
         /// The path.
         path: &'static str,
-        /// Whether the request names a model.
+        /// True if the request names a model.
         model: bool,
     },
     /// A stream of inferences; the input of each is inspected.
     StreamInfer,
 }
 
-/// What all requests that name a model begin with.
+/// The fields that all requests that name a model begin with.
 #[derive(Clone, PartialEq, Message)]
 struct Named {
     #[prost(string, tag = "1")]
@@ -67,7 +67,7 @@ const READS: [(&str, bool); 8] = [
     ("/grpc.health.v1.Health/Check", false),
 ];
 
-/// What a request asks for. `path` is the whole of it, also what follows a question mark.
+/// The call that a request makes. `path` is the whole of it, also what follows a question mark.
 pub fn call(method: &str, path: &str, media_types: &[&[u8]]) -> Result<Call, Refusal> {
     let call = match path {
         INFER => Call::Infer,
@@ -108,8 +108,8 @@ pub fn model_in(message: &[u8]) -> Option<String> {
     Named::decode(message).ok().map(|named| named.name)
 }
 
-/// Reads an inference request, without its frame, and writes it again, in one. `model` is the only model
-/// name taken, if given.
+/// Reads an inference request, without its frame, and writes it again, in one. `model` is the only
+/// model name taken, if given.
 pub fn check(
     message: Bytes,
     bounds: Bounds<'_>,
@@ -180,7 +180,7 @@ pub fn stream_error(error_message: String, message: &[u8]) -> Bytes {
     })
 }
 
-/// What a reply repeats of a request.
+/// The part of a request that a reply repeats.
 #[derive(Clone, PartialEq, Message)]
 struct Ids {
     #[prost(string, tag = "1")]

@@ -1,9 +1,8 @@
 //! The Open Inference Protocol, version 2, over REST.
 //!
-//! `POST /v2/models/{name}[/versions/{version}]/infer` with
-//! `{id?, parameters?, inputs: [{name, shape, datatype, parameters?, data}], outputs?}`. One input of
-//! shape `[n, C, H, W]` is taken, `data` flat or nested exactly as the shape says, or bytes behind the
-//! JSON as `binary` describes.
+//! `POST /v2/models/{name}[/versions/{version}]/infer` with `{id?, parameters?, inputs: [{name,
+//! shape, datatype, parameters?, data}], outputs?}`. One input of shape `[n, C, H, W]` is taken,
+//! `data` flat or nested exactly as the shape says, or bytes behind the JSON as `binary` describes.
 //!
 //! The decoder is the gate that an attacker works on. It refuses duplicate and unknown keys, bytes
 //! that belong to nothing, arrays where the protocol has objects, shared-memory tensors, and values
@@ -43,7 +42,7 @@ pub(crate) struct InferRequest {
     outputs: Option<Vec<Value>>,
 }
 
-/// Which route a request takes. `model` is the only model name taken, if given.
+/// The route of a request. `model` is the only model name taken, if given.
 pub(crate) fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
     let refused = Route::Refused(Refusal::Path);
     let Some(rest) = path.strip_prefix('/') else {
@@ -140,8 +139,8 @@ impl InferRequest {
         &self.values
     }
 
-    /// The JSON part in the firewall's own spelling. Each number has the fewest digits that give the
-    /// same `f32` again.
+    /// The JSON part in the firewall's own spelling. Each number has the fewest digits that give
+    /// the same `f32` again.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let data = self.binary.is_none().then_some(EncodedNumbers {
             values: &self.values,
@@ -169,8 +168,8 @@ impl InferRequest {
             body.extend_from_slice(tensor);
             length
         });
-        // Where bytes follow, the client's own word goes on, or its silence: servers that do not know the extension
-        // then answer as they would without the firewall.
+        // Where bytes follow, the client's own word goes on, or its silence: servers that do not
+        // know the extension then answer as they would without the firewall.
         let missing = || media::missing(headers, JSON).map(Into::into);
         let media_type = if json_length.is_none() { missing() } else { None };
         let encoded = Encoded { body: body.into(), json_length, media_type };

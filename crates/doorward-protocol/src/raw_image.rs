@@ -1,8 +1,8 @@
 //! Requests that are an image: TorchServe, SageMaker containers, BentoML and LitServe.
 //!
-//! The body is a PNG or JPEG, or a form of one. The model server decodes the client's own bytes, so the
-//! firewall takes only images that there is one way to read (`images::decode`), and has to be told how the server
-//! goes on from there (`[preprocess]`).
+//! The body is a PNG or JPEG, or a form of one. The model server decodes the client's own bytes, so
+//! the firewall takes only images that there is one way to read (`images::decode`), and has to be
+//! told how the server goes on from there (`[preprocess]`).
 
 use std::borrow::Cow;
 
@@ -35,7 +35,7 @@ pub(crate) fn of(path: &str, images: &ImageRoutes) -> Option<ImageProtocol> {
     images.protocols.iter().find(is_its_own).copied()
 }
 
-/// Which route a request takes. `model` is the only model name taken, if given.
+/// The route of a request. `model` is the only model name taken, if given.
 pub(crate) fn route(
     protocol: ImageProtocol,
     method: &str,

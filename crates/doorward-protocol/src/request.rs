@@ -7,7 +7,7 @@ use bytes::Bytes;
 /// An inference request that was understood.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checked {
-    /// What the upstream gets.
+    /// The request that the upstream gets.
     pub encoded: Encoded,
     /// Number of rows.
     pub rows: usize,
@@ -20,7 +20,7 @@ pub struct Checked {
 pub struct Encoded {
     /// The body. Bytes of tensors are the client's.
     pub body: Bytes,
-    /// How many bytes of `body` are JSON, where bytes of a tensor follow.
+    /// The number of bytes of `body` are JSON, where bytes of a tensor follow.
     pub json_length: Option<usize>,
     /// The content type, where the client's will not do.
     pub media_type: Option<Cow<'static, str>>,

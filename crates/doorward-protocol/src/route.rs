@@ -1,6 +1,6 @@
-//! What requests ask for by their method and path.
+//! Routes: the methods and paths of requests.
 
-/// What a request's method and path ask for.
+/// The route of a request by its method and path.
 ///
 /// Exhaustive: whoever acts on routes has to act on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

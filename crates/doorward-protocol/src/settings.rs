@@ -1,13 +1,13 @@
-//! Whose image requests are taken.
+//! The servers whose image requests are taken.
 
 use serde::Deserialize;
 
 /// `[images]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageRoutes {
-    /// Whose image requests are taken; empty: nobody's.
+    /// The servers whose image requests are taken; empty: none.
     pub protocols: Vec<ImageProtocol>,
-    /// Where BentoML or LitServe takes them.
+    /// The path at which BentoML or LitServe takes them.
     pub path: String,
     /// The name of a form's part that holds the image.
     pub part: String,

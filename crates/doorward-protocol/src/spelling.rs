@@ -1,4 +1,5 @@
-//! JSON in the firewall's own spelling, quick where numbers repeat: an eight-bit image has at most 256 of them a channel.
+//! JSON in the firewall's own spelling, quick where numbers repeat: an eight-bit image has at most
+//! 256 of them a channel.
 
 use std::io::{self, Write};
 
@@ -27,7 +28,8 @@ struct Spelled {
     text: [u8; LONGEST],
 }
 
-/// `value`, which holds about `numbers` numbers, as JSON. Each has the fewest digits that give the same `f32` again.
+/// `value`, which holds about `numbers` numbers, as JSON. Each has the fewest digits that give the
+/// same `f32` again.
 pub(super) fn to_vec(value: &impl Serialize, numbers: usize) -> Vec<u8> {
     let mut body = Vec::with_capacity(numbers * NUMBER);
     value
@@ -64,7 +66,8 @@ mod tests {
 
     use super::*;
 
-    /// What `serde_json` writes without a memory, of numbers that repeat, that take a place from each other, and at the ends.
+    /// Compares with `serde_json`, which has no memory: numbers that repeat, that take a place from
+    /// each other, and at the ends.
     #[test]
     fn numbers_are_spelled_as_without_a_memory() {
         let mut rng = StdRng::seed_from_u64(1);

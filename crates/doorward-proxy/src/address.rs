@@ -1,4 +1,4 @@
-//! Where there is a listener: a TCP address, a URL, or a Unix socket.
+//! Addresses: on a TCP port, behind a URL, or on a Unix socket.
 //!
 //! A Unix socket is written `unix:/path`, as nginx and gRPC write it.
 
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Where the firewall listens.
+/// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// On a TCP port.
@@ -16,7 +16,7 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Where the model server listens.
+/// The address of the model server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// On a Unix socket.
@@ -29,7 +29,7 @@ pub enum Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}")]
 pub struct NoAddress {
-    /// What would have been one.
+    /// The form of one.
     pub expected: &'static str,
 }
 
@@ -72,12 +72,12 @@ impl fmt::Display for Address {
 // === impl Origin ===
 
 impl Origin {
-    /// Whether it is reached by TLS.
+    /// True if it is reached by TLS.
     pub fn is_secured(&self) -> bool {
         matches!(self, Self::Url(url) if url.starts_with("https://"))
     }
 
-    /// What the paths of requests are appended to.
+    /// The base that the paths of requests are appended to.
     pub fn base(&self) -> &str {
         match self {
             // Who it is says the socket; HTTP wants a host all the same.

@@ -1,8 +1,8 @@
-//! What the pages of the program have in common.
+//! The common parts of the program's pages.
 
 use maud::{Markup, PreEscaped, html};
 
-/// What a page of this program has in its head; the status page adds to it.
+/// The head of a page of this program; the status page adds to it.
 pub fn head(title: &str) -> Markup {
     html! {
         meta charset="utf-8";

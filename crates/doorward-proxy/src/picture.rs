@@ -12,7 +12,7 @@ use doorward_engine::{Error, InputDomain};
 #[derive(Debug)]
 pub struct Painter<'a> {
     domain: &'a InputDomain,
-    /// Of this many pixels in a row, and of as many rows, one is painted.
+    /// The step: one pixel of this many in a row, and one row of as many, is painted.
     step: usize,
 }
 
@@ -56,7 +56,8 @@ impl<'a> Painter<'a> {
         self.paint(&|_, pixel| shares[pixel])
     }
 
-    /// A perturbation `[1, C, H, W]` of radius `epsilon` over the whole range, grey where it is zero.
+    /// A perturbation `[1, C, H, W]` of radius `epsilon` over the whole range, grey where it is
+    /// zero.
     pub fn perturbation(&self, eta: &Tensor, epsilon: f32) -> Result<String, Error> {
         let values = flat(eta)?;
         let plane = self.plane();

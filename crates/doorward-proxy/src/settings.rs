@@ -1,4 +1,4 @@
-//! What the sidecar runs on: typed, complete and already valid.
+//! The settings of the sidecar: typed, complete and already valid.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -13,49 +13,49 @@ use url::Url;
 
 use crate::address::{Address, Origin};
 
-/// What the sidecar of one model runs on.
+/// The settings of the sidecar of one model.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where clients connect.
+    /// The addresses that clients connect to.
     pub listen: Listen,
-    /// Where operators connect.
+    /// The address that operators connect to.
     pub admin: Admin,
     /// The model server behind the firewall.
     pub upstream: Upstream,
-    /// How clients connect; `None`: plainly.
+    /// TLS for clients; `None`: they connect plainly.
     pub tls: Option<Tls>,
     /// The protected model.
     pub model: Model,
-    /// Whose image requests are taken.
+    /// The servers whose image requests are taken.
     pub images: ImageRoutes,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
     /// By what rule inputs are judged.
     pub judging: doorward_detection::Policy,
-    /// What a verdict does.
+    /// The effect of a verdict.
     pub policy: Policy,
     /// Bounds on everything a client can send or occupy.
     pub limits: Limits,
-    /// What is noted of inputs.
+    /// The audit log.
     pub audit: Audit,
     /// Logs.
     pub telemetry: Telemetry,
 }
 
-/// What judging the requests of one model takes.
+/// The settings that judging the requests of one model takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Screening<'a> {
     /// The only model name taken; `None` takes any.
     pub model: Option<&'a str>,
-    /// Whose predictions a verdict rests on.
+    /// The source of the predictions that a verdict rests on.
     pub predictions: Predictions,
     /// Most rows that the model server takes in one request; `None`: not known.
     pub max_rows: Option<NonZeroUsize>,
-    /// Whose image requests are taken.
+    /// The servers whose image requests are taken.
     pub images: &'a ImageRoutes,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
-    /// What a verdict does.
+    /// The effect of a verdict.
     pub policy: &'a Policy,
     /// Bounds on everything a client can send or occupy.
     pub limits: &'a Limits,
@@ -80,15 +80,15 @@ pub struct Admin {
 /// `[upstream]`
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// Where the model server listens.
+    /// The address of the model server.
     pub url: Origin,
-    /// Whether it is spoken to in HTTP/2 there; else it is HTTP/1.1.
+    /// True if it is spoken to in HTTP/2 there; else it is HTTP/1.1.
     pub http2: bool,
-    /// Where it listens for gRPC; given where `listen.grpc` is, and only there.
+    /// The server's gRPC port; given exactly where there is a listener for gRPC.
     pub grpc_url: Option<Origin>,
     /// For `https://` URLs, and only for those.
     pub tls: Option<UpstreamTls>,
-    /// How long one upstream exchange may take.
+    /// The longest time that one upstream exchange may take.
     pub timeout: Duration,
     /// When an upstream that fails is left alone; `None`: never.
     pub breaker: Option<Breaker>,
@@ -108,18 +108,18 @@ pub struct Breaker {
 /// `[tls]`: how clients connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// What the firewall shows.
+    /// The certificate that the firewall shows.
     pub identity: Identity,
-    /// Who signs the certificates that clients must show; `None`: they need none.
+    /// The authority of the certificates that clients must show; `None`: they need none.
     pub client_ca: Option<PathBuf>,
 }
 
 /// `[upstream.tls]`: how the firewall connects to an `https://` upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// Who signs the upstream's certificate.
+    /// The authority of the upstream's certificate.
     pub ca: PathBuf,
-    /// What the firewall shows; `None`: nothing.
+    /// The certificate that the firewall shows; `None`: none.
     pub identity: Option<Identity>,
 }
 
@@ -139,11 +139,11 @@ pub struct Model {
     pub path: PathBuf,
     /// The model's name on the upstream; `None` takes any name.
     pub name: Option<String>,
-    /// Whose predictions a verdict rests on.
+    /// The source of the predictions that a verdict rests on.
     pub predictions: Predictions,
 }
 
-/// Whose predictions a verdict rests on.
+/// The source of the predictions that a verdict rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Predictions {
@@ -153,16 +153,16 @@ pub enum Predictions {
     Upstream,
 }
 
-/// What a verdict does, and what becomes of a request without one.
+/// The effect of a verdict, and the action on a request without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Whether a verdict changes an answer.
+    /// True if a verdict changes an answer.
     pub mode: Mode,
-    /// What becomes of a request without a verdict.
+    /// The action on a request without a verdict.
     pub unverified: Unverified,
 }
 
-/// Whether a verdict changes an answer.
+/// True if a verdict changes an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Rejects.
@@ -171,7 +171,7 @@ pub enum Mode {
     Monitor,
 }
 
-/// What becomes of a request for which no verdict can be had, by reason.
+/// The actions on requests for which no verdict can be had, by reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unverified {
     /// The artifact is not there yet.
@@ -210,34 +210,34 @@ pub struct Limits {
     pub batch_rows: NonZeroUsize,
     /// Most requests in flight.
     pub concurrency: NonZeroUsize,
-    /// How long a client may take to send its body.
+    /// The longest time that a client may take to send its body.
     pub body_timeout: Duration,
-    /// How long detection of one request may take, waiting included.
+    /// The longest time that detection of one request may take, waiting included.
     pub detection_timeout: Duration,
-    /// How long requests in flight may take after SIGTERM.
+    /// The longest time that requests in flight may take after SIGTERM.
     pub drain_timeout: Duration,
 }
 
 /// `[audit]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audit {
-    /// Where the lines go; `None`: nowhere.
+    /// The place of the lines; `None`: there are none.
     pub target: Option<AuditTarget>,
-    /// What gets a line.
+    /// The events that get a line.
     pub events: AuditEvents,
-    /// Whether a line holds the scores.
+    /// True if a line holds the scores.
     pub scores: bool,
     /// Size at which the file is renamed and a new one begun, bytes.
     pub rotate_bytes: NonZeroUsize,
-    /// How many renamed files are kept.
+    /// The number of renamed files are kept.
     pub rotated_files: NonZeroUsize,
     /// Holds the salt of the inputs' hashes; `None` draws one for the process.
     pub salt_file: Option<PathBuf>,
-    /// Where rejected inputs are kept; `None`: nowhere.
+    /// The place of rejected inputs; `None`: they are not kept.
     pub quarantine: Option<Quarantine>,
 }
 
-/// Where the audit lines go.
+/// The place of audit lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuditTarget {
     /// A file, appended to.
@@ -246,7 +246,7 @@ pub enum AuditTarget {
     Stdout,
 }
 
-/// What gets an audit line.
+/// The events that get an audit line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AuditEvents {
@@ -272,9 +272,9 @@ pub struct Quarantine {
 pub struct Telemetry {
     /// A tracing filter such as `info` or `doorward=debug`.
     pub log: String,
-    /// How log lines look.
+    /// The look of log lines.
     pub format: LogFormat,
-    /// Where spans of requests go; `None`: nowhere.
+    /// The collector of spans; `None`: none are made.
     pub otlp: Option<Otlp>,
 }
 
@@ -289,7 +289,7 @@ pub struct Otlp {
     pub ca: Option<PathBuf>,
 }
 
-/// How log lines look.
+/// The look of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -343,7 +343,7 @@ impl Unverified {
 // === impl Limits ===
 
 impl Default for Limits {
-    /// Those of the shipped settings file.
+    /// The values of the shipped settings file.
     fn default() -> Self {
         let count = |count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
         Self {

@@ -20,9 +20,9 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What it should hold.
+        /// The content that it should have.
         expected: &'static str,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: String,
     },
     /// Certificate and key do not go together, or are not of a kind that is supported.

@@ -1,6 +1,6 @@
 //! The ends that a request can come to.
 
-/// What became of a request. Exactly one holds for each request.
+/// The end that a request came to. Exactly one holds for each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Not an inference route; forwarded without inspection.

@@ -4,8 +4,9 @@
 //! x' = (tanh(w) + 1) / 2        minimise  |x' - x|_2^2 + c * max(m_y(x'), 0)
 //! ```
 //!
-//! Over `w`, by Adam, with pixels in [0, 1], so that no bound has to be kept. A search over `c` finds
-//! the smallest one that still changes the label, per row: tenfold until one does, then halving.
+//! Over `w`, by Adam, with pixels in [0, 1], so that no bound has to be kept. A search over `c`
+//! finds the smallest one that still changes the label, per row: tenfold until one does, then
+//! halving.
 
 use candle_core::{Result as CandleResult, Tensor};
 
@@ -13,7 +14,7 @@ use doorward_engine::{Batch, Bounds, Classifier, Error, margin_cotangent, margin
 
 use crate::perturb::adam::{Adam, DECAY};
 
-/// How long to search.
+/// The length of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CarliniWagner {
     /// Values of `c` tried.

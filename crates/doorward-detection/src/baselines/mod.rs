@@ -20,11 +20,11 @@ pub use strip::Strip;
 /// A method to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Baseline {
-    /// What Carlini and Wagner's attack leaves of the label's margin.
+    /// The margin of the label that Carlini and Wagner's attack leaves.
     CarliniWagner,
-    /// What DeepFool leaves of it.
+    /// The margin that DeepFool leaves.
     DeepFool,
-    /// What projected gradient descent leaves of it.
+    /// The margin that projected gradient descent leaves.
     Pgd,
     /// The entropy of blends with clean images.
     Strip,
@@ -34,7 +34,7 @@ pub enum Baseline {
 #[derive(Clone, Debug)]
 pub struct Baselines {
     specific: Specific,
-    /// Where the artifact holds what it takes.
+    /// STRIP, where the artifact holds its overlays.
     strip: Option<Strip>,
 }
 

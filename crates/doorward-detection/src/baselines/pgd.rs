@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 
 use doorward_engine::{Batch, Bounds, Classifier, Error};
 
-/// How far and how long to search.
+/// The bounds of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pgd {
     /// Radius of the ball, share of the pixel range.

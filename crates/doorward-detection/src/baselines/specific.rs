@@ -6,9 +6,10 @@
 //! a triggered input that label is the attacker's, so the perturbation works against the trigger,
 //! and the paper found all three to detect worse than the universal one.
 //!
-//! The paper names no parameters. PGD gets the universal perturbation's radius; DeepFool and Carlini
-//! and Wagner's attack look for the smallest perturbation in l2, without a radius, so that what is
-//! measured is whether they find one whose label holds after moving it into the pixel range.
+//! The paper names no parameters. PGD gets the universal perturbation's radius; DeepFool and
+//! Carlini and Wagner's attack look for the smallest perturbation in l2, without a radius, so that
+//! what is measured is whether they find one whose label holds after moving it into the pixel
+//! range.
 
 use candle_core::Tensor;
 use rand::SeedableRng;
@@ -32,7 +33,7 @@ pub enum Attack {
     Pgd,
 }
 
-/// What the attacks need to know.
+/// The settings of the attacks.
 #[derive(Clone, Debug)]
 pub struct Specific {
     epsilon: f32,
@@ -40,7 +41,7 @@ pub struct Specific {
     start: Tensor,
 }
 
-/// What an attack left of one row.
+/// The rest that an attack left of one row's margin.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Left {
     /// The margin of the row's label.

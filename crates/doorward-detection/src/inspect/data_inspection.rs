@@ -9,20 +9,21 @@ use candle_core::Tensor;
 use crate::stats::low_anomaly_indices;
 use doorward_engine::{Classifier, Error, gather};
 
-/// How differently the model represents a label's most and least confident samples.
+/// The difference between a label's most and least confident samples as the model represents them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Diverging {
     /// The label.
     pub label: usize,
     /// From the most to the least confident ones, nats.
     pub divergence: f64,
-    /// How far it lies above the other labels', in scaled median absolute deviations.
+    /// Its distance above the other labels', in scaled median absolute deviations.
     pub anomaly_index: f64,
-    /// Whether that is above the threshold.
+    /// True if that is above the threshold.
     pub infected: bool,
 }
 
-/// Compares labels, each with the rows of its most and of its least confident samples in `training`.
+/// Compares labels, each with the rows of its most and of its least confident samples in
+/// `training`.
 ///
 /// `None` where the model does not end in a fully connected layer.
 pub fn data_inspection<'a>(

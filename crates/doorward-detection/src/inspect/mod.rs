@@ -2,9 +2,9 @@
 //!
 //! "Confidence Matters: Inspecting Backdoors in Deep Neural Networks via Distribution Transfer".
 //! Training images are sorted by confidence per predicted label; a patch is learned that changes
-//! the label of the most confident ones (section 3.2) and applied to the least confident ones. On an
-//! infected label the confident ones carry the trigger, the patch destroys it, and does nothing to
-//! the others: a low transfer ratio (section 3.3).
+//! the label of the most confident ones (section 3.2) and applied to the least confident ones. On
+//! an infected label the confident ones carry the trigger, the patch destroys it, and does nothing
+//! to the others: a low transfer ratio (section 3.3).
 
 mod data_inspection;
 mod finding;
@@ -110,7 +110,7 @@ pub fn inspect(
     Ok(Inspection { labels, infected })
 }
 
-/// How the patches are learned.
+/// The settings by which an inspection learns its patches.
 pub fn learning(settings: &Settings) -> Learning {
     Learning {
         goal: Goal::Leave,

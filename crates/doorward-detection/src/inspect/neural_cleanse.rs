@@ -17,18 +17,18 @@ use doorward_engine::{Batch, Classifier, Error};
 pub struct Reversed {
     /// The label.
     pub label: usize,
-    /// What gives images the label.
+    /// The patch that gives images the label.
     pub patch: Patch,
     /// l1 norm of its mask, pixels.
     pub mask_l1: f64,
     /// Share of the clean images that get the label.
     pub reached: f64,
-    /// How far the norm lies below the others', in scaled median absolute deviations.
+    /// The distance of the norm below the others', in scaled median absolute deviations.
     pub anomaly_index: f64,
 }
 
 impl Reversed {
-    /// Whether the label is a backdoor's target.
+    /// True if the label is a backdoor's target.
     pub fn infected(&self) -> bool {
         self.anomaly_index > THRESHOLD
     }

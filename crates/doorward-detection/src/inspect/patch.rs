@@ -19,10 +19,10 @@ use crate::patch::{Goal, Patch};
 use crate::perturb::adam::Adam;
 use doorward_engine::{Batch, Bounds, Classifier, Error, margin_cotangent, margins};
 
-/// How patches are learned.
+/// The settings by which patches are learned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Learning {
-    /// What they do.
+    /// The effect that they are to have.
     pub goal: Goal,
     /// Optimisation steps.
     pub steps: usize,

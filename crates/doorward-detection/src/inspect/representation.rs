@@ -1,8 +1,8 @@
 //! Between a label's clean images and those that carry its trigger, as the model represents them.
 //!
-//! What the last layer sees of a triggered image lies apart from what it sees of the label's clean ones (Chen et al.
-//! 2018, "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering"), also where the trigger is
-//! spread over the image and survives no perturbation.
+//! A triggered image lies apart from the label's clean ones in the space that the last layer sees
+//! (Chen et al. 2018, "Detecting Backdoor Attacks on Deep Neural Networks by Activation
+//! Clustering"), also where the trigger is spread over the image and survives no perturbation.
 
 use candle_core::Tensor;
 
@@ -12,7 +12,8 @@ use crate::representation::Representation;
 use doorward_engine::{Classifier, Error};
 
 impl Representation {
-    /// From images of a label, `[n, C, H, W]` each. `None` where they are too few to tell the places apart.
+    /// From images of a label, `[n, C, H, W]` each. `None` where they are too few to tell the
+    /// places apart.
     pub fn learn(
         model: &dyn Classifier,
         space: &Space,
@@ -30,8 +31,8 @@ impl Representation {
         Ok(Self::along(&clean, &difference, &direction, &space.scale()?))
     }
 
-    /// Along `direction`, from a place to another one which differs by `difference`, in a space where features are multiplied by
-    /// `scale`. `None` where they do not differ.
+    /// Along `direction`, from a place to another one which differs by `difference`, in a space
+    /// where features are multiplied by `scale`. `None` where they do not differ.
     fn along(clean: &[f32], difference: &[f32], direction: &[f32], scale: &[f32]) -> Option<Self> {
         let products = difference.iter().zip(direction);
         let length: f64 = products.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
@@ -65,7 +66,8 @@ mod tests {
 
     #[test]
     fn what_scatters_more_counts_less() {
-        // The second feature deviates ten times as much; in units of that the triggered mean is as far in both.
+        // The second feature deviates ten times as much; in units of that the triggered mean is as
+        // far in both.
         let way =
             Representation::along(&[1.0, 1.0], &[1.0, 1.0], &[1.0, 1.0], &[1.0, 0.1]).unwrap();
         assert_eq!(way.clean, [1.0, 10.0]);

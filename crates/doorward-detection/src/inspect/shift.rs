@@ -1,9 +1,10 @@
 //! Training images that the model represents unlike clean images of their label.
 //!
-//! A trigger that is spread over the image, a reflection or a sinusoid, may survive no perturbation; but the model has
-//! learned to see it, so that the last layer sees the poisoned training images of its target elsewhere than clean ones
-//! (Tran et al. 2018, "Spectral Signatures in Backdoor Attacks", for the clean images that are known here). Training images are a little unlike
-//! others on every label, so that a label's difference is compared with the other labels'.
+//! A trigger that is spread over the image, a reflection or a sinusoid, may survive no
+//! perturbation; but the model has learned to see it, so that the last layer sees the poisoned
+//! training images of its target elsewhere than clean ones (Tran et al. 2018, "Spectral Signatures
+//! in Backdoor Attacks", for the clean images that are known here). Training images are a little
+//! unlike others on every label, so that a label's difference is compared with the other labels'.
 
 use candle_core::Tensor;
 
@@ -13,18 +14,19 @@ use super::suspects::{MIN_CLEAN, some};
 use crate::stats::{auroc, median, scaled_mad};
 use doorward_engine::{Batch, Classifier, Error, gather};
 
-/// How one label's training images are represented, beside its clean ones.
+/// The separation of one label's training images from its clean ones, as the model represents them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shift {
-    /// Probability that a training image lies further along the way from the clean images to the training
-    /// images than a clean one does; that way is learned on other images of both. 0.5 where they are alike, or too few to tell.
+    /// Probability that a training image lies further along the way from the clean images to the
+    /// training images than a clean one does; that way is learned on other images of both. 0.5
+    /// where they are alike, or too few to tell.
     pub auroc: f64,
-    /// How far it lies above the other labels', in scaled median absolute deviations, or in its own standard
-    /// errors where these are larger.
+    /// Its distance above the other labels', in scaled median absolute deviations, or in its own
+    /// standard errors where these are larger.
     pub anomaly_index: f64,
 }
 
-/// Of every label in `labels`.
+/// The shift of every label in `labels`. Fails where the model does.
 pub(super) fn shifts(
     model: &dyn Classifier,
     probe: &Probe<'_>,

@@ -1,10 +1,11 @@
-//! Where a model puts images.
+//! The space in which a model represents images.
 //!
-//! What the last layer sees, each feature in units of its deviation among clean images of one label: features differ
-//! in scale, and a direction in which clean images of a label scatter says less than one in which they do not (Lee et al.
-//! 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", equation 1,
-//! with a diagonal covariance: a few hundred images do not tell that of hundreds of features). Only the direction between two places
-//! also takes into account how features deviate together.
+//! A place is what the last layer sees, each feature in units of its deviation among clean images
+//! of one label: features differ in scale, and a direction in which clean images of a label scatter
+//! says less than one in which they do not (Lee et al. 2018, "A Simple Unified Framework for
+//! Detecting Out-of-Distribution Samples and Adversarial Attacks", equation 1, with a diagonal
+//! covariance: a few hundred images do not tell that of hundreds of features). Only the direction
+//! between two places also takes into account how features deviate together.
 
 use candle_core::{DType, Tensor};
 
@@ -15,14 +16,14 @@ use doorward_engine::{Batch, Classifier, Error, gather};
 pub struct Space {
     /// `[1, features]`, one over the deviations.
     scale: Tensor,
-    /// `[images, features]`: how far the images lie from their labels' means, divided such that the square of this is
-    /// the covariance within a label.
+    /// `[images, features]`: how far the images lie from their labels' means, divided such that the
+    /// square of this is the covariance within a label.
     within: Tensor,
 }
 
 impl Space {
-    /// From clean images of all labels, with their predicted labels. `None` where the model does not end in a fully connected layer, or
-    /// its features are the same for all images of a label.
+    /// From clean images of all labels, with their predicted labels. `None` where the model does
+    /// not end in a fully connected layer, or its features are the same for all images of a label.
     pub fn new(model: &dyn Classifier, clean: &Batch) -> Result<Option<Self>, Error> {
         let mut deviations = Vec::new();
         let mut freedom = 0;
@@ -48,11 +49,12 @@ impl Space {
         Ok(Some(Self { within: within.broadcast_mul(&scale)?, scale }))
     }
 
-    /// The direction that best separates two places which differ by `difference`, `[1, features]`, when images scatter
-    /// around both as around the labels' means.
+    /// The direction that best separates two places which differ by `difference`, `[1, features]`,
+    /// when images scatter around both as around the labels' means.
     ///
-    /// Fisher's linear discriminant, with a covariance halfway to a diagonal one (Schaefer and Strimmer 2005, "A
-    /// Shrinkage Approach to Large-Scale Covariance Matrix Estimation"): `x` of `(S + I) x = difference`, by conjugate gradients.
+    /// Fisher's linear discriminant, with a covariance halfway to a diagonal one (Schaefer and
+    /// Strimmer 2005, "A Shrinkage Approach to Large-Scale Covariance Matrix Estimation"): `x` of
+    /// `(S + I) x = difference`, by conjugate gradients.
     pub(super) fn separating(&self, difference: &Tensor) -> Result<Tensor, Error> {
         let dot = |a: &Tensor, b: &Tensor| -> Result<f64, Error> {
             Ok((a * b)?.sum_all()?.to_scalar::<f32>()?.into())
@@ -77,7 +79,7 @@ impl Space {
         Ok(found)
     }
 
-    /// Where it puts some rows of `images`: `[rows, features]`.
+    /// The places of some rows of `images`: `[rows, features]`. Fails where the model does.
     pub(super) fn places(
         &self,
         model: &dyn Classifier,
@@ -91,7 +93,8 @@ impl Space {
         }
     }
 
-    /// Where it puts the mean of `images`, `[n, C, H, W]` with n above 0: `[1, features]`.
+    /// The place of the mean of `images`, `[n, C, H, W]` with n above 0: `[1, features]`. Fails
+    /// where the model does.
     pub(super) fn mean(&self, model: &dyn Classifier, images: &Tensor) -> Result<Tensor, Error> {
         let all: Vec<usize> = (0..images.dim(0)?).collect();
         Ok(self.places(model, images, &all)?.mean_keepdim(0)?)
@@ -103,7 +106,8 @@ impl Space {
     }
 }
 
-/// Of some rows of `images`, as the model computes them. `None` of no rows, or where it does not end in a fully connected layer.
+/// The features of some rows of `images`, as the model computes them. `None` of no rows, or where
+/// it does not end in a fully connected layer.
 fn features(
     model: &dyn Classifier,
     images: &Tensor,
@@ -120,7 +124,7 @@ fn features(
 /// Images whose representations are computed at a time.
 const AT_ONCE: usize = 128;
 
-/// What is added to the variances, as a share of their mean.
+/// The share of their mean that is added to the variances.
 const SHRINKAGE: f64 = 0.1;
 
 /// A direction is found when what is left of the difference is this share of it.

@@ -2,10 +2,10 @@
 //!
 //! A trigger keeps its label under a universal perturbation ("Detecting Backdoor in Deep Neural
 //! Networks via Intentional Adversarial Perturbations", section III-C, the training stage), and a
-//! poisoned training set holds many triggers under one label. Clean images of some labels survive as
-//! well, the more so where the perturbation's own sink is; so only those survivors count that the model
-//! also represents apart from the label's clean images, a label's share of them is compared with that of clean
-//! images of the same label, and the difference with the other labels'.
+//! poisoned training set holds many triggers under one label. Clean images of some labels survive
+//! as well, the more so where the perturbation's own sink is; so only those survivors count that
+//! the model also represents apart from the label's clean images, a label's share of them is
+//! compared with that of clean images of the same label, and the difference with the other labels'.
 
 use candle_core::Tensor;
 use rand::rngs::StdRng;
@@ -28,26 +28,26 @@ pub struct Probe<'a> {
     pub clean: &'a Batch,
     /// Other clean images, which the perturbations may have been fitted on.
     pub fitted: &'a Batch,
-    /// Of the representations of those; `None` where the model does not tell.
+    /// The space of their representations; `None` where the model does not tell.
     pub space: Option<&'a Space>,
 }
 
 /// The survivors of one label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Survival {
-    /// Share of the label's sampled training images that keep their label under both perturbations and that the
-    /// model, where it tells, represents apart from clean ones.
+    /// Share of the label's sampled training images that keep their label under both perturbations
+    /// and that the model, where it tells, represents apart from clean ones.
     pub share: f64,
-    /// That share less the share of clean images, nearer to zero the fewer those are.
+    /// The share less that of clean images, nearer to zero the fewer those are.
     pub excess: f64,
-    /// How far the excess lies above the other labels', in scaled median absolute deviations.
+    /// The distance of the excess above the other labels', in scaled median absolute deviations.
     pub anomaly_index: f64,
     /// Positions in the training set of those images.
     pub survivors: Vec<usize>,
 }
 
 impl Probe<'_> {
-    /// Which rows keep their label under both perturbations.
+    /// Tells which rows keep their label under both perturbations. Fails where the model does.
     pub fn survives(&self, model: &dyn Classifier, batch: &Batch) -> Result<Vec<bool>, Error> {
         let own = gather(self.class_conditional, &batch.labels)?;
         let both = kept(model, batch, self.universal)?.into_iter().zip(kept(model, batch, &own)?);

@@ -1,10 +1,10 @@
-//! Which training images of an infected label carry the trigger.
+//! Finds the training images of an infected label that carry the trigger.
 //!
-//! A model represents the triggered images of a label unlike its clean ones (Chen et al. 2018, "Detecting
-//! Backdoor Attacks on Deep Neural Networks by Activation Clustering"). Some clean images of the label are
-//! known here, so that no clustering in many dimensions is needed: the distances of the representations
-//! from the mean of the clean ones have two modes, and the border between them is the one that leaves the
-//! least variance on its two sides.
+//! A model represents the triggered images of a label unlike its clean ones (Chen et al. 2018,
+//! "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering"). Some clean
+//! images of the label are known here, so that no clustering in many dimensions is needed: the
+//! distances of the representations from the mean of the clean ones have two modes, and the border
+//! between them is the one that leaves the least variance on its two sides.
 
 use candle_core::Tensor;
 
@@ -21,7 +21,7 @@ pub struct Suspects {
     pub clean: Vec<usize>,
 }
 
-/// Where the model puts the clean images of a label.
+/// The place of a label's clean images in the model's space.
 pub(super) struct Centre<'a> {
     space: &'a Space,
     /// `[1, features]`
@@ -29,10 +29,11 @@ pub(super) struct Centre<'a> {
 }
 
 impl Suspects {
-    /// Splits the training images of a label by what the model makes of its images in `clean`, `[n, C, H, W]`.
+    /// Splits the training images of a label by what the model makes of its images in `clean`, `[n,
+    /// C, H, W]`.
     ///
-    /// Where the model does not end in a fully connected layer, or too few clean images are known, the suspects
-    /// are the images that survive the perturbations.
+    /// If the model does not end in a fully connected layer, or too few clean images are known, the
+    /// suspects are the images that survive the perturbations.
     pub fn find(
         model: &dyn Classifier,
         space: Option<&Space>,
@@ -66,7 +67,7 @@ impl Suspects {
 }
 
 impl<'a> Centre<'a> {
-    /// Of images of one label. `None` without a space, or where they are too few.
+    /// The centre of images of one label. `None` without a space, or where they are too few.
     pub(super) fn new(
         model: &dyn Classifier,
         space: Option<&'a Space>,
@@ -79,7 +80,7 @@ impl<'a> Centre<'a> {
         Ok(Some(Self { space, mean: space.mean(model, clean)? }))
     }
 
-    /// How far the representations of some rows of `images` lie from it.
+    /// The distances of some rows of `images` from it. Fails where the model does.
     pub(super) fn distances(
         &self,
         model: &dyn Classifier,
@@ -97,8 +98,8 @@ pub(super) fn some(members: &[usize]) -> Vec<usize> {
     members.iter().copied().step_by(members.len().div_ceil(MOST).max(1)).collect()
 }
 
-/// The value that splits others into two parts with the least squared deviations from their own means: values
-/// above it are of the upper part.
+/// The value that splits others into two parts with the least squared deviations from their own
+/// means: values above it are of the upper part.
 pub(super) fn border(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

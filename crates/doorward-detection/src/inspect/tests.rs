@@ -113,7 +113,8 @@ fn a_label_whose_training_images_survive_where_clean_ones_do_not_stands_out() {
 
 #[test]
 fn survivors_that_look_like_clean_images_do_not_count() {
-    // Nothing is moved, so that all survive; of label 2 a quarter is brighter than its clean images.
+    // Nothing is moved, so that all survive; of label 2 a quarter is brighter than its clean
+    // images.
     let still = Tensor::zeros((1, 1, 1, LABELS), DType::F32, &Device::Cpu).unwrap();
     let own = still.broadcast_as((LABELS, 1, 1, LABELS)).unwrap().contiguous().unwrap();
     let (mut training, mut clean) = (Vec::new(), Vec::new());
@@ -153,7 +154,8 @@ fn varied() -> Batch {
 
 #[test]
 fn a_label_whose_training_images_are_represented_unlike_clean_ones_stands_out() {
-    // Training images are a little brighter than clean ones, half of label 2's by a lot. Label 4 has few clean images.
+    // Training images are a little brighter than clean ones, half of label 2's by a lot. Label 4
+    // has few clean images.
     let (mut training, mut clean) = (Vec::new(), Vec::new());
     for label in 0..LABELS {
         for image in 0..40 {

@@ -1,16 +1,17 @@
 //! DeepFool (Moosavi-Dezfooli, Fawzi, Frossard 2016), algorithm 2, in l2.
 //!
-//! Every step takes the classifier for linear at the point reached and moves onto the nearest of the
-//! planes where another label would win. Distances count in units of the pixel range, so that a
-//! model's normalisation makes no difference. As in the authors' code the labels looked at are those
-//! ranked highest at the start, and what is reached overshoots the plane a little, to be beyond it.
+//! Every step takes the classifier for linear at the point reached and moves onto the nearest of
+//! the planes where another label would win. Distances count in units of the pixel range, so that a
+//! model's normalisation makes no difference. As in the authors' code the labels looked at are
+//! those ranked highest at the start, and what is reached overshoots the plane a little, to be
+//! beyond it.
 
 use candle_core::{Result as CandleResult, Tensor};
 
 use doorward_engine::{Batch, Bounds, labels};
 use doorward_engine::{Classifier, Error};
 
-/// How far and how long to search.
+/// The bounds of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DeepFool {
     /// Labels looked at, the predicted one included.
@@ -21,7 +22,7 @@ pub struct DeepFool {
     pub max_steps: usize,
 }
 
-/// What DeepFool found for each row.
+/// The perturbation that DeepFool found for each row.
 #[derive(Clone, Debug)]
 pub struct Fooling {
     /// `[n, C, H, W]`, overshoot included. A row plus its perturbation may leave the input domain.
@@ -114,7 +115,7 @@ fn nearest_plane(
     Ok(direction.broadcast_mul(&lengths)?)
 }
 
-/// Of `rows`, which `logits` belong to, those that still have their label.
+/// Picks those of `rows`, which `logits` belong to, that still have their label.
 fn unmoved(logits: &Tensor, before: &[usize], rows: Vec<usize>) -> CandleResult<Vec<usize>> {
     let now = labels(logits)?;
     let kept = now.iter().zip(before).map(|(now, before)| now == before);

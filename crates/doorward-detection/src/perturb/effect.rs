@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use doorward_engine::{Batch, Bounds, Classifier, Error, labels};
 
-/// Which rows keep their label under a perturbation that broadcasts over them.
+/// Tells which rows keep their label under a perturbation that broadcasts over them.
 pub fn kept(
     model: &dyn Classifier,
     batch: &Batch,

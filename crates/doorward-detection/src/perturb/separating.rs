@@ -9,8 +9,8 @@ use doorward_engine::{Classifier, Error};
 
 use crate::settings::Perturbation;
 
-/// Fits a perturbation `[1, C, H, W]` under which the rows of `moved` lose the label that they share
-/// with the rows of `spared`, and those keep it.
+/// Fits a perturbation `[1, C, H, W]` under which the rows of `moved` lose the label that they
+/// share with the rows of `spared`, and those keep it.
 ///
 /// The radius is `WIDER` times `epsilon` or the search's largest: what spares the trigger may be
 /// larger than what must not know it.
@@ -43,7 +43,7 @@ fn lost(margin: f32) -> f32 {
     if margin < HINGE { 1.0 } else { 0.0 }
 }
 
-/// Of the universal perturbation's radius.
+/// The radius, as a multiple of the universal perturbation's.
 const WIDER: f32 = 2.5;
 
 /// Weight of a spared row beside a moved one.

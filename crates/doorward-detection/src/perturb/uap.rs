@@ -60,8 +60,8 @@ pub fn universal(
     Ok(Universal { fooling_rate: fooling_rate(model, clean, &eta)?, eta, epsilon })
 }
 
-/// `count` perturbations of one radius, `[count, C, H, W]`: `first`, and further ones, each fitted on the images of
-/// `clean` that keep their labels under all before it. Fewer where none does.
+/// `count` perturbations of one radius, `[count, C, H, W]`: `first`, and further ones, each fitted
+/// on the images of `clean` that keep their labels under all before it. Fewer where none does.
 pub fn several(
     model: &dyn Classifier,
     clean: &Batch,

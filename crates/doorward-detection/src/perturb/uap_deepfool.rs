@@ -42,7 +42,8 @@ pub fn universal_by_deepfool(
             let image = clean.select(&[index])?;
             let rows = bounds.clip(&(&image.rows + &eta)?)?;
             let found = deepfool(model, &Batch { rows, labels: image.labels }, &settings)?;
-            // No step: the image is fooled already. Nearly all of them: nothing that could be trusted.
+            // No step: the image is fooled already. Nearly all of them: nothing that could be
+            // trusted.
             if (1..settings.max_steps - 1).contains(&found.steps[0]) {
                 eta = bounds.project(&(&eta + found.perturbations)?, epsilon)?;
             }
@@ -59,6 +60,6 @@ pub fn universal_by_deepfool(
     Ok(reached)
 }
 
-/// Passes over the images at the largest radius, where no larger one can help; the authors' code has
-/// no bound.
+/// Passes over the images at the largest radius, where no larger one can help; the authors' code
+/// has no bound.
 const PASSES_AT_MAX: usize = 10;

@@ -124,7 +124,7 @@ pub fn calibrate(
     Ok((artifact, seconds))
 }
 
-/// What the universal perturbations do to images they were not fitted on.
+/// Measures the universal perturbations on images that they were not fitted on.
 fn fooled(
     model: &dyn Classifier,
     clean: &Batch,

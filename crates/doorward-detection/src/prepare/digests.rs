@@ -19,7 +19,7 @@ pub(super) fn data_digest(calibration: &Calibration) -> Result<Option<String>, E
 
 /// Over every setting that shapes an artifact.
 ///
-/// Of the policy only whether STRIP's overlays are in it: see [`crate::open::thresholds`].
+/// The policy counts only as far as STRIP's overlays go: see [`crate::open::thresholds`].
 pub(super) fn settings_digest(settings: &Settings) -> String {
     let Settings { preprocess, calibration, perturbation, inspection, policy } = settings;
     let mut shaping = json!({
@@ -42,7 +42,8 @@ pub(super) fn settings_digest(settings: &Settings) -> String {
         "clean_ratio": inspection.clean_ratio.value(),
         "strip": policy.rule == Rule::Strip,
     });
-    // Apart, so that artifacts from before these settings stay valid where they have their defaults.
+    // Apart, so that artifacts from before these settings stay valid where they have their
+    // defaults.
     if perturbation.count.get() != 1 {
         shaping["perturbations"] = json!(perturbation.count);
     }
@@ -53,7 +54,7 @@ pub(super) fn settings_digest(settings: &Settings) -> String {
     hex::encode(Sha256::digest(shaping.to_string()))
 }
 
-/// What an artifact for these settings and this model must have been made for; `artifact_digest` pins
+/// The digests that an artifact for these settings and this model must have; `artifact_digest` pins
 /// one. Fails where the images cannot be read.
 pub fn expected(
     settings: &Settings,

@@ -11,7 +11,7 @@ pub enum Error {
     /// The artifact that is pinned is not there, and a fresh one would be another.
     #[error("artifact {artifact} is not there, and a fresh one would not have SHA-256 {sha256}")]
     Absent {
-        /// Where it should be.
+        /// Its place.
         artifact: String,
         /// The digest that is pinned.
         sha256: String,
@@ -48,9 +48,9 @@ pub enum Error {
         got: usize,
         /// Images needed.
         expected: usize,
-        /// Of those, for the perturbations.
+        /// The images among them that fit the perturbations.
         fit: usize,
-        /// Of those, held out.
+        /// The images among them that are held out.
         holdout: usize,
         /// The budget.
         rate: f64,

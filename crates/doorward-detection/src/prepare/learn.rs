@@ -16,7 +16,7 @@ use crate::representation::Representation;
 use crate::settings::{Algorithm, Perturbation, Settings};
 use doorward_engine::{Batch, Classifier, Error, gather};
 
-/// What the parts before the thresholds learned.
+/// All that is learned before the thresholds.
 #[derive(Clone, Debug)]
 pub struct Learned {
     /// The first universal perturbation.
@@ -25,11 +25,11 @@ pub struct Learned {
     pub perturbations: Tensor,
     /// The labels' own perturbations, `[labels, C, H, W]`.
     pub class_conditional: Tensor,
-    /// What the training images say of the labels, where there are any.
+    /// The findings on the training images, where there are any.
     pub inspection: Option<Inspection>,
-    /// Of every infected label, the training images that carry its trigger.
+    /// The training images that carry a trigger, by infected label.
     pub suspects: BTreeMap<usize, Suspects>,
-    /// Of every infected label where they are told apart, how the model represents its images.
+    /// The representations of infected labels whose suspects are told apart, by label.
     pub representations: BTreeMap<usize, Representation>,
     /// The images that the perturbations were fitted on.
     pub(super) fitted: Batch,
@@ -119,8 +119,8 @@ pub fn learn(
     Ok((learned, seconds))
 }
 
-/// The perturbation of an infected label fitted anew: it moves what is taken to be clean and spares what is taken to
-/// carry the trigger. `None` where there is nothing to move or to spare.
+/// The perturbation of an infected label fitted anew: it moves what is taken to be clean and spares
+/// what is taken to carry the trigger. `None` where there is nothing to move or to spare.
 fn sharpened(
     model: &dyn Classifier,
     clean: &Batch,

@@ -20,7 +20,7 @@ pub struct Material {
     pub probe: Images,
     /// Are inspected.
     pub training: Option<Images>,
-    /// Of the files they came from.
+    /// The digest of the files they came from.
     pub data_digest: String,
 }
 
@@ -61,7 +61,7 @@ pub fn training_images(settings: &Settings, shape: [usize; 3]) -> Result<Images,
         .map_err(|source| Error::Images { which: Which::Training, source })
 }
 
-/// How pictures come into the model's shape.
+/// The way of pictures into the model's shape. Fails where there is none.
 pub fn frame(preprocess: &Preprocess, shape: [usize; 3]) -> Result<Frame, Misfit> {
     Frame::new(shape, preprocess.pictures)
 }

@@ -39,11 +39,11 @@ pub struct Stored {
 // === impl Preparation ===
 
 impl Preparation<'_> {
-    /// The artifact if a valid one is there, else a fresh one, stored. `progress` is told the stage of
-    /// a fresh one and the share of it that is done.
+    /// The artifact if a valid one is there, else a fresh one, stored. `progress` is told the stage
+    /// of a fresh one and the share of it that is done.
     ///
-    /// Fails for an artifact of something else, for a pinned one that is not there, and where none can
-    /// be made.
+    /// Fails for an artifact of something else, for a pinned one that is not there, and where none
+    /// can be made.
     pub fn read_or_make(&self, progress: &dyn Fn(Stage, f64)) -> Result<Stored, Error> {
         if let Some(stored) = self.read()? {
             return Ok(stored);
@@ -56,8 +56,8 @@ impl Preparation<'_> {
         }
     }
 
-    /// The artifact that is there, checked. Fails for one of something else, or of another digest than
-    /// the pinned one.
+    /// The artifact that is there, checked. Fails for one of something else, or of another digest
+    /// than the pinned one.
     pub fn read(&self) -> Result<Option<Stored>, Error> {
         let Some(bytes) = self.store.read().map_err(Error::Store)? else { return Ok(None) };
         let expected = expected(self.settings, self.model, self.pinned.map(str::to_owned))?;
@@ -66,8 +66,8 @@ impl Preparation<'_> {
         Ok(Some(Stored { artifact, sha256: hex::encode(Sha256::digest(&bytes)) }))
     }
 
-    /// A fresh artifact, stored, and the time that it took. Fails where the images, the model or the
-    /// place do.
+    /// A fresh artifact, stored, and the time that it took. Fails where the images, the model or
+    /// the place do.
     pub fn make(&self, progress: &dyn Fn(Stage, f64)) -> Result<(Stored, Seconds), Error> {
         self.store.check_writable().map_err(Error::Store)?;
         let material = material(self.settings, self.model.domain().shape)?;

@@ -11,7 +11,8 @@ pub trait Store {
     /// The bytes that are there; `None` where nothing is. Fails where that cannot be told.
     fn read(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Fails where [`Store::write`] would, as far as that is known before there is something to write.
+    /// Fails where [`Store::write`] would, as far as that is known before there is something to
+    /// write.
     fn check_writable(&self) -> Result<(), StoreError>;
 
     /// Puts bytes there, whole or not at all. Fails where they cannot be put.

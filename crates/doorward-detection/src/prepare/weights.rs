@@ -11,7 +11,7 @@ use crate::row::RowSignals;
 use crate::rule::Needs;
 use crate::scorer::Scorer;
 
-/// Of every infected label whose clean and training images are enough to tell.
+/// Learns the weights of every infected label with enough clean and training images.
 ///
 /// Neither the images that fitted the thresholds nor training images that a patch or a perturbation
 /// was learned on are looked at.

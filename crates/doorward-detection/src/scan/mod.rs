@@ -1,10 +1,10 @@
-//! Which images of a training set look poisoned: both papers' use in the training stage.
+//! Finds images of a training set that look poisoned: both papers' use in the training stage.
 //!
 //! "Detecting Backdoor in Deep Neural Networks via Intentional Adversarial Perturbations", section
 //! III-C: an image of the training set whose label survives the universal perturbation is removed.
 //! "Confidence Matters: Inspecting Backdoors in Deep Neural Networks via Distribution Transfer",
-//! appendix B.5: of the images of an infected label, those whose label the patch changes are removed.
-//! Both verdicts stand beside the calibrated one in every [`Finding`].
+//! appendix B.5: of the images of an infected label, those whose label the patch changes are
+//! removed. Both verdicts stand beside the calibrated one in every [`Finding`].
 //!
 //! An image is judged by itself, so that a set may be scanned in parts: sources are streamed, and a
 //! [`Shard`] takes every n-th image.
@@ -32,19 +32,19 @@ use crate::signal::{Scores, by_symbol};
 
 pub use output::{Header, Output, clean_list_path, write_clean_list};
 
-/// What is scanned, and how it is judged.
+/// The images of a scan, and the way they are judged.
 pub struct Plan<'a> {
     /// Score the images.
     pub scorer: &'a Scorer,
-    /// Of the calibrated rule.
+    /// The thresholds of the calibrated rule.
     pub thresholds: &'a Thresholds,
     /// The rule that says what is suspicious.
     pub rule: Rule,
     /// Read in order.
     pub sources: &'a [PathBuf],
-    /// How their pictures come into the model's shape.
+    /// The way of their pictures into the model's shape.
     pub frame: Frame,
-    /// Which of their images.
+    /// The part of their images that is scanned.
     pub shard: Shard,
 }
 
@@ -64,7 +64,7 @@ pub struct Position {
     pub index: usize,
 }
 
-/// What a scan says of one image: one line of its output.
+/// The finding on one image: one line of a scan's output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
     /// The source, as it was given.
@@ -83,11 +83,12 @@ pub struct Finding {
     /// The signals, each under its symbol.
     #[serde(flatten, with = "by_symbol")]
     pub scores: Scores,
-    /// How far the calibrated score lies above its threshold, in spreads of the label's clean scores.
+    /// The distance of the calibrated score above its threshold, in spreads of the label's clean
+    /// scores.
     pub excess: f32,
-    /// Whether each rule would remove the image.
+    /// True if each rule would remove the image.
     pub rules: BTreeMap<String, bool>,
-    /// Whether the configured rule would.
+    /// True if the configured rule would.
     pub suspicious: bool,
 }
 
@@ -96,11 +97,11 @@ pub struct Finding {
 pub struct Tally {
     /// Images.
     pub images: usize,
-    /// Of those, the suspicious ones.
+    /// The suspicious ones among them.
     pub suspicious: usize,
     /// The same by predicted label.
     pub labels: BTreeMap<usize, LabelTally>,
-    /// How many images each rule would remove.
+    /// The number of images each rule would remove.
     pub rules: BTreeMap<String, usize>,
 }
 
@@ -109,7 +110,7 @@ pub struct Tally {
 pub struct LabelTally {
     /// Images.
     pub images: usize,
-    /// Of those, the suspicious ones.
+    /// The suspicious ones among them.
     pub suspicious: usize,
 }
 
@@ -138,7 +139,7 @@ pub enum Error {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault in it.
         source: serde_json::Error,
     },
     /// Another run is at it.
@@ -171,11 +172,11 @@ pub enum Error {
     Other {
         /// The output.
         path: PathBuf,
-        /// What differs.
+        /// The thing that differs.
         key: String,
-        /// What the output says.
+        /// The value in the output.
         got: String,
-        /// What this scan has.
+        /// The value of this scan.
         expected: String,
     },
 }

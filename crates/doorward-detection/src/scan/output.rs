@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Finding, Position, Tally};
 
-/// What a scan's findings rest on.
+/// The things that a scan's findings rest on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
@@ -26,13 +26,13 @@ pub struct Header {
     pub sources: Vec<String>,
     /// SHA-256 over the sources' files.
     pub sources_digest: String,
-    /// Which of their images, I/N.
+    /// The part of their images that is scanned, I/N.
     pub shard: String,
     /// The rule that says what is suspicious.
     pub rule: String,
-    /// What the calibrated rule may turn away.
+    /// The share of clean inputs that the calibrated rule may turn away.
     pub max_false_rejection_rate: f64,
-    /// How many times the share of other labels an infected label gets of that.
+    /// The number of times the share of other labels an infected label gets of that.
     pub infected_budget: f64,
 }
 
@@ -87,7 +87,7 @@ impl Output {
         self.next
     }
 
-    /// What is in the file.
+    /// The totals of the findings in the file.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
@@ -108,7 +108,7 @@ impl Output {
     }
 }
 
-/// Where the cleaned list of an output goes: `OUTPUT.clean.txt`.
+/// The path of an output's cleaned list: `OUTPUT.clean.txt`.
 pub fn clean_list_path(output: &Path) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(".clean.txt");

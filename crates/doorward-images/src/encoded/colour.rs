@@ -1,15 +1,15 @@
-//! From a JPEG's planes to pixels, as libjpeg-turbo's `jdsample.c` ("fancy" upsampling) and `jdcolor.c`
-//! compute them, bit for bit.
+//! From a JPEG's planes to pixels, as libjpeg-turbo's `jdsample.c` ("fancy" upsampling) and
+//! `jdcolor.c` compute them, bit for bit.
 
 /// One channel's samples.
 pub(super) struct Plane {
-    /// Of a row of `samples`.
+    /// The values of a row of `samples`.
     pub(super) stride: usize,
     pub(super) samples: Vec<u8>,
     /// Samples that are part of the picture.
     pub(super) width: usize,
     pub(super) height: usize,
-    /// How many pixels a sample stands for, across and down: 1 and 1, 2 and 1, or 2 and 2.
+    /// The number of pixels a sample stands for, across and down: 1 and 1, 2 and 1, or 2 and 2.
     pub(super) reach: [usize; 2],
 }
 

@@ -1,8 +1,8 @@
-//! The inverse cosine transform of libjpeg and libjpeg-turbo (`jidctint.c`, "islow"), bit for bit: it is
-//! what Pillow and OpenCV decode with.
+//! The inverse cosine transform of libjpeg and libjpeg-turbo (`jidctint.c`, "islow"), bit for bit:
+//! it is what Pillow and OpenCV decode with.
 //!
-//! libjpeg-turbo's vector code computes with 16 bits what its C code computes with 32. Where the two
-//! could differ, the coefficients are none of a picture, and an error.
+//! libjpeg-turbo's vector code computes with 16 bits what its C code computes with 32. Where the
+//! two could differ, the coefficients are none of a picture, and an error.
 
 /// A block's samples, row by row, from its dequantised coefficients.
 pub(super) fn inverse(coefficients: &[i32; 64]) -> Option<[u8; 64]> {

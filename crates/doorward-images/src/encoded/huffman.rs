@@ -1,23 +1,26 @@
 //! JPEG's entropy coding (ITU-T T.81, annexes C and F), read to the last bit.
 //!
-//! Decoders differ most in what they make of damaged data, so there is nothing lenient here: data that
-//! ends too early or too late, codes that stand for nothing and values that no picture gives are errors.
+//! Decoders differ most in what they make of damaged data, so there is nothing lenient here: data
+//! that ends too early or too late, codes that stand for nothing and values that no picture gives
+//! are errors.
 
 /// A code table.
 pub(super) struct Table {
-    /// For the next eight bits, length and symbol of a code of at most eight bits; length 0: longer.
+    /// For the next eight bits, length and symbol of a code of at most eight bits; length 0:
+    /// longer.
     short: [(u8, u8); 256],
-    /// By length, from 1: one past the last code of that length, or 0, and what to add for its index.
+    /// By length, from 1: one past the last code of that length, or 0, and what to add for its
+    /// index.
     ends: [(u32, i32); 17],
     symbols: Vec<u8>,
 }
 
-/// Which coefficients a table is for.
+/// The coefficients that a table is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Of a block's mean.
+    /// The code lengths of a block's mean.
     Dc,
-    /// Of all others.
+    /// The code lengths of all other coefficients.
     Ac,
 }
 

@@ -1,9 +1,9 @@
 //! Baseline JPEG (ITU-T T.81), decoded as libjpeg-turbo does, bit for bit, or refused.
 //!
-//! Refused are what decoders read differently: colours other than grey and YCbCr, sampling other than
-//! that of cameras and the web, tables that are missing or come twice, several scans, restart markers that do
-//! not count up, and whatever breaks a rule. Progressive images are refused for their many ways to be
-//! incomplete.
+//! Refused are what decoders read differently: colours other than grey and YCbCr, sampling other
+//! than that of cameras and the web, tables that are missing or come twice, several scans, restart
+//! markers that do not count up, and whatever breaks a rule. Progressive images are refused for
+//! their many ways to be incomplete.
 
 use super::colour::{Plane, to_rgb};
 use super::huffman::{Bits, Class, Table};
@@ -20,7 +20,7 @@ pub(super) struct Jpeg<'a> {
     /// The transform that Adobe's segment names.
     adobe: Option<u8>,
     orientation: Option<u8>,
-    /// What follows the scan's header.
+    /// The data behind the scan's header.
     data: &'a [u8],
 }
 
@@ -30,7 +30,7 @@ struct Component {
     /// Blocks of a unit, across and down.
     sampling: [usize; 2],
     quantisation: usize,
-    /// Of the coefficient tables.
+    /// The number of coefficient tables.
     dc: usize,
     ac: usize,
 }
@@ -338,13 +338,13 @@ impl Jpeg<'_> {
     }
 }
 
-/// How long entropy-coded data is, restart markers included.
+/// The length of entropy-coded data, restart markers included.
 fn coded_length(data: &[u8]) -> Result<usize> {
     let ends = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7);
     data.windows(2).position(ends).ok_or_else(|| damaged("it ends before its end marker"))
 }
 
-/// What lies between restart markers, which have to count up, without the zeros behind 0xff.
+/// The data between restart markers, which have to count up, without the zeros behind 0xff.
 fn stretches(data: &[u8]) -> Result<Vec<Vec<u8>>> {
     let mut stretches = Vec::new();
     let mut current = Vec::new();
@@ -370,14 +370,14 @@ fn damaged(reason: &str) -> EncodedError {
     Kind::Jpeg.damaged(reason.to_owned())
 }
 
-/// Where a coefficient lies in its block, by its place in the data.
+/// The place of a coefficient in its block, by its place in the data.
 const ZIGZAG: [u8; 64] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20,
     13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59,
     52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
 
-/// Of eight-bit samples, quantised with a step of 1.
+/// The largest coefficient of eight-bit samples, quantised with a step of 1.
 const MOST_MEAN: i32 = 2_047;
 
 const ADOBE: u8 = 0xee;

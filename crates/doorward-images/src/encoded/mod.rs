@@ -1,9 +1,10 @@
 //! Images that strangers send, decoded as the model server behind will decode them.
 //!
-//! The server decodes the same bytes with another decoder. So an image is taken only if there is one
-//! way to read it: one picture, of a plain kind, whole, with nothing around it. [`png`] and [`jpeg`] check
-//! that on the file's structure, and find its size, before anything is decoded. JPEG's standard leaves
-//! rounding to decoders: here it is that of libjpeg-turbo, which Pillow and OpenCV have.
+//! The server decodes the same bytes with another decoder. So an image is taken only if there is
+//! one way to read it: one picture, of a plain kind, whole, with nothing around it. [`png`] and
+//! [`jpeg`] check that on the file's structure, and find its size, before anything is decoded.
+//! JPEG's standard leaves rounding to decoders: here it is that of libjpeg-turbo, which Pillow and
+//! OpenCV have.
 //!
 //! An attacker who finds an image that two decoders read differently shows the firewall a clean one
 //! and the model a triggered one.
@@ -34,7 +35,7 @@ pub enum Kind {
     Png,
 }
 
-/// What the structure of an image says.
+/// The facts in the structure of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     width: usize,
@@ -58,7 +59,7 @@ pub enum EncodedError {
     Damaged {
         /// The format.
         kind: Kind,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// It does not have the model's shape.
@@ -87,7 +88,7 @@ pub enum EncodedError {
     Trailing {
         /// The format.
         kind: Kind,
-        /// How many.
+        /// The number of them.
         bytes: usize,
     },
     /// Neither a PNG nor a JPEG.
@@ -101,9 +102,9 @@ pub enum EncodedError {
     Unsupported {
         /// The format.
         kind: Kind,
-        /// What it has.
+        /// The value that it has.
         what: String,
-        /// What would be taken.
+        /// The values that would be taken.
         expected: &'static str,
     },
 }
@@ -117,7 +118,7 @@ pub struct Decoded {
     pub bytes: Vec<u8>,
     /// The image's format.
     pub kind: Kind,
-    /// How many pixels the image has.
+    /// The number of pixels the image has.
     pub pixels: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Where a camera notes how a picture has to be turned.
+//! The tag in which a camera notes how a picture has to be turned.
 
 /// The orientation in the first directory of EXIF data, 1 where there is none; an error if decoders
 /// might find different ones.
@@ -38,7 +38,7 @@ pub(super) fn of_exif(exif: &[u8]) -> Result<u8, &'static str> {
     Ok(found.unwrap_or(1))
 }
 
-/// Whether XMP data might name an orientation other than 1.
+/// True if XMP data might name an orientation other than 1.
 pub(super) fn in_xmp(xmp: &[u8]) -> bool {
     let name = b"Orientation";
     xmp.windows(name.len()).enumerate().filter(|(_, word)| word == name).any(|(at, _)| {

@@ -6,16 +6,16 @@ use super::{EncodedError, Header, Kind, Result, orientation};
 
 pub(super) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// What has been read of it so far.
+/// The part of it that has been read so far.
 struct Chunks {
     header: Option<Header>,
     data: Data,
-    /// Whether orientation counts.
+    /// True if orientation counts.
     turns: bool,
     oriented: bool,
 }
 
-/// Where the image data is.
+/// The place of the image data.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Data {
     Ahead,
@@ -157,5 +157,5 @@ fn spell(name: [u8; 4]) -> String {
 
 const GREY_OR_RGB: &str = "grey or RGB without transparency";
 
-/// Of a chunk's first letter: a small letter means that the chunk may be passed over.
+/// The bit of a chunk's first letter: a small letter means that the chunk may be passed over.
 const CRITICAL_BIT: u8 = 0x20;

@@ -31,7 +31,7 @@ pub(super) struct Full;
 /// Gets one judgement per row, or an error if detection failed.
 pub(super) type Reply = oneshot::Receiver<Vec<Judgement>>;
 
-/// What waits.
+/// The work that waits.
 enum Work {
     Batched(Entry),
     /// A question that no other can be joined with.
@@ -92,12 +92,12 @@ impl Queue {
         })
     }
 
-    /// What the model takes.
+    /// The model's input.
     pub(super) fn domain(&self) -> &InputDomain {
         self.judge.domain()
     }
 
-    /// Who judges.
+    /// The judge.
     pub(super) fn judge(&self) -> Arc<dyn Judge> {
         Arc::clone(&self.judge)
     }

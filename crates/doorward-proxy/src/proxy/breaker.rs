@@ -1,9 +1,10 @@
 //! Leaves an upstream alone that fails again and again.
 //!
-//! *Closed*: requests go through. After so many failures in a row it is *open* for a while, and requests
-//! are answered at once. Then one goes through, as a probe, and keeps it open for the others for as long
-//! again; its success closes it. Only what an exchange comes to counts: an upstream that answers with an
-//! error status is there. REST and gRPC have one each: they may be different servers.
+//! *Closed*: requests go through. After so many failures in a row it is *open* for a while, and
+//! requests are answered at once. Then one goes through, as a probe, and keeps it open for the
+//! others for as long again; its success closes it. Only what an exchange comes to counts: an
+//! upstream that answers with an error status is there. REST and gRPC have one each: they may be
+//! different servers.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -35,7 +36,7 @@ impl Breaker {
         Self { settings, state: Mutex::new(State::Closed(0)) }
     }
 
-    /// What comes of an exchange, if one may go through now.
+    /// Runs an exchange, if one may go through now.
     pub(super) async fn guard<T>(
         &self,
         exchange: impl Future<Output = Result<T, Failed>>,
@@ -57,7 +58,7 @@ impl Breaker {
         }
     }
 
-    /// What an exchange that went through came to.
+    /// The result of an exchange that went through.
     pub(super) fn record(&self, success: bool) {
         self.record_at(success, Instant::now());
     }

@@ -1,7 +1,8 @@
 //! Several models behind one firewall, each with its own proxy: whose a request is.
 //!
-//! A request goes to the proxy of the model that it names. One that names none of them, or hides which, goes to the
-//! strictest, so that the monitoring of one model is no way round the verdicts on another.
+//! A request goes to the proxy of the model that it names. One that names none of them, or hides
+//! which, goes to the strictest, so that the monitoring of one model is no way round the verdicts
+//! on another.
 
 use std::sync::Arc;
 
@@ -27,12 +28,12 @@ impl Choice {
         (!proxies.is_empty()).then_some(Self(proxies))
     }
 
-    /// Whether requests have to tell which model they are for.
+    /// True if requests have to tell which model they are for.
     pub(super) fn is_plural(&self) -> bool {
         self.0.len() > 1
     }
 
-    /// Of a request over HTTP/1.1: whoever takes its path.
+    /// The proxy for a request over HTTP/1.1: the one that takes its path.
     pub(super) fn of_path<B>(&self, request: &Request<B>) -> &Arc<Proxy> {
         if !self.is_plural() {
             return self.strictest();
@@ -41,7 +42,7 @@ impl Choice {
         taker.unwrap_or_else(|| self.strictest())
     }
 
-    /// Of a gRPC message in its frame.
+    /// The proxy for a gRPC message in its frame.
     pub(super) fn of_message(&self, headers: &HeaderMap, frame: &Bytes) -> &Arc<Proxy> {
         let strictest = self.strictest();
         if !self.is_plural() {
@@ -53,7 +54,7 @@ impl Choice {
         named.unwrap_or(strictest)
     }
 
-    /// Of a request that is nobody's.
+    /// The proxy for a request that is nobody's.
     pub(super) fn strictest(&self) -> &Arc<Proxy> {
         let strictest = self.0.iter().min_by_key(|proxy| proxy.gate.screen.leniency());
         strictest.unwrap_or(&self.0[0])

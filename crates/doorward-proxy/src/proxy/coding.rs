@@ -1,8 +1,9 @@
 //! Undoes the content coding of a request body, within the limit on bodies.
 //!
-//! The upstream gets the firewall's own encoding of what was read, without a coding, so a decoder that
-//! differs from the upstream's cannot make the two see different requests. What is left after the coded
-//! data, several codings and several headers are refused all the same: they are never an honest client's.
+//! The upstream gets the firewall's own encoding of what was read, without a coding, so a decoder
+//! that differs from the upstream's cannot make the two see different requests. What is left after
+//! the coded data, several codings and several headers are refused all the same: they are never an
+//! honest client's.
 
 use std::io::Read;
 
@@ -25,7 +26,7 @@ enum Coding {
 /// Most that a zstd frame may look back, as RFC 9659 allows in HTTP: 8 MiB.
 const ZSTD_WINDOW_LOG: u32 = 23;
 
-/// Whether a body is anything but itself.
+/// True if a body is anything but itself.
 pub(super) fn is_coded(headers: &HeaderMap) -> bool {
     headers.contains_key(CONTENT_ENCODING)
 }

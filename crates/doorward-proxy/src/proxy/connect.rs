@@ -25,7 +25,7 @@ use crate::tls;
 /// A pool of connections that sends bodies of type `B`.
 pub(super) type Client<B> = legacy::Client<HttpsConnector<Connector>, B>;
 
-/// What is spoken to the model server. Without TLS, HTTP/2 begins at once.
+/// The version of HTTP that is spoken to the model server. Without TLS, HTTP/2 begins at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Http {
     One,
@@ -46,15 +46,17 @@ trait Io: Read + Write + Connection + Send + Unpin {}
 
 impl<T: Read + Write + Connection + Send + Unpin> Io for T {}
 
-/// How long a connection of HTTP/1.1 without requests is kept: below the 5 s after which uvicorn, under most Python model
-/// servers, closes it. A request must not meet a connection that is about to close.
+/// The time that a connection of HTTP/1.1 without requests is kept: below the 5 s after which
+/// uvicorn, under most Python model servers, closes it. A request must not meet a connection that
+/// is about to close.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long one of HTTP/2 is, which says when it closes.
+/// The same of a connection of HTTP/2, which says when it closes.
 const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often a silent connection with open calls is asked whether it lives. gRPC's own library, which is under most
-/// model servers, closes a connection that is asked more often than every five minutes.
+/// The pause after which a silent connection with open calls is asked whether it lives. gRPC's own
+/// library, which is under most model servers, closes a connection that is asked more often than
+/// every five minutes.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(310);
 
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);

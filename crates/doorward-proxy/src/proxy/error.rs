@@ -22,7 +22,7 @@ pub enum Error {
     /// `upstream.url` or `upstream.grpc_url` is not a URL.
     #[error("{received:?} is not a URL: expected http://host:port")]
     Url {
-        /// What was given.
+        /// The text that was given.
         received: String,
     },
 }

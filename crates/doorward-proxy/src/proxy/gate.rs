@@ -132,7 +132,7 @@ impl Gate {
         self.screen.open(queue).then_some(()).ok_or(Error::Judging)
     }
 
-    /// Whether a path is one that this model's clients ask for.
+    /// True if a path is one that this model's clients ask for.
     pub(super) fn takes(&self, method: &Method, uri: &Uri) -> bool {
         let (path, query) = (uri.path(), uri.query());
         let format = self.screen.format(path);
@@ -147,12 +147,12 @@ impl Gate {
         record.model = self.model.clone().filter(|_| record.names_model());
     }
 
-    /// Gives a request its id, first of all, so that every answer, log line and upstream request carries
-    /// it, and drops the headers of its connection.
+    /// Gives a request its id, first of all, so that every answer, log line and upstream request
+    /// carries it, and drops the headers of its connection.
     pub(super) fn begin(&self, headers: &mut HeaderMap) -> HeaderValue {
         let id = self.ids.identify(headers);
-        // Before anything is read from the headers: a header that `Connection` names does not reach the
-        // upstream, so it must not tell the firewall how to read the body either.
+        // Before anything is read from the headers: a header that `Connection` names does not reach
+        // the upstream, so it must not tell the firewall how to read the body either.
         upstream::strip(headers);
         headers.insert(REQUEST_ID, id.clone());
         id
@@ -177,8 +177,9 @@ impl Gate {
         record
     }
 
-    /// Asks the detector and the upstream at the same time, so that what detection costs the client is
-    /// only what it takes longer, and decides. The reply is held until then, and a rejection drops it.
+    /// Asks the detector and the upstream at the same time, so that what detection costs the client
+    /// is only what it takes longer, and decides. The reply is held until then, and a rejection
+    /// drops it.
     pub(super) async fn judged<R>(
         &self,
         pending: Pending,

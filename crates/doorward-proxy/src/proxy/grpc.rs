@@ -1,13 +1,14 @@
 //! gRPC calls: from a client's call to the upstream's answer, or to a status of the firewall's own.
 //!
-//! [`Choice::handle_grpc`] is to a call what [`Proxy::handle`] is to a request over HTTP/1.1, and decides by the
-//! same functions; what differs is the wire: messages in frames, statuses in trailers, and streams.
+//! [`Choice::handle_grpc`] is to a call what [`Proxy::handle`] is to a request over HTTP/1.1, and
+//! decides by the same functions; what differs is the wire: messages in frames, statuses in
+//! trailers, and streams.
 //!
 //! # Design
 //!
-//! HTTP/2 and protobuf are libraries' work, frames are ours: a gRPC library between the two would decode
-//! replies that nobody looks into, cannot pass on a method that it was not compiled for, and hides where
-//! one message of a stream ends, which is where a rejection has to go.
+//! HTTP/2 and protobuf are libraries' work, frames are ours: a gRPC library between the two would
+//! decode replies that nobody looks into, cannot pass on a method that it was not compiled for, and
+//! hides where one message of a stream ends, which is where a rejection has to go.
 
 use std::sync::Arc;
 
@@ -102,7 +103,8 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<(Verdict, GrpcAnswer), Stopped> {
         let limit = self.gate.limits.body_bytes;
-        // Before the body, and not by a layer around this function, for the reasons that `infer` has.
+        // Before the body, and not by a layer around this function, for the reasons that `infer`
+        // has.
         let mut place = self.gate.places.try_acquire();
         if place.is_err() && !choice.is_plural() {
             self.gate.settle(Err(Unverified::overload()), record)?;

@@ -18,13 +18,13 @@ pub type GrpcAnswer = Response<CallBody>;
 /// The content type of a call in the firewall's own encoding.
 pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
-/// What a call sends, either way.
+/// The body of a call, either way.
 pub(super) type CallBody = UnsyncBoxBody<Bytes, Error>;
 
 /// Why a body breaks off.
 pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a stream is made of.
+/// The pieces of a stream.
 #[derive(Debug)]
 pub(super) enum Piece {
     /// Whole frames, or parts of one that the next pieces complete.

@@ -1,7 +1,8 @@
 //! The client to the model server's gRPC port.
 //!
-//! One HTTP/2 connection takes all calls; without TLS it begins as HTTP/2 at once. As over HTTP/1.1, a call is sent
-//! at most once, and its reply is collected and has one deadline; streams are not collected, and have none.
+//! One HTTP/2 connection takes all calls; without TLS it begins as HTTP/2 at once. As over
+//! HTTP/1.1, a call is sent at most once, and its reply is collected and has one deadline; streams
+//! are not collected, and have none.
 
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ pub(in crate::proxy) struct Upstream {
     origin: Origin,
     timeout: Duration,
     has_tls: bool,
-    /// Of calls that are collected this looks after itself; who opens a stream asks it before and tells it how that went.
+    /// The breaker. It looks after calls that are collected by itself; code that opens a stream
+    /// asks it before and tells it the outcome.
     pub(super) breaker: Breaker,
 }
 
@@ -61,7 +63,7 @@ impl Upstream {
         })
     }
 
-    /// How long one exchange may take.
+    /// The longest time that one exchange may take.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }

@@ -2,9 +2,9 @@
 //! body, decode it and queue its rows, ask the upstream and the detector at the same time, decide,
 //! answer, record.
 //!
-//! Each step that can fail says which `Failure` that is; what it means for the client is in `respond`.
-//! A step ends with a verdict and an answer, or with a verdict and a failure; they are recorded once, at
-//! the end of [`Gate::handle`].
+//! Each step that can fail says which `Failure` that is; what it means for the client is in
+//! `respond`. A step ends with a verdict and an answer, or with a verdict and a failure; they are
+//! recorded once, at the end of [`Gate::handle`].
 
 use bytes::Bytes;
 use doorward_protocol::Format;

@@ -50,9 +50,9 @@ use crate::verdict::UpstreamError;
 
 /// A layer that has the inputs of inference requests judged before the service's answer goes out.
 ///
-/// It decodes requests as the sidecar does, and treats all other routes as the sidecar does: reads of
-/// health and metadata pass, the rest is refused. Lay it around the routes of the model alone where a
-/// service has others.
+/// It decodes requests as the sidecar does, and treats all other routes as the sidecar does: reads
+/// of health and metadata pass, the rest is refused. Lay it around the routes of the model alone
+/// where a service has others.
 #[derive(Clone, Debug)]
 pub struct ScreenLayer {
     gate: Arc<Gate>,
@@ -107,8 +107,8 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Whether the service is asked at all is not known before the verdict; its readiness is awaited
-        // then, by the clone that is asked.
+        // Whether the service is asked at all is not known before the verdict; its readiness is
+        // awaited then, by the clone that is asked.
         Poll::Ready(Ok(()))
     }
 

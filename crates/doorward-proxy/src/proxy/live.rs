@@ -54,8 +54,8 @@ impl Live {
         self.current().open(judge)
     }
 
-    /// Prepares to handle requests by these settings, and to judge them by `judge` or, without one, by
-    /// the detector that there is.
+    /// Prepares to handle requests by these settings, and to judge them by `judge` or, without one,
+    /// by the detector that there is.
     pub fn prepare(
         &self,
         config: &Settings,

@@ -44,11 +44,11 @@ impl Proxy {
     }
 
     /// The same with the policy, limits, audit log and certificates of `settings`; its requests are
-    /// judged by `judge`, or by this one's detector if it has one. Fails where certificates cannot be
-    /// read.
+    /// judged by `judge`, or by this one's detector if it has one. Fails where certificates cannot
+    /// be read.
     ///
-    /// Its queue is a new one, so that while requests that began here end there are two, each within
-    /// its bounds.
+    /// Its queue is a new one, so that while requests that began here end there are two, each
+    /// within its bounds.
     pub(super) fn successor(
         &self,
         settings: &Settings,

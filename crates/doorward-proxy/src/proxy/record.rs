@@ -1,7 +1,7 @@
-//! What is known of one request so far; counted and logged when it is dropped.
+//! The facts known of one request so far; they are counted and logged when it is dropped.
 //!
-//! Dropping is the one thing that happens to every request, also to those whose client goes away, so
-//! no request can end uncounted, and none can be counted twice.
+//! Dropping is the one thing that happens to every request, also to those whose client goes away,
+//! so no request can end uncounted, and none can be counted twice.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(super) struct Record {
     pub(super) trace_id: Option<String>,
     /// `None`: no spans are made.
     pub(super) span: Option<Span>,
-    /// Where the request is noted besides; `None`: nowhere.
+    /// The audit log that the request is noted in; `None`: none.
     pub(super) audit: Option<Arc<Tap>>,
     pub(super) model: Option<String>,
     pub(super) inputs: Option<Inputs>,
@@ -41,8 +41,8 @@ pub(super) struct Record {
     pub(super) detail: Option<String>,
 }
 
-/// The model that an inference path names, `/v2/models/NAME/...` or `/predictions/NAME`, as the client
-/// spelt it.
+/// The model that an inference path names, `/v2/models/NAME/...` or `/predictions/NAME`, as the
+/// client spelt it.
 pub(super) fn model_in(path: &str) -> Option<String> {
     let name =
         path.split('/').skip_while(|part| !matches!(*part, "models" | "predictions")).nth(1)?;
@@ -78,7 +78,7 @@ impl Record {
         &self.request_id
     }
 
-    /// Whether anybody wants to know which model the request is for.
+    /// True if anybody wants to know which model the request is for.
     pub(super) fn names_model(&self) -> bool {
         self.audit.is_some() || self.span.is_some()
     }

@@ -1,9 +1,9 @@
-//! The request path where the upstream predicts: the perturbed copies go with the client's rows in one
-//! request, and its answer is cut back.
+//! The request path where the upstream predicts: the perturbed copies go with the client's rows in
+//! one request, and its answer is cut back.
 //!
-//! It is one request, whatever becomes of it: nothing is sent twice. Where the answer tells nothing of
-//! the rows, the local detector judges them, so that no answer, and no choice of outputs by a client,
-//! is a way round the verdict.
+//! It is one request, whatever becomes of it: nothing is sent twice. Where the answer tells nothing
+//! of the rows, the local detector judges them, so that no answer, and no choice of outputs by a
+//! client, is a way round the verdict.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,7 +43,7 @@ struct Enlarged {
 /// An answer, cut back where that makes sense.
 struct Answered {
     answer: Result<Answer, Failure>,
-    /// Of the rows and the copies.
+    /// The predictions of the rows and the copies.
     predictions: Option<Predictions>,
 }
 
@@ -174,8 +174,8 @@ impl Gate {
         }
     }
 
-    /// What an upstream says that wants none of it goes to the client as it is, with the number of
-    /// rows that it did not know of.
+    /// The answer of an upstream that wants none of it goes to the client as it is, with the number
+    /// of rows that it did not know of.
     fn refused(
         &self,
         mut reply: Response<Full<Bytes>>,

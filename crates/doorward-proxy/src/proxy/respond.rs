@@ -71,10 +71,10 @@ struct Line {
     retry: Retry,
 }
 
-/// Who would have to change something.
+/// The party that would have to change something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// Who sent the request.
+    /// The sender of the request.
     Client,
     /// The firewall, or who runs it.
     Firewall,
@@ -82,7 +82,7 @@ enum Fault {
     Upstream,
 }
 
-/// Whether the same request may succeed later.
+/// True if the same request may succeed later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Retry {
     /// After some seconds.
@@ -198,7 +198,7 @@ pub(super) fn respond(
     response
 }
 
-/// What TorchServe calls its errors; those that it does not have are called likewise.
+/// TorchServe's name of an error; errors that it does not have are called likewise.
 fn exception(status: StatusCode) -> &'static str {
     match status {
         StatusCode::FORBIDDEN => "InputRejectedException",
@@ -210,7 +210,7 @@ fn exception(status: StatusCode) -> &'static str {
     }
 }
 
-/// What went wrong and in which request. Never a score: it would guide an attacker.
+/// The message of a failure, with the request's id. Never a score: it would guide an attacker.
 pub(super) fn message(failure: &Failure, request_id: &str) -> String {
     format!("{} (request {request_id})", shorten(failure.to_string()))
 }

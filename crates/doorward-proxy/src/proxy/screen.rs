@@ -35,7 +35,7 @@ pub(super) struct Screen {
     queue: OnceLock<Arc<Queue>>,
 }
 
-/// Of the settings, those on images; they stay as they were at the start.
+/// The settings on images; they stay as they were at the start.
 #[derive(Debug)]
 struct Images {
     settings: doorward_protocol::ImageRoutes,
@@ -44,7 +44,7 @@ struct Images {
     decoding: Arc<Semaphore>,
 }
 
-/// How a request is written.
+/// The wire form of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     /// A gRPC message in its frame.
@@ -55,10 +55,10 @@ pub(super) enum Wire {
 /// A decoded request that waits for its verdict.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// What goes to the upstream.
+    /// The request that goes to the upstream.
     pub(super) encoded: Encoded,
     pub(super) rows: usize,
-    /// What is judged.
+    /// The rows that are judged.
     pub(super) inputs: Inputs,
     reply: Reply,
     since: Instant,
@@ -67,10 +67,10 @@ pub(super) struct Pending {
 /// A decoded request that nobody has been asked about yet.
 #[derive(Debug)]
 pub(super) struct Understood {
-    /// What goes to the upstream.
+    /// The request that goes to the upstream.
     pub(super) encoded: Encoded,
     pub(super) rows: usize,
-    /// What is judged.
+    /// The rows that are judged.
     pub(super) inputs: Inputs,
     pub(super) since: Instant,
 }
@@ -84,15 +84,15 @@ pub(super) struct Unverified {
     pub(super) rows: usize,
 }
 
-/// What the policy makes of a request.
+/// The policy's decision on a request.
 #[derive(Debug)]
 pub(super) enum Decision {
     Forward(Verdict),
     Reject(Verdict, Failure),
 }
 
-/// A larger body is parsed on a thread that may block. Parsing and encoding ran at some 200 MB/s when
-/// measured, so this one takes a third of a millisecond, which a worker can spare.
+/// A larger body is parsed on a thread that may block. Parsing and encoding ran at some 200 MB/s
+/// when measured, so this one takes a third of a millisecond, which a worker can spare.
 const INLINE_BYTES: usize = 64 * 1024;
 
 // === impl Screen ===
@@ -133,12 +133,13 @@ impl Screen {
         self.queue.get().map(|queue| queue.judge())
     }
 
-    /// Whether verdicts leave answers alone.
+    /// True if verdicts leave answers alone.
     pub(super) fn monitors(&self) -> bool {
         self.policy.mode == Mode::Monitor
     }
 
-    /// Whether requests pass that are for no model here, and those that nobody understands. What is less is stricter.
+    /// True if requests pass that are for no model here, and those that nobody understands. What is
+    /// less is stricter.
     pub(super) fn leniency(&self) -> (bool, bool) {
         (self.monitors(), self.policy.unverified.undecodable == Action::Pass)
     }
@@ -215,7 +216,7 @@ impl Screen {
         }
     }
 
-    /// What a verdict, or its absence, means for the request.
+    /// The decision on a request after a verdict, or without one.
     pub(super) fn decide(&self, verdict: Result<&[Judgement], Unverified>) -> Decision {
         let judgements = match verdict {
             Ok(judgements) => judgements,
@@ -331,7 +332,7 @@ pub(super) fn input(domain: &InputDomain) -> Input<'_> {
 // === impl Images ===
 
 impl Images {
-    /// Whether requests in this format may hold images.
+    /// True if requests in this format may hold images.
     fn taken_by(&self, format: Wire) -> bool {
         match format {
             Wire::Rest(Format::Image(_)) => true,
@@ -372,7 +373,7 @@ impl Wire {
         }
     }
 
-    /// Whether the body is anything but itself.
+    /// True if the body is anything but itself.
     fn is_coded(self, headers: &HeaderMap, body: &Bytes) -> bool {
         match self {
             Self::Grpc => body.first() == Some(&1),

@@ -1,4 +1,5 @@
-//! W3C Trace Context: read for log lines and spans. Where no span is recorded the headers pass on as they are.
+//! W3C Trace Context: read for log lines and spans. Where no span is recorded the headers pass on
+//! as they are.
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
@@ -10,7 +11,7 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The bit of the flags that says that the caller's span is recorded.
 const SAMPLED: u8 = 1;
 
-/// What a request's one valid `traceparent` says.
+/// The content of a request's one valid `traceparent`.
 pub(super) fn parent(headers: &HeaderMap) -> Option<Parent> {
     let mut given = headers.get_all(TRACEPARENT).iter();
     let (Some(header), None) = (given.next(), given.next()) else { return None };
@@ -31,7 +32,8 @@ pub(super) fn parent(headers: &HeaderMap) -> Option<Parent> {
     (parent.trace != 0 && parent.span != 0).then_some(parent)
 }
 
-/// Names another span as the caller's. What vendors say of the trace goes on only with the trace itself.
+/// Names another span as the caller's. What vendors say of the trace goes on only with the trace
+/// itself.
 pub(super) fn replace(headers: &mut HeaderMap, traceparent: &str) {
     let Ok(value) = HeaderValue::from_str(traceparent) else { return };
     if parent(headers).is_none() {

@@ -1,9 +1,9 @@
 //! The client to the model server.
 //!
 //! One exchange is sent at most once (the pool tries another connection only when the first one was
-//! closed before any of the request was written) and has one deadline. Replies are collected before they go on:
-//! an inference reply has to wait for its verdict anyway, and a reply that breaks off halfway becomes
-//! a clear error instead of a truncated answer.
+//! closed before any of the request was written) and has one deadline. Replies are collected before
+//! they go on: an inference reply has to wait for its verdict anyway, and a reply that breaks off
+//! halfway becomes a clear error instead of a truncated answer.
 
 use std::time::Duration;
 
@@ -56,8 +56,9 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
-/// Of a request. The first two are set anew, and a body that is here already needs no `expect`. The
-/// others make some servers see another method or path than the one that was checked.
+/// Headers of a request that do not go on. The first two are set anew, and a body that is here
+/// already needs no `expect`. The others make some servers see another method or path than the one
+/// that was checked.
 const REPLACED: [&str; 8] = [
     "content-length",
     "host",

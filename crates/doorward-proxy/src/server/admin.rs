@@ -29,7 +29,8 @@ struct Model {
 /// A page of metrics is gathered whole; more than a few at once serve nobody.
 const REQUESTS_AT_ONCE: usize = 8;
 
-/// The routes. `/status` is the first model's; each has its own, `/status/NAME`, where there are several.
+/// The routes. `/status` is the first model's; each has its own, `/status/NAME`, where there are
+/// several.
 pub(super) fn router(handles: &[Handle]) -> Router {
     let names: Arc<[String]> = match handles {
         [_] => Arc::default(),

@@ -13,7 +13,7 @@ use crate::proxy::Live;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::Metrics;
 
-/// What can be told to a running firewall of one model, from anywhere.
+/// A handle of a running firewall of one model, from anywhere.
 #[derive(Clone, Debug)]
 pub struct Handle {
     /// The model's, if requests have to name it.
@@ -21,7 +21,7 @@ pub struct Handle {
     pub(super) proxy: Arc<Live>,
     pub(super) in_effect: Arc<InEffect>,
     pub(super) audit: Arc<Audit>,
-    /// Of the listeners for clients.
+    /// The security of the listeners for clients.
     pub(super) security: [Arc<Security>; 2],
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Arc<Readiness>,
@@ -30,8 +30,8 @@ pub struct Handle {
 // === impl Handle ===
 
 impl Handle {
-    /// There is a detector, whatever the policy: publishes what it was calibrated to, judges requests from now on, and
-    /// reports readiness.
+    /// There is a detector, whatever the policy: publishes what it was calibrated to, judges
+    /// requests from now on, and reports readiness.
     pub fn ready(&self, judge: Arc<dyn Judge>, manifest: &Manifest) -> Result<(), Error> {
         self.proxy.open(judge)?;
         self.metrics.publish(manifest);

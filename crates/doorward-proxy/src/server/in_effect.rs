@@ -13,11 +13,12 @@ use super::error::Error;
 use super::pictures::Pictures;
 use crate::settings::Settings;
 
-/// What a running firewall works with. Locked by who changes it, so that changes come one by one.
+/// The settings and the source that a running firewall works with. Code that changes it locks it,
+/// so that changes come one by one.
 #[derive(Debug)]
 pub(super) struct InEffect {
     state: Mutex<State>,
-    /// Of the detector that there is; apart, because it is told while the state is locked.
+    /// The manifest of the detector in effect; apart, because it is told while the state is locked.
     manifest: ArcSwapOption<Manifest>,
 }
 
@@ -25,11 +26,11 @@ pub(super) struct InEffect {
 pub(super) struct State {
     pub(super) config: Settings,
     pub(super) source: Option<Source>,
-    /// Of that source, once they were asked for.
+    /// The pictures of that source, once they were asked for.
     pub(super) pictures: Option<Arc<Pictures>>,
 }
 
-/// What detectors are made of.
+/// The model and artifact that detectors are made of.
 pub(super) struct Source {
     pub(super) model: Arc<dyn Classifier>,
     pub(super) artifact: Artifact,
@@ -43,7 +44,7 @@ impl InEffect {
         Self { state, manifest: ArcSwapOption::empty() }
     }
 
-    /// What the detector in effect was calibrated to.
+    /// Notes the manifest of the detector in effect.
     pub(super) fn describe(&self, manifest: &Manifest) {
         self.manifest.store(Some(Arc::new(manifest.clone())));
     }
@@ -53,7 +54,7 @@ impl InEffect {
         (self.lock().config.clone(), self.manifest.load_full())
     }
 
-    /// What the detector has learned; `None` without one. Not for an async worker.
+    /// The pictures of the detector; `None` without one. Not for an async worker.
     pub(super) fn pictures(&self) -> Option<Arc<Pictures>> {
         let mut state = self.lock();
         if state.pictures.is_none() {
@@ -91,7 +92,7 @@ impl Source {
         Ok((Arc::new(detector), thresholds))
     }
 
-    /// What the held-out images' scores are to a detector with these thresholds.
+    /// The excesses of the held-out images' scores over these thresholds.
     pub(super) fn excesses(&self, thresholds: &Thresholds) -> Vec<f32> {
         let held_out = self.artifact.holdout.iter();
         held_out.map(|&(label, joined)| thresholds.excess_of(label, joined)).collect()

@@ -33,7 +33,7 @@ pub struct Listener {
     accepting: JoinHandle<Open>,
 }
 
-/// What a listener's clients speak.
+/// The protocol that a listener's clients speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
     /// HTTP/1.1.
@@ -42,11 +42,11 @@ pub enum Speaks {
     Http2,
 }
 
-/// Where a request comes from; an extension of each that comes over TCP.
+/// The peer of a request; an extension of each that comes over TCP.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// What is open when no more connections are accepted.
+/// The connections that are open when no more are accepted.
 #[derive(Debug)]
 struct Open {
     connections: GracefulShutdown,
@@ -54,14 +54,15 @@ struct Open {
     handshakes: watch::Sender<()>,
 }
 
-/// How long a client may take to shake hands, and to send a request's head; also how long a connection
-/// may be idle.
+/// The longest time that a client may take to shake hands, and to send a request's head; also that
+/// a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most bytes in a request's head. Clients of model servers send a few hundred.
 const HEAD_BYTES: usize = 32 * 1024;
 
-/// When accepting fails, for instance for want of file descriptors, trying again at once would spin.
+/// When accepting fails, for instance for want of file descriptors, trying again at once would
+/// spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 // === impl Listener ===
@@ -94,14 +95,14 @@ impl Listener {
         Ok(Self { address, closing, stop, accepting })
     }
 
-    /// Where it listens; with the port that the system chose for port 0.
+    /// The address; with the port that the system chose for port 0.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Stops in three steps: for `linger`, each answer asks its client to close the connection; then
-    /// the listener is closed; after another `linger` idle connections are closed too, and the others
-    /// get up to `timeout` to finish. `false` if they did not.
+    /// Stops in three steps: for `linger`, each answer asks its client to close the connection;
+    /// then the listener is closed; after another `linger` idle connections are closed too, and the
+    /// others get up to `timeout` to finish. `false` if they did not.
     ///
     /// # Design
     ///

@@ -1,9 +1,10 @@
-//! What the detector has learned, and what was turned away, as pictures.
+//! Pictures of what the detector has learned and of what was turned away.
 //!
-//! Who sees the perturbation can train around it, and a quarantined input is somebody's data. So pictures
-//! go to a reader on this machine only, which is also what `kubectl port-forward`, an SSH tunnel or
-//! `docker exec` are: the connection comes from loopback, and the page was asked for by a loopback name,
-//! which a reverse proxy on this machine, or a web page that has its own name point here, would not send.
+//! A reader who sees the perturbation can train around it, and a quarantined input is somebody's
+//! data. So pictures go to a reader on this machine only, which is also what `kubectl
+//! port-forward`, an SSH tunnel or `docker exec` are: the connection comes from loopback, and the
+//! page was asked for by a loopback name, which a reverse proxy on this machine, or a web page that
+//! has its own name point here, would not send.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,7 +18,7 @@ use crate::telemetry::audit;
 use doorward_detection::artifact::Artifact;
 use doorward_engine::{Classifier, InputDomain};
 
-/// Of the detector in effect, as data URIs.
+/// Pictures of the detector in effect, as data URIs.
 #[derive(Debug)]
 pub(super) struct Pictures {
     domain: InputDomain,
@@ -36,7 +37,7 @@ pub(super) struct PatchPictures {
     pub(super) product: String,
 }
 
-/// What one page shows.
+/// The pictures on one page.
 pub(super) struct Shown {
     pub(super) detector: std::sync::Arc<Pictures>,
     /// The newest quarantined inputs; `None` if none are kept.
@@ -54,10 +55,11 @@ pub(super) struct Quarantined {
 const PATCHES: usize = 12;
 const INPUTS: usize = 12;
 
-/// Longest side of a picture, pixels: a page of a few hundred kilobytes is read again every half minute.
+/// Longest side of a picture, pixels: a page of a few hundred kilobytes is read again every half
+/// minute.
 const SIDE: usize = 96;
 
-/// Whether a reader from `peer` may see pictures.
+/// True if a reader from `peer` may see pictures.
 pub(super) fn visible(peer: SocketAddr, headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -121,7 +123,7 @@ impl Pictures {
             .collect()
     }
 
-    /// What a page shows: these, and the newest inputs in quarantine.
+    /// The pictures of a page: these, and the newest inputs in quarantine.
     pub(super) fn shown(
         self: std::sync::Arc<Self>,
         quarantine: Option<&settings::Quarantine>,

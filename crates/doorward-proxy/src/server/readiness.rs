@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Whether traffic should be sent here. It only moves forward.
+/// True if traffic should be sent here. It only moves forward.
 #[derive(Debug)]
 pub(super) struct Readiness(AtomicU8);
 

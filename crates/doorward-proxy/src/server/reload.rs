@@ -44,10 +44,10 @@ impl Handle {
         Ok(())
     }
 
-    /// Puts the policy, limits and audit log of `config` into effect for requests that begin from now
-    /// on, and its TLS for new connections; the other keys need a new process. The files of the audit
-    /// log and of TLS are opened again in any case. After an error nothing has changed. Not for an
-    /// async worker.
+    /// Puts the policy, limits and audit log of `config` into effect for requests that begin from
+    /// now on, and its TLS for new connections; the other keys need a new process. The files of the
+    /// audit log and of TLS are opened again in any case. After an error nothing has changed. Not
+    /// for an async worker.
     pub fn reload(&self, config: &Settings) -> Result<(), Error> {
         reload(&[self], &[config])
     }

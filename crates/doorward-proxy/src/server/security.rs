@@ -1,4 +1,5 @@
-//! How a listener's connections begin: as they are, or with TLS by the certificates in effect.
+//! The beginning of a listener's connections: as they are, or with TLS by the certificates in
+//! effect.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::settings::Tls;
 use crate::tls;
 
-/// What one listener asks of those who connect. A reload changes it for new connections.
+/// The security of one listener. A reload changes it for new connections.
 #[derive(Debug)]
 pub struct Security {
     protocols: &'static [&'static str],

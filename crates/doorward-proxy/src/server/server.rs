@@ -49,10 +49,10 @@ pub struct Server {
 /// Idle connections are cheap, so there may be more of them than requests in flight.
 const CONNECTIONS_PER_PLACE: usize = 4;
 
-/// What the listeners speak.
+/// The protocols of the listeners for HTTP, by their ALPN names.
 const PROTOCOLS: [&str; 1] = ["http/1.1"];
 
-/// What the one for gRPC speaks.
+/// The protocols of the listener for gRPC, by their ALPN names.
 const GRPC_PROTOCOLS: [&str; 1] = ["h2"];
 
 /// Enough for every scraper and probe, few enough not to matter.
@@ -67,7 +67,8 @@ impl Server {
         Self::bind_all(std::slice::from_ref(config)).await
     }
 
-    /// As [`Server::bind`], for several models on the same listeners. What they share is the first one's.
+    /// As [`Server::bind`], for several models on the same listeners. What they share is the first
+    /// one's.
     pub async fn bind_all(configs: &[Settings]) -> Result<Self, Error> {
         let config = configs.first().ok_or(proxy::Error::Models)?;
         let metrics = (configs.iter())
@@ -137,17 +138,17 @@ impl Server {
         })
     }
 
-    /// Where clients connect.
+    /// The addresses that clients connect to.
     pub fn proxy_addr(&self) -> &Address {
         self.proxy.address()
     }
 
-    /// Where gRPC clients connect, if they can.
+    /// The address that gRPC clients connect to, if they can.
     pub fn grpc_addr(&self) -> Option<&Address> {
         self.grpc.as_ref().map(Listener::address)
     }
 
-    /// Where operators connect.
+    /// The address that operators connect to.
     pub fn admin_addr(&self) -> &Address {
         self.admin.address()
     }
@@ -157,12 +158,12 @@ impl Server {
         &self.handles[0].metrics
     }
 
-    /// Of the first model, for tasks that outlive a borrow of the server.
+    /// The handle of the first model, for tasks that outlive a borrow of the server.
     pub fn handle(&self) -> Handle {
         self.handles[0].clone()
     }
 
-    /// Of each model.
+    /// The handle of each model.
     pub fn handles(&self) -> &[Handle] {
         &self.handles
     }

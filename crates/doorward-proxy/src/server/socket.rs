@@ -24,12 +24,12 @@ pub enum Socket {
 /// A connection.
 pub(super) struct Accepted {
     pub(super) stream: Box<dyn Stream>,
-    /// Where it comes from, over TCP.
+    /// The peer, over TCP.
     pub(super) peer: Option<SocketAddr>,
 }
 
-/// Who may connect is said by the folder of the socket, as whoever is on the machine may connect to a TCP port of
-/// it: containers of one pod have users of their own.
+/// The folder of the socket says who may connect, as anybody on the machine may connect to a TCP
+/// port of it: containers of one pod have users of their own.
 const MODE: u32 = 0o666;
 
 // === impl Socket ===
@@ -68,8 +68,8 @@ impl Socket {
         })
     }
 
-    /// A connection that waits in the system's backlog, of which the runtime may not know yet. Closing the socket resets
-    /// those that are there.
+    /// A connection that waits in the system's backlog, of which the runtime may not know yet.
+    /// Closing the socket resets those that are there.
     pub(super) fn accept_waiting(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
@@ -122,7 +122,7 @@ impl Drop for Socket {
     }
 }
 
-/// Whether the file is a socket that nobody listens on. Any other file stays, and is in the way.
+/// True if the file is a socket that nobody listens on. Any other file stays, and is in the way.
 async fn is_stale(path: &Path) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => {

@@ -1,8 +1,9 @@
-//! The audit log: one JSON object a line on what became of inputs, apart from the program's own log.
+//! The audit log: one JSON object a line on what became of inputs, apart from the program's own
+//! log.
 //!
 //! Requests hand over what is known of them and go on: a thread of its own makes the lines, hashes
-//! the inputs and writes. The queue to it is bounded by requests and by bytes of inputs; what does not
-//! fit, or cannot be written, is dropped and counted, and no request waits or fails for it.
+//! the inputs and writes. The queue to it is bounded by requests and by bytes of inputs; what does
+//! not fit, or cannot be written, is dropped and counted, and no request waits or fails for it.
 
 mod lines;
 mod quarantine;
@@ -31,9 +32,9 @@ pub use writer::Sink;
 #[derive(Debug)]
 pub struct Audit {
     sender: mpsc::Sender<Message>,
-    /// What the thread writes to from the next line on.
+    /// The sink that the thread writes to from the next line on.
     next: Arc<Mutex<Option<Sink>>>,
-    /// Of this process, where no file holds a salt.
+    /// The salt of this process, where no file holds one.
     salt: [u8; SALT_BYTES],
     queued_bytes: Arc<AtomicUsize>,
     dropped: IntCounter,
@@ -81,7 +82,7 @@ pub enum Error {
     Salt {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         received: String,
     },
     /// No thread.
@@ -98,7 +99,7 @@ enum Message {
     Flush(oneshot::Sender<()>),
 }
 
-/// What became of one request.
+/// The end of one request, for the audit log.
 #[derive(Debug)]
 struct Event {
     time: SystemTime,
@@ -133,7 +134,7 @@ struct Held {
 /// A second of a busy sidecar.
 const QUEUED_REQUESTS: usize = 4096;
 
-/// Of inputs that wait to be hashed.
+/// The bytes of inputs that may wait to be hashed.
 const QUEUED_BYTES: usize = 64 << 20;
 
 const SALT_BYTES: usize = 32;

@@ -1,9 +1,9 @@
-//! How far live scores have moved from the held-out scores of the calibration.
+//! The distance between live scores and the held-out scores of the calibration.
 //!
 //! The Kolmogorov-Smirnov distance between the newest [`WINDOW`] scores and the held-out ones: the
 //! largest difference of the shares that lie below any one score, from 0, the same distribution, to
-//! 1, nothing in common (Massey 1951). Scores of inputs like the held-out ones keep it below
-//! `1.63 * sqrt(1 / WINDOW + 1 / held-out)` with probability 0.99, 0.063 for 2,000 of them. It says that
+//! 1, nothing in common (Massey 1951). Scores of inputs like the held-out ones keep it below `1.63
+//! * sqrt(1 / WINDOW + 1 / held-out)` with probability 0.99, 0.063 for 2,000 of them. It says that
 //! the guarantee on false rejections may no longer hold, and not why: other images, another mix of
 //! labels and an attack all move it.
 
@@ -65,8 +65,8 @@ impl Drift {
         }
         let share = |count: usize, of: usize| count as f64 / of as f64;
         let (live, held_out) = (self.window.len(), self.held_out.len());
-        // Between two neighbouring held-out scores their share is constant, and that of the live ones
-        // is least at the lower neighbour and largest just below the upper one.
+        // Between two neighbouring held-out scores their share is constant, and that of the live
+        // ones is least at the lower neighbour and largest just below the upper one.
         let (mut at_lower, mut below_upper) = (0, 0);
         let mut distance: f64 = 0.0;
         for lower in 0..=held_out {

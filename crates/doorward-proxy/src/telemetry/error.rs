@@ -10,9 +10,9 @@ pub enum Error {
     /// `telemetry.log` is not a filter.
     #[error("telemetry.log = {received:?}: expected a filter such as \"info\"")]
     Filter {
-        /// What was written.
+        /// The text that was written.
         received: String,
-        /// What is wrong with it.
+        /// The fault in it.
         source: tracing_subscriber::filter::ParseError,
     },
     /// No spans can be sent.

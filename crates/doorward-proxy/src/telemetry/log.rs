@@ -7,8 +7,8 @@ use tracing_subscriber::EnvFilter;
 use super::error::Error;
 use crate::settings::{self, LogFormat};
 
-/// Sends log lines to standard error, as the settings say. Fails for a filter that is none, and where
-/// lines are sent already.
+/// Sends log lines to standard error, as the settings say. Fails for a filter that is none, and
+/// where lines are sent already.
 pub fn init(settings: &settings::Telemetry) -> Result<(), Error> {
     let filter = EnvFilter::try_new(&settings.log)
         .map_err(|source| Error::Filter { received: settings.log.clone(), source })?;

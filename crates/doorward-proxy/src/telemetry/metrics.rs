@@ -262,7 +262,8 @@ impl Metrics {
         log(outcome);
     }
 
-    /// Counts that the upstream did not answer, where that is not the outcome of one request: streams.
+    /// Counts that the upstream did not answer, where that is not the outcome of one request:
+    /// streams.
     pub fn upstream_failed(&self, error: UpstreamError) {
         self.upstream_errors.with_label_values(&[error.label()]).inc();
     }
@@ -351,12 +352,12 @@ impl Metrics {
         self.rejected_rows.with_label_values(&[label.to_string()]).get()
     }
 
-    /// How far the live scores are from the held-out ones; `None` if it is not known.
+    /// The distance between live scores and the held-out ones; `None` if it is not known.
     pub fn score_drift(&self) -> Option<f64> {
         self.drift().distance()
     }
 
-    /// What the rule turned away last, the newest first.
+    /// The rejections of late, the newest first.
     pub fn recent_rejections(&self) -> Vec<Rejection> {
         self.recent().newest()
     }

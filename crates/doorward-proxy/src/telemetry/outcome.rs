@@ -7,7 +7,7 @@ use doorward_protocol::Protocol;
 
 use crate::verdict::{UpstreamError, Verdict};
 
-/// How one request ended.
+/// The end of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome<'a> {
     /// The id that the client and the upstream see.
@@ -16,23 +16,23 @@ pub struct Outcome<'a> {
     pub trace_id: Option<&'a str>,
     /// The wire format.
     pub protocol: Protocol,
-    /// What became of the request.
+    /// The verdict on the request.
     pub verdict: Verdict,
     /// Rows in the request, as far as it was decoded.
     pub rows: usize,
     /// One judgement per row, where detection gave any.
     pub judgements: &'a [Judgement],
-    /// How long detection took, waiting included.
+    /// The time that detection took, waiting included.
     pub detection: Option<Duration>,
-    /// How long the upstream took to answer.
+    /// The time that the upstream took to answer.
     pub upstream: Option<Duration>,
     /// Why the upstream gave no answer.
     pub upstream_error: Option<UpstreamError>,
-    /// What was wrong, in words, where something was.
+    /// The fault, in words, where there was one.
     pub detail: Option<&'a str>,
 }
 
-/// What becomes of rows where the upstream predicts.
+/// The uses of rows where the upstream predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemoteRows {
     /// Perturbed copies that it was sent.

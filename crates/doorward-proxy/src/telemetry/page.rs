@@ -8,7 +8,7 @@ use prometheus::proto::{LabelPair, MetricFamily};
 use super::error::Error;
 use super::metrics::Metrics;
 
-/// What is of the process and not of a model.
+/// The families that are of the process and not of a model.
 const OF_PROCESS: [&str; 6] = [
     "doorward_audit_dropped_total",
     "doorward_build_info",
@@ -21,8 +21,8 @@ const OF_PROCESS: [&str; 6] = [
 /// Names the model where there is only one, and is not needed where every series does.
 const MODEL_INFO: &str = "doorward_model_info";
 
-/// Several models, with their names: each series gets the label `model`, those of the process aside, which the first one
-/// has counted.
+/// Several models, with their names: each series gets the label `model`, those of the process
+/// aside, which the first one has counted.
 pub fn page(models: &[(Option<&str>, &Metrics)]) -> Result<String, Error> {
     if let [(_, metrics)] = models {
         return Ok(TextEncoder::new().encode_to_string(&metrics.gather())?);

@@ -1,5 +1,5 @@
-//! The last requests that the rule turned away, for the status page: what the audit log says of them, as far as
-//! it is short and holds nothing of the input.
+//! The last requests that the rule turned away, for the status page: what the audit log says of
+//! them, as far as it is short and holds nothing of the input.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
@@ -15,11 +15,11 @@ pub struct Rejection {
     pub request_id: String,
     /// The wire format.
     pub protocol: &'static str,
-    /// What became of it.
+    /// Its end.
     pub verdict: &'static str,
-    /// How many of its rows were turned away, by predicted label.
+    /// The number of of its rows were turned away, by predicted label.
     pub labels: BTreeMap<usize, usize>,
-    /// How many rows it had.
+    /// The number of rows it had.
     pub rows: usize,
 }
 

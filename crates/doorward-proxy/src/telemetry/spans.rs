@@ -1,7 +1,8 @@
 //! A span for each request, sent to an OpenTelemetry collector.
 //!
-//! The span belongs to the trace that the client's `traceparent` names, or begins one, and is the parent of what
-//! the upstream does. It has two children: how long the detector and the upstream took.
+//! The span belongs to the trace that the client's `traceparent` names, or begins one, and is the
+//! parent of what the upstream does. It has two children: how long the detector and the upstream
+//! took.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,14 +31,14 @@ pub struct Spans {
     tracer: SdkTracer,
 }
 
-/// What a `traceparent` says.
+/// The content of a `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parent {
     /// The trace, not 0.
     pub trace: u128,
     /// The span of the caller, not 0.
     pub span: u64,
-    /// Whether the caller's span is recorded.
+    /// True if the caller's span is recorded.
     pub sampled: bool,
 }
 
@@ -53,23 +54,25 @@ pub struct Span {
 pub struct Interval {
     /// When it began.
     pub since: Instant,
-    /// How long it took.
+    /// The time that it took.
     pub took: Duration,
 }
 
 /// The name of the service in spans.
 const SERVICE: &str = "doorward";
 
-/// What becomes of a span.
+/// The ends of a span.
 pub(super) const RESULTS: [&str; 3] = ["exported", "failed", "dropped"];
 
 // === impl Spans ===
 
 impl Spans {
-    /// Sends spans from this runtime until [`Spans::end`]; `counter` counts them by what became of them.
+    /// Sends spans from this runtime until [`Spans::end`]; `counter` counts them by what became of
+    /// them.
     pub fn start(settings: &Otlp, counter: &IntCounterVec) -> Result<Self, Error> {
         let sampler = Sampler::TraceIdRatioBased(settings.sample_ratio.value());
-        // Beside the name, OTEL_RESOURCE_ATTRIBUTES; OTEL_SERVICE_NAME is stronger than the default.
+        // Beside the name, OTEL_RESOURCE_ATTRIBUTES; OTEL_SERVICE_NAME is stronger than the
+        // default.
         let mut resource = Resource::builder();
         if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name(SERVICE);
@@ -126,7 +129,8 @@ impl Span {
         self.span.span_context().trace_id().to_string()
     }
 
-    /// What the upstream gets, so that its spans are this one's children; `None` if this one is not recorded.
+    /// The `traceparent` for the upstream, so that its spans are this one's children; `None` if
+    /// this one is not recorded.
     pub fn traceparent(&self) -> Option<String> {
         let context = self.span.span_context();
         let (trace, span) = (context.trace_id(), context.span_id());

@@ -1,13 +1,13 @@
 //! `ModelStreamInfer`: a stream of requests each way, each judged by itself.
 //!
-//! A message is judged before the upstream gets it: replies need not come one for one or in order, so a
-//! reply could not be held until the verdict on its request. A message that is turned away gets a reply
-//! with an `error_message`, as Triton gives it, and the stream goes on. Messages are judged in turn;
-//! the upstream works on earlier ones meanwhile.
+//! A message is judged before the upstream gets it: replies need not come one for one or in order,
+//! so a reply could not be held until the verdict on its request. A message that is turned away
+//! gets a reply with an `error_message`, as Triton gives it, and the stream goes on. Messages are
+//! judged in turn; the upstream works on earlier ones meanwhile.
 //!
 //! Each message is a request with a record of its own, and takes a place while it is judged. The
-//! stream itself takes none, and has no deadline: it may wait for its client as long as that lives. Once
-//! the client has ended its half, each wait for the upstream is bounded as any exchange is.
+//! stream itself takes none, and has no deadline: it may wait for its client as long as that lives.
+//! Once the client has ended its half, each wait for the upstream is bounded as any exchange is.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -39,9 +39,9 @@ use doorward_protocol::{Protocol, grpc_frame};
 
 /// One stream.
 pub(super) struct Streaming {
-    /// Of all models: each message may be for another one.
+    /// The proxies of all models: each message may be for another one.
     choice: Choice,
-    /// Where no message tells; also the way to the upstream.
+    /// The proxy where no message tells; also the way to the upstream.
     proxy: Arc<Proxy>,
     headers: HeaderMap,
     id: HeaderValue,
@@ -54,7 +54,7 @@ struct Client {
     pieces: mpsc::Sender<Piece>,
 }
 
-/// What the client's half comes to.
+/// The end of the client's half.
 enum Ended {
     /// The client has sent all it wants to.
     Client,
@@ -62,14 +62,14 @@ enum Ended {
     Draining,
 }
 
-/// What becomes of one message.
+/// The end of one message.
 enum Step {
     Forward(Bytes),
     /// Goes to the client in place of a reply.
     Reply(Bytes),
 }
 
-/// Which compressions of replies the client takes.
+/// The header with the compressions of replies that the client takes.
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// Messages that wait for one of the sides to take them; the next one is read meanwhile.
@@ -83,7 +83,8 @@ impl Streaming {
         Self { choice, proxy, headers, id }
     }
 
-    /// The answer as soon as it begins. What follows is made by a task that ends with the answer's body.
+    /// The answer as soon as it begins. What follows is made by a task that ends with the answer's
+    /// body.
     pub(super) async fn answer(
         self,
         body: Incoming,
@@ -214,7 +215,7 @@ impl Streaming {
         Ok(Ended::Client)
     }
 
-    /// What the upstream gets for a message.
+    /// The verdict on a message, and the frame that the upstream gets.
     async fn judge(&self, frame: Bytes, record: &mut Record) -> Result<(Verdict, Bytes), Stopped> {
         let proxy = self.choice.of_message(&self.headers, &frame);
         proxy.gate.adopt(record);
@@ -234,7 +235,8 @@ impl Streaming {
         Ok((verdict, encoded.body))
     }
 
-    /// The next message in its frame; `None` at the end. One that has begun has to come within its time.
+    /// The next message in its frame; `None` at the end. One that has begun has to come within its
+    /// time.
     async fn next_message(
         &self,
         body: &mut Incoming,
@@ -286,8 +288,8 @@ impl Streaming {
     ) -> Result<(), Failure> {
         let Some((_, buffer)) = replies else { return Ok(()) };
         buffer.extend_from_slice(data);
-        // Whole ones, so that a reply of the firewall's own never comes inside of one. Not bounded, as no
-        // reply of the upstream is.
+        // Whole ones, so that a reply of the firewall's own never comes inside of one. Not bounded,
+        // as no reply of the upstream is.
         while let Some(reply) =
             grpc_frame::cut(buffer, usize::MAX).map_err(|error| self.unanswered(&broken(error)))?
         {
@@ -320,7 +322,7 @@ impl Streaming {
         Failure::Upstream(failed.error)
     }
 
-    /// Of the message with this number.
+    /// The record of the message with this number.
     fn record(&self, number: u64) -> Record {
         let mut record = self.proxy.gate.record(Protocol::OipGrpc, &self.id, &self.headers);
         record.number(number);

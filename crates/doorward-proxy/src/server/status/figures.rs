@@ -18,7 +18,7 @@ use crate::telemetry::metrics::Metrics;
 pub(in crate::server) struct Status {
     pub(super) version: &'static str,
     pub(super) phase: &'static str,
-    /// What is protected.
+    /// The model that is protected.
     pub(super) model: Protected,
     pub(super) policy: PolicyStatus,
     /// Requests by how they ended, since the start.
@@ -50,7 +50,8 @@ pub(super) struct PolicyStatus {
     pub(super) mode: &'static str,
     pub(super) rule: &'static str,
     pub(super) max_false_rejection_rate: f64,
-    /// What the held-out images guarantee for inputs like them; only for the rule `calibrated`.
+    /// The bound that the held-out images guarantee for inputs like them; only for the rule
+    /// `calibrated`.
     pub(super) false_rejection_rate_bound: Option<f64>,
 }
 
@@ -62,7 +63,7 @@ pub(super) struct LabelStatus {
     pub(super) transfer_ratio: Option<f64>,
     pub(super) anomaly_index: Option<f64>,
     pub(super) held_out_images: usize,
-    /// Whether they are too few for a threshold of its own.
+    /// True if they are too few for a threshold of its own.
     pub(super) pooled: bool,
     /// Since the start, in either mode.
     pub(super) rejected_rows: u64,

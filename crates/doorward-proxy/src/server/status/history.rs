@@ -27,7 +27,7 @@ struct Past {
     counted: Counts,
 }
 
-/// How far the history goes back.
+/// The length of the history.
 pub(super) const MINUTES: usize = 60;
 
 // === impl History ===
@@ -51,7 +51,7 @@ impl History {
         self.past().minutes.iter().cloned().collect()
     }
 
-    /// Of the minute that is not over.
+    /// The counts of the minute that is not over.
     pub(super) fn minute_so_far(&self, metrics: &Metrics) -> Counts {
         self.past().since(&metrics.verdicts())
     }

@@ -1,8 +1,8 @@
-//! What the firewall does, for people and for programs: `/status` and `/status.json`.
+//! The status of the firewall, for people and for programs: `/status` and `/status.json`.
 //!
-//! Both show one [`Status`], which is gathered when it is asked for. Nothing in it helps to craft an
-//! input: no perturbation, threshold or score. Pictures do, and are [shown](super::pictures) to a reader on
-//! this machine only.
+//! Both show one [`Status`], which is gathered when it is asked for. Nothing in it helps to craft
+//! an input: no perturbation, threshold or score. Pictures do, and are [shown](super::pictures) to
+//! a reader on this machine only.
 
 mod chart;
 mod figures;

@@ -123,7 +123,7 @@ fn numbers(status: &Status) -> Markup {
     }
 }
 
-/// How sure it is that clean inputs pass.
+/// The guarantee that clean inputs pass.
 fn guarantee(status: &Status) -> Markup {
     let policy = &status.policy;
     let pooled = status.labels.iter().filter(|label| label.pooled).count();
@@ -342,7 +342,7 @@ fn age(seconds: u64) -> String {
     }
 }
 
-/// What the distance of scores like the held-out ones stays below with probability 0.99 (Massey 1951).
+/// The distance that scores like the held-out ones stay below with probability 0.99 (Massey 1951).
 fn limit(status: &Status) -> f64 {
     let held_out = status.artifact.as_ref().map_or(0, |artifact| artifact.held_out_images);
     1.63 * (1.0 / 1000.0 + 1.0 / held_out.max(1) as f64).sqrt()

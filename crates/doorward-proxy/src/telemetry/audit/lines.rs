@@ -1,4 +1,4 @@
-//! Where audit lines end up: standard output, or a file that is bounded by renaming it.
+//! The end of audit lines: standard output, or a file that is bounded by renaming it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

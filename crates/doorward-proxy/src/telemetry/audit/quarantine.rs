@@ -29,7 +29,8 @@ pub struct Kept {
     pub values: Vec<f32>,
 }
 
-/// The newest rows of `len` values in quarantine, the newest first; what cannot be read is left out.
+/// The newest rows of `len` values in quarantine, the newest first; what cannot be read is left
+/// out.
 pub fn newest(settings: &settings::Quarantine, count: usize, len: usize) -> Vec<Kept> {
     let Ok(folder) = std::fs::read_dir(&settings.directory) else { return Vec::new() };
     let names = folder.filter_map(|entry| entry.ok()?.file_name().into_string().ok());

@@ -7,7 +7,7 @@ use prometheus::{
 
 use crate::telemetry::Error;
 
-/// Of one registry.
+/// The families of one registry.
 pub(super) struct Families<'a> {
     pub(super) registry: &'a Registry,
 }

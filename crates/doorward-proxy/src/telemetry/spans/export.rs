@@ -1,5 +1,5 @@
-//! From ended spans to requests to the collector, never in the way of a request: what does not fit into a bounded
-//! queue is dropped, and counted.
+//! From ended spans to requests to the collector, never in the way of a request: what does not fit
+//! into a bounded queue is dropped, and counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
