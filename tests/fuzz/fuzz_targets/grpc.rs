@@ -4,9 +4,8 @@
 
 use bytes::{Bytes, BytesMut};
 use doorward_images::Frame;
-use doorward_engine::InputDomain;
 use doorward_protocol::oip_grpc::messages::ModelInferRequest;
-use doorward_protocol::{Bounds, Pictures, grpc_frame, oip_grpc};
+use doorward_protocol::{Bounds, Input, Pictures, grpc_frame, oip_grpc};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -23,16 +22,12 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = grpc_frame::cut(&mut BytesMut::from(bytes), 1 << 20);
     let _ = oip_grpc::check_read(body.clone(), true, Some("m"));
     let _ = oip_grpc::stream_error(String::new(), bytes);
-    let domain = InputDomain {
-        shape: SHAPE,
-        lower: vec![-1e30],
-        upper: vec![1e30],
-        channels_last: false,
-        fp32: true,
-    };
+    let input =
+        Input { shape: SHAPE, lower: &[-1e30], upper: &[1e30], channels_last: false, fp32: true };
     let frame = Frame::from(SHAPE);
-    let pictures = Pictures { frame: &frame, pixels: 1, part: "data", in_instances: false };
-    let bounds = Bounds { domain: &domain, rows: 4, pictures };
+    let pictures =
+        Pictures { frame: &frame, normalise: &unit, pixels: 1, part: "data", in_instances: false };
+    let bounds = Bounds { input, rows: 4, pictures };
     let Ok(checked) = oip_grpc::check(body, bounds, None) else { return };
     let judged = bits(&checked.values);
     let framed = grpc_frame::single(&checked.encoded.body).expect("one frame");
@@ -61,4 +56,9 @@ fn read(request: &ModelInferRequest) -> Vec<f32> {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Bytes as shares of 255.
+fn unit(pixels: &[u8]) -> Vec<f32> {
+    pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect()
 }

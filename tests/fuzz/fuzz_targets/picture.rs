@@ -6,10 +6,8 @@
 #![no_main]
 
 use bytes::Bytes;
-use doorward::config::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
-use doorward_images::Frame;
-use doorward_engine::InputDomain;
-use doorward_protocol::{self, Bounds, Checked, DecodeError, raw_image};
+use doorward_images::{ChannelOrder, ExifOrientation, Frame, Interpolation, Pictures, Resize};
+use doorward_protocol::{Bounds, Checked, DecodeError, Format, ImageProtocol, Input};
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use libfuzzer_sys::fuzz_target;
@@ -51,10 +49,10 @@ fuzz_target!(|bytes: &[u8]| {
 const PIXELS: usize = 1 << 12;
 
 fn check(media_type: Option<HeaderValue>, body: &Bytes) -> Result<Checked, DecodeError> {
-    let domain = InputDomain {
+    let input = Input {
         shape: SHAPE,
-        lower: vec![0.0; 3],
-        upper: vec![1.0; 3],
+        lower: &[0.0; 3],
+        upper: &[1.0; 3],
         channels_last: false,
         fp32: true,
     };
@@ -65,8 +63,22 @@ fn check(media_type: Option<HeaderValue>, body: &Bytes) -> Result<Checked, Decod
         exif_orientation: ExifOrientation::Apply,
     };
     let frame = Frame::new(SHAPE, settings).expect("a frame");
-    let pictures =
-        protocol::Pictures { frame: &frame, pixels: PIXELS, part: "data", in_instances: false };
+    let pictures = doorward_protocol::Pictures {
+        frame: &frame,
+        normalise: &unit,
+        pixels: PIXELS,
+        part: "data",
+        in_instances: false,
+    };
     let headers = HeaderMap::from_iter(media_type.map(|media_type| (CONTENT_TYPE, media_type)));
-    raw_image::check(&headers, body, Bounds { domain: &domain, rows: 1, pictures })
+    Format::Image(ImageProtocol::TorchServe).check(
+        &headers,
+        body,
+        Bounds { input, rows: 1, pictures },
+    )
+}
+
+/// Bytes as shares of 255.
+fn unit(pixels: &[u8]) -> Vec<f32> {
+    pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect()
 }

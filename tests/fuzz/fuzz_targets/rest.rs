@@ -6,11 +6,8 @@
 
 use bytes::Bytes;
 use doorward_images::Frame;
-use doorward_engine::InputDomain;
-use doorward_protocol::append::append;
 use doorward_protocol::binary::JSON_LENGTH;
-use doorward_protocol::rest::Rest;
-use doorward_protocol::{Bounds, Checked, DecodeError, Encoded, Pictures};
+use doorward_protocol::{Bounds, Checked, DecodeError, Encoded, Format, Input, Pictures};
 use hyper::HeaderMap;
 use libfuzzer_sys::fuzz_target;
 
@@ -22,14 +19,14 @@ const SHAPE: [usize; 3] = [1, 2, 2];
 fuzz_target!(|bytes: &[u8]| {
     let Some((&form, bytes)) = bytes.split_first() else { return };
     let (format, length, body) = match form % 4 {
-        0 => (Rest::Oip, None, bytes),
+        0 => (Format::Oip, None, bytes),
         1 => {
             let Some((behind, body)) = bytes.split_first_chunk() else { return };
             let behind = usize::from(u16::from_le_bytes(*behind));
-            (Rest::Oip, Some(body.len().saturating_sub(behind)), body)
+            (Format::Oip, Some(body.len().saturating_sub(behind)), body)
         }
-        2 => (Rest::Oip, Some(0), bytes),
-        _ => (Rest::KserveV1, None, bytes),
+        2 => (Format::Oip, Some(0), bytes),
+        _ => (Format::KserveV1, None, bytes),
     };
     let Ok(checked) = check(format, length, &Bytes::copy_from_slice(body)) else { return };
     let judged = bits(&checked.values);
@@ -40,35 +37,36 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(bits(&again.values), judged);
     // With copies behind them the rows stay what they are.
     let copies = [0.5; 4];
-    if let Some(enlarged) = append(format, &checked.encoded, &copies, SHAPE) {
+    if let Some(enlarged) = format.append(&checked.encoded, &copies, SHAPE) {
         let served = bits(&read(format, &enlarged.encoded));
         assert_eq!(served, [judged, bits(&copies)].concat());
     }
 });
 
-fn check(format: Rest, length: Option<usize>, body: &Bytes) -> Result<Checked, DecodeError> {
-    let domain = InputDomain {
-        shape: SHAPE,
-        lower: vec![-1e30],
-        upper: vec![1e30],
-        channels_last: false,
-        fp32: true,
-    };
+fn check(format: Format, length: Option<usize>, body: &Bytes) -> Result<Checked, DecodeError> {
+    let input =
+        Input { shape: SHAPE, lower: &[-1e30], upper: &[1e30], channels_last: false, fp32: true };
     let frame = Frame::from(SHAPE);
-    let pictures = Pictures { frame: &frame, pixels: 1, part: "data", in_instances: false };
+    let pictures =
+        Pictures { frame: &frame, normalise: &unit, pixels: 1, part: "data", in_instances: false };
     let headers = HeaderMap::from_iter(
         length.map(|length| (JSON_LENGTH.parse().expect("a name"), length.into())),
     );
-    format.check(&headers, body, Bounds { domain: &domain, rows: 4, pictures })
+    format.check(&headers, body, Bounds { input, rows: 4, pictures })
 }
 
-fn read(format: Rest, encoded: &Encoded) -> Vec<f32> {
+fn read(format: Format, encoded: &Encoded) -> Vec<f32> {
     match format {
-        Rest::KserveV1 => served::v1(&encoded.body),
+        Format::KserveV1 => served::v1(&encoded.body),
         _ => served::v2(encoded.json_length, &encoded.body),
     }
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Bytes as shares of 255.
+fn unit(pixels: &[u8]) -> Vec<f32> {
+    pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect()
 }
