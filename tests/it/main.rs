@@ -10,6 +10,7 @@ mod bypasses_grpc;
 mod calibrate_roundtrip;
 mod config_files;
 mod differential;
+mod documents;
 mod failure_modes;
 mod failure_modes_grpc;
 mod injection;
