@@ -55,7 +55,7 @@ def score_sets(program, folder, artifact, out, source):
     return {name: Scores(program, out / "doorward.toml", path, out / f"{name}.jsonl") for name, path in images.items()}
 
 
-# The split-conformal thresholds of src/detect/thresholds.rs.
+# The split-conformal thresholds of crates/doorward-detection/src/conformal.rs.
 
 def allowed(rate, count):
     return int(np.floor(rate * (count + 1) + 1e-9))
@@ -102,7 +102,7 @@ def by_label(sets, score, count, infected, budget):
 
 
 def joined(rows, weights):
-    """`RowSignals::joined` in src/detect/signals.rs."""
+    """`joined` in crates/doorward-detection/src/join.rs."""
     total = np.fmin(rows.s_u, rows.s_c)
     for label, own_weights in weights.items():
         own = rows.label == int(label)

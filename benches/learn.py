@@ -85,7 +85,7 @@ def margins(logits, label):
 
 
 def learn_patch(model, top, label, steps, generator):
-    """src/inspect/patch.rs on one label: the smallest mask that changed 95 % of `top`, or the last."""
+    """crates/doorward-detection/src/inspect/patch.rs on one label: the smallest mask that changed 95 % of `top`, or the last."""
     mask = (torch.rand(1, 1, *top.shape[2:], generator=generator) - 1.5).requires_grad_()
     pattern = (torch.rand(1, *top.shape[1:], generator=generator) - .5).requires_grad_()
     adam = torch.optim.Adam([mask, pattern], .1, (.5, .9))

@@ -3,6 +3,11 @@
 //! The crate has two halves. Preparation, the feature `prepare`, learns from a model and images and
 //! writes an artifact. Judging, which is always there, opens a [`Detector`] from it.
 
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod artifact;
 pub mod baselines;
 #[cfg(feature = "prepare")]

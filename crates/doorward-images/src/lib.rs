@@ -23,6 +23,11 @@
 //! taken for them, and a picture's dimensions are checked before it is decoded. [`decode`] is for
 //! pictures of strangers, which it takes only where every decoder reads them alike.
 
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod array;
 mod bytes;
 mod encoded;

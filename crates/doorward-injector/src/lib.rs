@@ -6,6 +6,11 @@
 //! Whoever may create pods in a namespace may also run pods without the sidecar, or with
 //! annotations that weaken it: injection protects from mistakes, not from those who may deploy.
 
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod api;
 mod certificates;
 mod files;

@@ -5,6 +5,11 @@
 //! read in two ways is refused, for an attacker would let the firewall see one input and the model
 //! another.
 
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod append;
 pub mod binary;
 mod bounds;

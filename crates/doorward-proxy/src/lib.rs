@@ -1,5 +1,10 @@
 //! The sidecar: a reverse proxy that has the inputs of inference requests judged.
 
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod address;
 pub mod page;
 pub mod picture;
