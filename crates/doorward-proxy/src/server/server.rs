@@ -1,7 +1,7 @@
 //! The listeners, readiness, and a drain that loses no request.
 //!
 //! ```no_run
-//! # use doorward::{settings::Settings, server::Server};
+//! # use doorward_proxy::{Server, Settings};
 //! # async fn example(settings: Settings) -> Result<(), doorward_proxy::server::Error> {
 //! let server = Server::bind(&settings).await?;
 //! println!("clients: {}, operators: {}", server.proxy_addr(), server.admin_addr());
