@@ -2,10 +2,10 @@
 //!
 //! The Kolmogorov-Smirnov distance between the newest [`WINDOW`] scores and the held-out ones: the
 //! largest difference of the shares that lie below any one score, from 0, the same distribution, to
-//! 1, nothing in common (Massey 1951). Scores of inputs like the held-out ones keep it below `1.63
-//! * sqrt(1 / WINDOW + 1 / held-out)` with probability 0.99, 0.063 for 2,000 of them. It says that
-//! the guarantee on false rejections may no longer hold, and not why: other images, another mix of
-//! labels and an attack all move it.
+//! 1, nothing in common (Massey 1951). Scores of inputs like the held-out ones keep it below
+//! `1.63 * sqrt(1 / WINDOW + 1 / held-out)` with probability 0.99, 0.063 for 2,000 of them. It says
+//! that the guarantee on false rejections may no longer hold, and not why: other images, another
+//! mix of labels and an attack all move it.
 
 use std::collections::VecDeque;
 
