@@ -20,7 +20,6 @@ const CIRCLES: &[&str] = &[
 
 /// Modules that still share and drive. The list only shrinks.
 const SHARE_AND_DRIVE: &[&str] = &[
-    "doorward-engine/operators/conv",
     "doorward-images",
     "doorward-images/encoded",
     "doorward-proxy/proxy/grpc",
