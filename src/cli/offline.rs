@@ -46,8 +46,13 @@ pub(super) fn artifact(config: &Config, model: &Arc<Model>) -> Result<Stored> {
     let (store, progress) = (store(config)?, Progress::new());
     let preparation = preparation(config, model, &store);
     let stored = preparation.read_or_make(&|stage, share| progress.update(stage, share));
-    let stored = stored.map_err(|error| advised(error, config))?;
-    progress.finish();
+    let (stored, made) = stored.map_err(|error| advised(error, config))?;
+    match made {
+        Some(_) => progress.finish(),
+        None => {
+            tracing::info!(artifact = %config.artifact.location, sha256 = stored.sha256, "read");
+        }
+    }
     Ok(stored)
 }
 

@@ -39,20 +39,23 @@ pub struct Stored {
 // === impl Preparation ===
 
 impl Preparation<'_> {
-    /// The artifact if a valid one is there, else a fresh one, stored. `progress` is told the stage
-    /// of a fresh one and the share of it that is done.
+    /// The artifact if a valid one is there, else a fresh one, stored, and the time that making it
+    /// took. `progress` is told the stage of a fresh one and the share of it that is done.
     ///
     /// Fails for an artifact of something else, for a pinned one that is not there, and where none
     /// can be made.
-    pub fn read_or_make(&self, progress: &dyn Fn(Stage, f64)) -> Result<Stored, Error> {
+    pub fn read_or_make(
+        &self,
+        progress: &dyn Fn(Stage, f64),
+    ) -> Result<(Stored, Option<Seconds>), Error> {
         if let Some(stored) = self.read()? {
-            return Ok(stored);
+            return Ok((stored, None));
         }
         match self.pinned {
             Some(sha256) => {
                 Err(Error::Absent { artifact: self.store.name(), sha256: sha256.to_owned() })
             }
-            None => Ok(self.make(progress)?.0),
+            None => self.make(progress).map(|(stored, seconds)| (stored, Some(seconds))),
         }
     }
 
