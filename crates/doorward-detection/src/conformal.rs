@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::join::{Weights, joined};
 use crate::row::RowSignals;
-use crate::settings::Policy;
 use crate::stats::{median, scaled_mad};
 
 /// The place and width of a label's clean scores.
@@ -66,18 +65,6 @@ pub struct LabelThreshold {
     pub images: usize,
     /// True if the threshold is shared with other labels.
     pub pooled: bool,
-}
-
-// === impl Budget ===
-
-impl Budget {
-    /// The budget that a policy allows.
-    pub fn of(policy: &Policy) -> Self {
-        Self {
-            rate: policy.max_false_rejection_rate.value(),
-            infected_weight: policy.infected_budget.into(),
-        }
-    }
 }
 
 // === impl Thresholds ===

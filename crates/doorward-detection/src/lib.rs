@@ -27,6 +27,7 @@ mod patch;
 pub mod perturb;
 #[cfg(feature = "prepare")]
 pub mod prepare;
+mod probability;
 mod remote;
 mod representation;
 mod row;
@@ -44,11 +45,11 @@ pub use error::Error;
 pub use findings::{InspectionSummary, LabelInspection};
 pub use judge::{Concluded, Copies, Judge, Judgement, Remote};
 pub use patch::{Goal, Patch};
+pub use perturb::{Algorithm, Perturbation};
+pub use probability::Probability;
 pub use representation::Representation;
 pub use row::{BaselineScore, RowSignals};
 pub use rule::{Needs, Rule, UnknownRule};
 pub use scorer::Scorer;
-pub use settings::{
-    Algorithm, Calibration, Inspection, Perturbation, Policy, Preprocess, Probability, Settings,
-};
+pub use settings::{Calibration, Inspection, Policy, Preprocess, Settings};
 pub use signal::{PerSignal, Scores, Signal};

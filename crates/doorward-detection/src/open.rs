@@ -8,7 +8,7 @@ use doorward_engine::Classifier;
 use crate::Error;
 use crate::artifact::Artifact;
 use crate::baselines::{Baselines, Specific, Strip};
-use crate::conformal::{self, Budget, Thresholds};
+use crate::conformal::{self, Thresholds};
 use crate::detector::Detector;
 use crate::findings::InspectionSummary;
 use crate::patch::Patch;
@@ -58,14 +58,14 @@ pub fn scorer(
 /// The thresholds that an artifact's held-out scores give for a policy's budget.
 pub fn thresholds(artifact: &Artifact, policy: &Policy) -> Thresholds {
     let fitted = &artifact.manifest.thresholds;
-    fitted.refit(&artifact.holdout, &infected(artifact), Budget::of(policy))
+    fitted.refit(&artifact.holdout, &infected(artifact), policy.budget())
 }
 
 /// The number of labels have a threshold of their own under a policy's budget, and about how many
 /// held-out images would give every label one.
 pub fn own_thresholds(artifact: &Artifact, policy: &Policy) -> (usize, usize) {
     let labels = artifact.manifest.labels;
-    let budget = Budget::of(policy);
+    let budget = policy.budget();
     conformal::own_thresholds(labels, &artifact.holdout, &infected(artifact), budget)
 }
 

@@ -4,8 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use doorward_images::Pictures;
-use serde::{Deserialize, Serialize};
 
+use crate::conformal::Budget;
+use crate::perturb::Perturbation;
+use crate::probability::Probability;
 use crate::rule::Rule;
 
 /// The settings of preparation and judging.
@@ -49,33 +51,6 @@ pub struct Calibration {
     pub seed: Option<u64>,
 }
 
-/// `[perturbation]`
-#[derive(Clone, Debug)]
-pub struct Perturbation {
-    /// Share of the fit images whose label the universal perturbation must change.
-    pub fooling_rate: Probability,
-    /// Largest l-infinity radius tried, in units of the full pixel range.
-    pub max_epsilon: f32,
-    /// Optimisation steps per radius.
-    pub steps: NonZeroUsize,
-    /// Images per step.
-    pub batch: NonZeroUsize,
-    /// The algorithm that searches for the universal perturbation.
-    pub algorithm: Algorithm,
-    /// The number of universal perturbations; each costs a prediction an input.
-    pub count: NonZeroUsize,
-}
-
-/// The algorithm that searches for the universal perturbation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Algorithm {
-    /// As published, image by image; `steps` and `batch` play no part.
-    DeepFool,
-    /// Sign steps on the margins of a batch.
-    Gradient,
-}
-
 /// `[inspection]`
 #[derive(Clone, Debug)]
 pub struct Inspection {
@@ -106,20 +81,14 @@ pub struct Policy {
     pub infected_budget: f32,
 }
 
-/// A number in [0, 1].
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub struct Probability(f64);
+// === impl Policy ===
 
-// === impl Probability ===
-
-impl Probability {
-    /// `None` outside [0, 1] and for NaN.
-    pub fn new(value: f64) -> Option<Self> {
-        (0.0..=1.0).contains(&value).then_some(Self(value))
-    }
-
-    /// The number.
-    pub fn value(self) -> f64 {
-        self.0
+impl Policy {
+    /// The budget that it allows.
+    pub fn budget(&self) -> Budget {
+        Budget {
+            rate: self.max_false_rejection_rate.value(),
+            infected_weight: self.infected_budget.into(),
+        }
     }
 }

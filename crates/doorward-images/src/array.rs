@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use super::bytes::Bytes;
+use super::cursor::{Cursor, Image};
 use super::error::{Error, Result};
-use super::stream::{Cursor, Image, Place};
-use super::{idx, npy, picture, row_length};
+use super::frame::{planes, row_length};
+use super::place::Place;
+use super::{idx, npy};
 
 /// One file of images, read row by row.
 pub(super) struct Array {
@@ -131,7 +133,7 @@ impl Cursor for Array {
             Layout::Planar => self.row.clone(),
             Layout::Interleaved => {
                 let mut pixels = Vec::with_capacity(self.row.len());
-                picture::planes(&self.row, self.shape[0], &mut pixels);
+                planes(&self.row, self.shape[0], &mut pixels);
                 pixels
             }
         };

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::frame::Misfit;
-use super::stream::Place;
+use super::place::Place;
 
 /// Why a source of images cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +102,11 @@ pub enum Error {
     LabelCount {
         /// The file with the labels.
         path: PathBuf,
-        /// The number of it has.
+        /// The number that it has.
         labels: usize,
         /// The file with the images.
         images_path: PathBuf,
-        /// The number of it has.
+        /// The number that it has.
         images: usize,
     },
     /// A picture cannot be brought into the model's shape.

@@ -3,7 +3,6 @@
 use image::DynamicImage;
 use image::metadata::Orientation;
 
-use super::picture::planes;
 use super::resample::Raster;
 use crate::settings::{ChannelOrder, ExifOrientation, Pictures, Resize};
 
@@ -182,4 +181,16 @@ fn grey(picture: DynamicImage) -> Raster {
 
 fn raster(channels: usize, [height, width]: [usize; 2], bytes: Vec<u8>) -> Raster {
     Raster { width, height, channels, bytes }
+}
+
+/// Appends one image of interleaved channels plane by plane.
+pub(super) fn planes(interleaved: &[u8], channels: usize, pixels: &mut Vec<u8>) {
+    for channel in 0..channels {
+        pixels.extend(interleaved.iter().skip(channel).step_by(channels));
+    }
+}
+
+/// The bytes of an image of shape C, H, W.
+pub(super) fn row_length(shape: [usize; 3]) -> usize {
+    shape.iter().product()
 }

@@ -7,10 +7,13 @@
 use std::path::{Path, PathBuf};
 
 use super::bytes::Bytes;
+use super::cursor::{Cursor, Image};
 use super::error::{Error, Result};
+use super::format::Format;
 use super::frame::Frame;
-use super::picture;
-use super::stream::{Cursor, Format, Image, Place, Stream};
+use super::place::Place;
+use super::stream::Stream;
+use super::{file, picture};
 
 /// A list that is open at one of its lines.
 pub(super) struct List {
@@ -65,11 +68,12 @@ impl List {
         let unread =
             matches!(&self.open, Some((open, stream)) if open == path && stream.passed() <= number);
         if !unread {
-            if matches!(Format::of(path), Format::Directory | Format::List) {
+            let Format::File(format) = Format::of(path) else {
                 let expected = "a file of images, which `#` and an index can follow";
                 return Err(Error::NotPicture { path: path.clone(), expected });
-            }
-            self.open = Some((path.clone(), Stream::open(path, self.frame)?));
+            };
+            let stream = Stream::new(path, file::open(path, format, self.frame)?);
+            self.open = Some((path.clone(), stream));
         }
         let image = self.open.as_mut().and_then(|(_, stream)| {
             let passed = stream.passed();

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::cursor::{Cursor, Image};
 use super::encoded::read_baseline;
 use super::error::{Error, Result};
 use super::frame::{Frame, Misfit};
 use super::listing::Entry;
-use super::stream::{Cursor, Image, Place};
+use super::place::Place;
 
 /// Pictures in files of their own.
 pub(super) struct Pictures {
@@ -78,13 +79,6 @@ pub(super) fn decode(path: &Path, frame: &Frame) -> Result<Vec<u8>> {
         None => DynamicImage::from_decoder(decoder).map_err(fail)?,
     };
     frame.fit(picture, orientation).map_err(misfit)
-}
-
-/// Appends one image of interleaved channels plane by plane.
-pub(super) fn planes(interleaved: &[u8], channels: usize, pixels: &mut Vec<u8>) {
-    for channel in 0..channels {
-        pixels.extend(interleaved.iter().skip(channel).step_by(channels));
-    }
 }
 
 /// Most bytes a decoder may take for itself. A 1024 x 1024 picture of 16-bit RGBA takes 8 MiB.

@@ -7,6 +7,7 @@ use flate2::write::GzEncoder;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 
+use super::error::Result;
 use super::*;
 
 const SHAPE: [usize; 3] = [3, 2, 4];
@@ -60,7 +61,7 @@ fn planar(first: u8) -> Vec<u8> {
 }
 
 fn read_bounded(path: &Path, limit: u64) -> Result<Images> {
-    let mut images = Images { shape: SHAPE, pixels: Vec::new(), labels: Vec::new() };
+    let mut images = Images::from_parts(SHAPE, Vec::new(), Vec::new()).unwrap();
     images.append(path, SHAPE.into(), limit).map(|()| images)
 }
 

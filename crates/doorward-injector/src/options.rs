@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
-use super::server::ModelServer;
+use super::server::{ModelServer, Protocol};
 use super::settings::{Kind, Resources, Sidecar};
 
 /// True if a pod asks for the sidecar.
@@ -38,13 +38,6 @@ pub(super) struct Options {
     pub(super) environment: BTreeMap<String, String>,
     /// The model's name on the server.
     pub(super) model_name: Option<String>,
-}
-
-/// The protocols that clients speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Grpc,
-    Http,
 }
 
 /// The annotations of one protocol's ports.

@@ -8,10 +8,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::options::{Options, PortName, Protocol, ServerChoice, Wanted};
+use super::options::{Options, PortName, ServerChoice, Wanted};
 use super::probes::{self, Probed};
 use super::refusal::Refusal;
-use super::server::{ModelServer, Reach};
+use super::server::{ModelServer, Protocol, Reach};
 
 /// The ports of sidecar and app.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,10 +6,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::options::Protocol;
 use doorward_protocol::Format;
 use doorward_protocol::ImageRoutes;
 use doorward_protocol::Route;
+
+use super::server::Protocol;
 
 const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 const HOOKS: [&str; 2] = ["postStart", "preStop"];

@@ -8,8 +8,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::options::Protocol;
-
 /// A known model server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ModelServer {
@@ -21,6 +19,13 @@ pub(super) enum ModelServer {
     TensorFlowServing,
     /// NVIDIA's.
     Triton,
+}
+
+/// The protocols that clients speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Grpc,
+    Http,
 }
 
 /// The port of a moved server.

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::files::{Files, STATE};
-use super::options::{ARTIFACT, CLEAN_IMAGES, MODEL, Options, Protocol, TRAINING_IMAGES};
+use super::options::{ARTIFACT, CLEAN_IMAGES, MODEL, Options, TRAINING_IMAGES};
 use super::ports::Ports;
 use super::refusal::Refusal;
+use super::server::Protocol;
 use super::settings::{Kind, Resources, Sidecar};
 
 /// The name of the container.

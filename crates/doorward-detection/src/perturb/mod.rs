@@ -9,6 +9,7 @@ mod deepfool;
 mod effect;
 #[cfg(feature = "prepare")]
 mod separating;
+mod settings;
 #[cfg(feature = "prepare")]
 mod uap;
 #[cfg(feature = "prepare")]
@@ -19,6 +20,7 @@ pub use deepfool::{DeepFool, Fooling, deepfool};
 pub use effect::{fooling_rate, kept};
 #[cfg(feature = "prepare")]
 pub use separating::separating;
+pub use settings::{Algorithm, Perturbation};
 #[cfg(feature = "prepare")]
 pub use uap::{Universal, class_conditional, several, universal};
 #[cfg(feature = "prepare")]

@@ -7,7 +7,7 @@ use super::uap::{HINGE, draw, margin_gradient, step_against, survives};
 use doorward_engine::{Batch, Bounds};
 use doorward_engine::{Classifier, Error};
 
-use crate::settings::Perturbation;
+use super::settings::Perturbation;
 
 /// Fits a perturbation `[1, C, H, W]` under which the rows of `moved` lose the label that they
 /// share with the rows of `spared`, and those keep it.

@@ -15,7 +15,7 @@ use super::effect::fooling_rate;
 use doorward_engine::{Batch, Bounds, margin_cotangent, margins};
 use doorward_engine::{Classifier, Error};
 
-use crate::settings::Perturbation;
+use super::settings::Perturbation;
 
 /// A universal perturbation and what it reached on the images it was fitted on.
 #[derive(Clone, Debug)]

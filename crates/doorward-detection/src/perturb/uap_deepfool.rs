@@ -16,7 +16,7 @@ use super::uap::{Universal, ladder};
 use doorward_engine::{Batch, Bounds};
 use doorward_engine::{Classifier, Error};
 
-use crate::settings::Perturbation;
+use super::settings::Perturbation;
 
 /// Fits one perturbation for all images of `clean`; of `search`, steps and batch play no part.
 ///

@@ -22,7 +22,7 @@ use crate::artifact::{
 };
 use crate::baselines::{Baselines, Specific, strip};
 use crate::batches::score;
-use crate::conformal::{Budget, fit, scales};
+use crate::conformal::{fit, scales};
 use crate::inspect::Inspection;
 use crate::join::{Weights, joined};
 use crate::open::used_patches;
@@ -77,7 +77,7 @@ pub fn calibrate(
     let holdout = score(&scorer, &material.holdout, held_out, Needs::ALL, &progress_of_scoring)?;
     let holdout = join(&holdout);
     let scales = scales(classifier.labels(), &fit_scores);
-    let thresholds = fit(&scales, &holdout, &infected, weights, Budget::of(&settings.policy));
+    let thresholds = fit(&scales, &holdout, &infected, weights, settings.policy.budget());
     let labels = holdout.iter().map(|(label, _)| *label).collect();
     let held_out = Batch { rows: tensor(&*classifier, &material.holdout)?, labels };
     let strip = match settings.policy.rule {

@@ -10,10 +10,11 @@ use super::material::{Material, tensor};
 use super::stage::{Seconds, Stage};
 use crate::inspect::{Inspection, Probe, Space, Suspects, inspect};
 use crate::perturb::{
-    Universal, class_conditional, separating, several, universal, universal_by_deepfool,
+    Algorithm, Perturbation, Universal, class_conditional, separating, several, universal,
+    universal_by_deepfool,
 };
 use crate::representation::Representation;
-use crate::settings::{Algorithm, Perturbation, Settings};
+use crate::settings::Settings;
 use doorward_engine::{Batch, Classifier, Error, gather};
 
 /// All that is learned before the thresholds.

@@ -9,7 +9,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::upstream::Failed;
+use super::failed::Failed;
 use crate::settings;
 use crate::verdict::UpstreamError;
 

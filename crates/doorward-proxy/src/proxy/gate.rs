@@ -20,12 +20,13 @@ use tokio::time::timeout;
 
 use super::batch::Queue;
 use super::error::Error;
+use super::failed::Failed;
 use super::record::Record;
 use super::request_id::{REQUEST_ID, RequestIds};
 use super::respond::{self, Failure};
 use super::screen::{Decision, Pending, Screen, Unverified};
 use super::trace;
-use super::upstream::{self, Call, Failed};
+use super::upstream::{self, Call};
 use crate::settings::{Limits, Predictions, Screening};
 use crate::telemetry::audit::Tap;
 use crate::telemetry::metrics::Metrics;

@@ -17,7 +17,8 @@ use crate::address::Origin;
 use crate::proxy::breaker::Breaker;
 use crate::proxy::connect::{Client, Http, client};
 use crate::proxy::error::Error;
-use crate::proxy::upstream::{Failed, broken, drop_replaced, late, strip, unsent};
+use crate::proxy::failed::{Failed, broken, late, unsent};
+use crate::proxy::upstream::{drop_replaced, strip};
 use crate::settings::{self};
 
 /// The model server.

@@ -42,8 +42,9 @@ use hyper::{Request, Response};
 use tower::{Layer, Service};
 
 use super::error::Error;
+use super::failed::{Failed, broken};
 use super::gate::{Answer, BodyError, Gate, Sending, Serve};
-use super::upstream::{Call, Failed, broken, drop_replaced, strip};
+use super::upstream::{Call, drop_replaced, strip};
 use crate::settings::Screening;
 use crate::telemetry::metrics::Metrics;
 use crate::verdict::UpstreamError;

@@ -6,6 +6,7 @@ mod choice;
 mod coding;
 mod connect;
 mod error;
+mod failed;
 mod gate;
 mod grpc;
 mod grpc_body;

@@ -9,9 +9,9 @@ use doorward_detection::Judgement;
 use doorward_protocol::Protocol;
 use hyper::HeaderMap;
 
+use super::failed::Failed;
 use super::respond::Failure;
 use super::trace;
-use super::upstream::Failed;
 use crate::telemetry::Outcome;
 use crate::telemetry::audit::{Inputs, Tap};
 use crate::telemetry::metrics::Metrics;

@@ -5,8 +5,6 @@
 //! they go on: an inference reply has to wait for its verdict anyway, and a reply that breaks off
 //! halfway becomes a clear error instead of a truncated answer.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::header::{CONNECTION, HeaderMap, HeaderName};
@@ -15,8 +13,8 @@ use hyper::{Method, Request, Response};
 use super::breaker::Breaker;
 use super::connect::{Client, Http, client};
 use super::error::Error;
+use super::failed::{Failed, broken, late, unsent};
 use crate::settings;
-use crate::verdict::UpstreamError;
 
 /// The model server.
 #[derive(Debug)]
@@ -34,13 +32,6 @@ pub(super) struct Call {
     /// Without those of the client's connection.
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-}
-
-/// The upstream gave no answer.
-#[derive(Debug)]
-pub(super) struct Failed {
-    pub(super) error: UpstreamError,
-    pub(super) cause: String,
 }
 
 /// Say something of one connection only.
@@ -122,36 +113,6 @@ pub(super) fn drop_replaced(headers: &mut HeaderMap) {
     for name in REPLACED {
         headers.remove(name);
     }
-}
-
-/// No answer came in time.
-pub(super) fn late(timeout: Duration) -> Failed {
-    Failed { error: UpstreamError::Timeout, cause: format!("no answer within {timeout:?}") }
-}
-
-/// No head of an answer came.
-pub(super) fn unsent(error: hyper_util::client::legacy::Error) -> Failed {
-    if error.is_connect() {
-        Failed { error: UpstreamError::Unreachable, cause: chain(&error) }
-    } else {
-        broken(error)
-    }
-}
-
-pub(super) fn broken(error: impl std::error::Error) -> Failed {
-    Failed { error: UpstreamError::Broken, cause: chain(&error) }
-}
-
-/// The error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
 }
 
 /// Drops what must not travel from one connection to the next.

@@ -382,11 +382,6 @@ impl Metrics {
         self.queue_depth.sub(rows as i64);
     }
 
-    /// The page that Prometheus scrapes, of one model.
-    pub fn page(&self) -> Result<String, Error> {
-        super::page(&[(None, self)])
-    }
-
     /// Everything as it is now.
     pub(super) fn gather(&self) -> Vec<MetricFamily> {
         let signal = [JOINED];

@@ -21,6 +21,13 @@ const OF_PROCESS: [&str; 6] = [
 /// Names the model where there is only one, and is not needed where every series does.
 const MODEL_INFO: &str = "doorward_model_info";
 
+impl Metrics {
+    /// The page that Prometheus scrapes, of one model.
+    pub fn page(&self) -> Result<String, Error> {
+        page(&[(None, self)])
+    }
+}
+
 /// Several models, with their names: each series gets the label `model`, those of the process
 /// aside, which the first one has counted.
 pub fn page(models: &[(Option<&str>, &Metrics)]) -> Result<String, Error> {
