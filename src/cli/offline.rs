@@ -114,7 +114,7 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
     let manifest = &artifact.manifest;
     let perturbation = &manifest.perturbation;
     let bound = open::thresholds(artifact, &config.detection.policy).false_rejection_rate_bound;
-    let (own, needed) = open::own_thresholds(artifact, &config.detection.policy);
+    let layers = artifact.layers.as_ref().map_or(0, |layers| layers.layers.len());
     let location = &config.artifact.location;
     let infected = manifest.inspection.as_ref().map(|inspection| &inspection.infected);
     if as_json {
@@ -130,12 +130,12 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
             "epsilon": perturbation.epsilon,
             "images": {
                 "fit": manifest.images.fit,
+                "reference": manifest.images.reference,
                 "holdout": manifest.images.holdout,
                 "probe": manifest.images.probe,
             },
             "false_rejection_rate_bound": bound,
-            "labels_with_own_threshold": own,
-            "holdout_images_for_own_thresholds": needed,
+            "layers": layers,
             "infected_labels": infected,
             "inspection": manifest.inspection.as_ref().map(|inspection| &inspection.labels),
             "seed": manifest.seed,
@@ -154,17 +154,18 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
         perturbation.sink,
     );
     match infected {
-        None => println!(
-            "inspection      none: no training images, the verdict rests on the perturbations alone"
-        ),
+        None => println!("inspection      none: no training images"),
         Some(labels) if labels.is_empty() => println!("inspection      no infected label"),
         Some(labels) => println!("inspection      infected labels {labels:?}"),
     }
     println!("guarantee       at most {:.3} % of clean inputs rejected", bound * 100.0);
-    println!(
-        "thresholds      own for {own} of {} labels, one for the others; about {needed} held-out images give every label its own",
-        manifest.labels
-    );
+    match layers {
+        0 => println!("activations     none to read: the verdict rests on the perturbations alone"),
+        layers => println!(
+            "activations     {layers} layers, on {} images",
+            manifest.images.fit + manifest.images.reference
+        ),
+    }
     println!(
         "seconds         {:.1} perturbations, {:.1} inspection, {:.1} thresholds",
         seconds.uap, seconds.inspection, seconds.calibration

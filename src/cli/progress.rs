@@ -65,6 +65,7 @@ fn title(stage: Stage) -> &'static str {
         Stage::ClassConditional => "per-label perturbations",
         Stage::Inspection => "patches (DTInspector)",
         Stage::NeuralCleanse => "patches (Neural Cleanse)",
+        Stage::Layers => "statistics of activations",
         Stage::Holdout => "held-out scores",
         Stage::Strip => "STRIP entropies",
     }

@@ -163,13 +163,11 @@ impl Report<'_> {
 fn scores(firewall: &Firewall<'_>) -> Vec<LabelScores> {
     let thresholds = firewall.thresholds;
     let mut by_label: BTreeMap<usize, (Vec<f32>, Vec<f32>)> = BTreeMap::new();
-    for &(label, score) in &firewall.artifact.holdout {
-        let fitted = &thresholds.labels[label];
-        let above = (score - fitted.location) / fitted.spread - fitted.threshold;
-        by_label.entry(label).or_default().0.push(above);
+    for joined in &firewall.artifact.holdout {
+        by_label.entry(joined.label).or_default().0.push(thresholds.excess(joined));
     }
-    for row in firewall.triggered {
-        by_label.entry(row.label).or_default().1.push(thresholds.excess(row));
+    for joined in firewall.triggered.iter().filter_map(|row| row.joined) {
+        by_label.entry(joined.label).or_default().1.push(thresholds.excess(&joined));
     }
     let mut scores: Vec<LabelScores> = by_label
         .into_iter()

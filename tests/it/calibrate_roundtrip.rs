@@ -110,7 +110,10 @@ fn an_artifact_is_private_and_used_again_until_what_shapes_it_changes() {
     }
     let workplace = Workplace::new("calibration.seed = 3\npolicy.max_false_rejection_rate = 0.05");
     let report = workplace.calibrate(&[]);
-    assert_eq!(report["images"], serde_json::json!({ "fit": 40, "holdout": 48, "probe": 12 }));
+    assert_eq!(
+        report["images"],
+        serde_json::json!({ "fit": 40, "reference": 15, "holdout": 33, "probe": 12 })
+    );
     assert_eq!(report["seed"], 3);
     let metadata = std::fs::metadata(workplace.artifact()).expect("an artifact");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);

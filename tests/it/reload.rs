@@ -11,6 +11,8 @@ use candle_core::{Device, Tensor};
 use doorward::config::Settings;
 use doorward::watch::Reloader;
 use doorward_detection::artifact::Artifact;
+use doorward_detection::join::{Join, Line};
+use doorward_detection::{RowSignals, Signal};
 use doorward_engine::Model;
 use doorward_proxy::server::Handle;
 use hyper::StatusCode;
@@ -168,13 +170,27 @@ pub(crate) fn detection() -> (Arc<Model>, Artifact) {
     let mut manifest = manifest();
     manifest.inspection = None;
     manifest.input_shape = [1, 1, 2];
+    // Both margins of a row are its logits' difference: nothing is perturbed.
+    let margins = || (1..=200).map(|i| (i % 2, i as f32 / 100.0));
+    let line = Line::new(2, &margins().collect::<Vec<_>>());
+    let mut join = Join::default();
+    join.lines[Signal::Universal] = line.clone();
+    join.lines[Signal::ClassConditional] = line;
+    let held_out = |(label, margin)| {
+        let mut row = RowSignals::new(label);
+        row.note(Signal::Universal, margin);
+        row.note(Signal::ClassConditional, margin);
+        join.joined(&row).expect("a score")
+    };
     let artifact = Artifact {
+        holdout: margins().map(held_out).collect(),
         manifest,
         universal: zeros(1),
         class_conditional: zeros(2),
         patches: std::collections::BTreeMap::new(),
         representations: std::collections::BTreeMap::new(),
-        holdout: (1..=200).map(|i| (i % 2, i as f32 / 100.0)).collect(),
+        layers: None,
+        join: join.clone(),
         strip: None,
     };
     (Arc::new(model), artifact)

@@ -230,7 +230,7 @@ async fn how_an_infected_label_is_represented_is_told_by_the_local_model() {
     let mut artifact = artifact.clone();
     artifact.representations = [(0, places.clone())].into();
     let alone = PerSignal::from_fn(|it| f32::from(u8::from(it == Signal::Representation)));
-    artifact.manifest.thresholds.weights = [(0, alone)].into();
+    artifact.join.weights = [(0, alone)].into();
     let bytes = artifact.encode().expect("an artifact");
     let manifest = &artifact.manifest;
     let expected = Expected {

@@ -78,8 +78,9 @@ fn every_rule_judges_a_real_victim_the_same_in_evaluation_and_service() {
     let triggered = Images::read(victim.join("triggered.bin.gz"), shape).expect("images");
     let material = Material {
         fit: clean.slice(0..80),
+        reference: clean.slice(140..200),
         holdout: clean.slice(80..140),
-        probe: clean.slice(140..140),
+        probe: clean.slice(200..200),
         training: None,
         data_digest: String::new(),
     };

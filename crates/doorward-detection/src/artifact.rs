@@ -14,8 +14,13 @@ use sha2::{Digest, Sha256};
 
 use crate::conformal::Thresholds;
 use crate::findings::InspectionSummary;
+use crate::join::{Join, Line};
+use crate::layers::{Layer, Layers};
 use crate::patch::Patch;
 use crate::representation::Representation;
+use crate::row::Joined;
+use crate::scale::Scale;
+use crate::signal::{PerSignal, Signal};
 
 /// All that preparation learned.
 #[derive(Clone, Debug)]
@@ -30,8 +35,12 @@ pub struct Artifact {
     pub patches: BTreeMap<usize, Patch>,
     /// The representations of infected labels whose triggered images were found.
     pub representations: BTreeMap<usize, Representation>,
-    /// Predicted label and joined score of every held-out image: another budget needs no new run.
-    pub holdout: Vec<(usize, f32)>,
+    /// The statistics of the model's layers; `None` where it has no activations to read.
+    pub layers: Option<Layers>,
+    /// What makes one score of the signals.
+    pub join: Join,
+    /// The score of every held-out image: another budget needs no new run.
+    pub holdout: Vec<Joined>,
     /// Only where the settings ask for the rule `strip`.
     pub strip: Option<StripReference>,
 }
@@ -147,8 +156,10 @@ pub struct Manifest {
 /// The number of images that each part used; no image serves two parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCounts {
-    /// Fitted the perturbations.
+    /// Fitted the perturbations, and the statistics of activations.
     pub fit: usize,
+    /// Fitted the statistics of activations, and the lines of evidence.
+    pub reference: usize,
     /// Fitted the thresholds.
     pub holdout: usize,
     /// Were compared with the training images.
@@ -230,11 +241,31 @@ impl Artifact {
                 .map_err(|error| error.to_string())?;
             add(format!("{REPRESENTATION}{label}"), &places)?;
         }
-        let rows: Vec<f32> =
-            self.holdout.iter().flat_map(|&(label, score)| [label as f32, score]).collect();
-        let rows = Tensor::from_vec(rows, (self.holdout.len(), 2), &Device::Cpu)
-            .map_err(|error| error.to_string())?;
-        add(HOLDOUT.into(), &rows)?;
+        if let Some(layers) = &self.layers {
+            for (name, dims, values) in parts_of(layers) {
+                let part = Tensor::from_vec(values, dims, &Device::Cpu);
+                add(name, &part.map_err(|error| error.to_string())?)?;
+            }
+            for (index, layer) in layers.layers.iter().enumerate() {
+                add(format!("{LAYER}{index}.projection"), &layer.projection)?;
+            }
+        }
+        let mut add_rows = |name: String, width: usize, values: Vec<f32>| -> Result<(), String> {
+            let rows = Tensor::from_vec(values, ((), width), &Device::Cpu);
+            add(name, &rows.map_err(|error| error.to_string())?)
+        };
+        for signal in Signal::ALL {
+            let Some(line) = &self.join.lines[signal] else { continue };
+            let scales = line.scales.iter().flat_map(|scale| [scale.location, scale.spread]);
+            add_rows(line_part(signal, "scales"), 2, scales.collect())?;
+            let reference = line.reference.iter().flat_map(|&(label, score)| [label as f32, score]);
+            add_rows(line_part(signal, "reference"), 2, reference.collect())?;
+        }
+        let rows = self
+            .holdout
+            .iter()
+            .flat_map(|row| [row.label as f32, row.evidence, row.weighed.unwrap_or(f32::INFINITY)]);
+        add_rows(HOLDOUT.into(), 3, rows.collect())?;
         if let Some(strip) = &self.strip {
             let entropies = Tensor::new(&strip.entropies[..], &Device::Cpu)
                 .map_err(|error| error.to_string())?;
@@ -308,13 +339,78 @@ impl Artifact {
             let (clean, way) = (clean.to_vec(), way.to_vec());
             representations.insert(label, Representation { clean, way });
         }
-        let rows = flat(&tensor(HOLDOUT, &[manifest.images.holdout, 2])?)
-            .map_err(|error| corrupted(error.to_string()))?;
-        let holdout: Vec<(usize, f32)> =
-            rows.chunks_exact(2).map(|row| (row[0] as usize, row[1])).collect();
+        let values = |name: &str, dims: &[usize]| -> Result<Vec<f32>, Error> {
+            flat(&tensor(name, dims)?).map_err(|error| corrupted(error.to_string()))
+        };
+        let shape_of = |name: &str| views.get(name).map(|view| view.shape().to_vec());
+        let layers = match shape_of(LAYERS_CENTRE).as_deref() {
+            Some(&[count]) => Some(Layers {
+                centre: values(LAYERS_CENTRE, &[count])?,
+                precision: values(LAYERS_PRECISION, &[count, count])?,
+                layers: (0..count)
+                    .map(|index| {
+                        let name = |part| format!("{LAYER}{index}.{part}");
+                        let projection = name("projection");
+                        let dims = shape_of(&projection).unwrap_or_default();
+                        let directions = dims.last().copied().unwrap_or_default();
+                        let scales = values(&name("scales"), &[manifest.labels, 4])?;
+                        let scale = |at: usize| {
+                            let of = scales.chunks_exact(4);
+                            of.map(|four| Scale { location: four[at], spread: four[at + 1] })
+                                .collect()
+                        };
+                        Ok(Layer {
+                            start: values(&name("start"), &[1])?[0] as usize,
+                            projection: tensor(&projection, &dims)?,
+                            means: values(&name("means"), &[manifest.labels, directions])?,
+                            own: scale(0),
+                            gap: scale(2),
+                        })
+                    })
+                    .collect::<Result<_, Error>>()?,
+            }),
+            _ => None,
+        };
         let labels = manifest.labels;
+        // A label that is none is found below.
+        let label = |value: f32| value as usize;
+        let line = |signal: Signal| -> Result<Option<Line>, Error> {
+            let name = line_part(signal, "reference");
+            let Some(&[count, 2]) = shape_of(&name).as_deref() else { return Ok(None) };
+            let reference: Vec<(usize, f32)> = values(&name, &[count, 2])?
+                .chunks_exact(2)
+                .map(|row| (label(row[0]), row[1]))
+                .collect();
+            if count == 0 || reference.iter().any(|(label, _)| *label >= labels) {
+                return Err(corrupted(format!("tensor {name} is not for {labels} labels")));
+            }
+            let scales = values(&line_part(signal, "scales"), &[labels, 2])?;
+            let scales = scales.chunks_exact(2);
+            let scales = scales.map(|two| Scale { location: two[0], spread: two[1] }).collect();
+            Ok(Some(Line::of_standard(scales, reference)))
+        };
+        let mut join = Join::default();
+        for signal in Signal::ALL {
+            join.lines[signal] = line(signal)?;
+        }
+        for label in 0..labels {
+            let name = format!("{WEIGHTS}{label}");
+            if views.contains_key(&name) {
+                let of = values(&name, &[1, Signal::COUNT])?;
+                let weights = PerSignal::from_fn(|signal| of[signal as usize]);
+                join.weights.insert(label, weights);
+            }
+        }
+        let holdout: Vec<Joined> = values(HOLDOUT, &[manifest.images.holdout, 3])?
+            .chunks_exact(3)
+            .map(|row| Joined {
+                label: label(row[0]),
+                evidence: row[1],
+                weighed: Some(row[2]).filter(|weighed| weighed.is_finite()),
+            })
+            .collect();
         if manifest.thresholds.labels.len() != labels
-            || holdout.iter().any(|(label, _)| *label >= labels)
+            || holdout.iter().any(|row| row.label >= labels)
         {
             return Err(corrupted(format!("its thresholds are not for {labels} labels")));
         }
@@ -333,11 +429,41 @@ impl Artifact {
             class_conditional: tensor(CLASS_CONDITIONAL, &[labels, channels, height, width])?,
             patches,
             representations,
+            layers,
+            join,
             holdout,
             strip,
             manifest,
         })
     }
+}
+
+fn line_part(signal: Signal, part: &str) -> String {
+    format!("line.{}.{part}", signal.name())
+}
+
+/// Names, shapes and values of all of the layers but their projections.
+fn parts_of(layers: &Layers) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let count = layers.layers.len();
+    let mut parts = vec![
+        (LAYERS_CENTRE.to_owned(), vec![count], layers.centre.clone()),
+        (LAYERS_PRECISION.to_owned(), vec![count, count], layers.precision.clone()),
+    ];
+    for (index, layer) in layers.layers.iter().enumerate() {
+        let labels = layer.own.len();
+        let scales = layer
+            .own
+            .iter()
+            .zip(&layer.gap)
+            .flat_map(|(own, gap)| [own.location, own.spread, gap.location, gap.spread]);
+        let directions = layer.means.len() / labels.max(1);
+        parts.extend([
+            (format!("{LAYER}{index}.start"), vec![1], vec![layer.start as f32]),
+            (format!("{LAYER}{index}.means"), vec![labels, directions], layer.means.clone()),
+            (format!("{LAYER}{index}.scales"), vec![labels, 4], scales.collect()),
+        ]);
+    }
+    parts
 }
 
 #[derive(Deserialize)]
@@ -363,13 +489,17 @@ fn digest<'a>(manifest: &str, tensors: impl Iterator<Item = (&'a String, &'a [u8
 }
 
 /// Layout of the file.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 const UNIVERSAL: &str = "universal";
 const CLASS_CONDITIONAL: &str = "class_conditional";
 const MASK: &str = "mask.";
 const PATTERN: &str = "pattern.";
 const REPRESENTATION: &str = "representation.";
+const LAYER: &str = "layer.";
+const LAYERS_CENTRE: &str = "layers.centre";
+const LAYERS_PRECISION: &str = "layers.precision";
+const WEIGHTS: &str = "weights.";
 const HOLDOUT: &str = "holdout";
 const STRIP_OVERLAYS: &str = "strip.overlays";
 const STRIP_ENTROPIES: &str = "strip.entropies";

@@ -5,29 +5,17 @@
 //! probability at most `k / (n + 1) <= rate`, whatever the distribution (Papadopoulos et al. 2002,
 //! Vovk 2012 for strata). No held-out score was seen when the perturbations were fitted.
 //!
-//! Across labels scores mean different things, and among the inputs that share the attacker's label
-//! clean and triggered separate best; so every label with enough held-out images is a stratum of
-//! its own. The others are brought to a common scale, fitted on images that are not held out, and
-//! pooled, with the smallest of the rest where they are too few together: otherwise all that is
-//! predicted as one of them would pass. An infected label in the pool is judged more strictly by a
-//! fixed part of that scale.
+//! The evidence against a row is in a unit that means the same for every label (see
+//! [`crate::join`]), so that one threshold serves them all. An infected label with enough held-out
+//! images is a stratum of its own, with a larger part of the budget, and judged by the weights that
+//! its suspects taught where there are any; with too few images it shares the threshold of the
+//! others, and counts a fixed part more.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::join::{Weights, joined};
-use crate::row::RowSignals;
-use crate::stats::{median, scaled_mad};
-
-/// The place and width of a label's clean scores.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Scale {
-    /// Their centre.
-    pub location: f32,
-    /// Their spread, above zero.
-    pub spread: f32,
-}
+use crate::row::Joined;
 
 /// The share of clean inputs that may be rejected, and its division among labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,23 +31,16 @@ pub struct Budget {
 pub struct Thresholds {
     /// One per label, by label.
     pub labels: Vec<LabelThreshold>,
-    /// The weights of `s_u`, `s_c`, `s_p` and `s_r` in the score of infected labels; of the others
-    /// the least signal is the score.
-    pub weights: Weights,
     /// Upper bound on the probability that an input like the calibration images is rejected.
     pub false_rejection_rate_bound: f64,
     /// Share of the held-out images that the thresholds turn away.
     pub holdout_rejected: f64,
 }
 
-/// A label's threshold: reject when `(score - location) / spread > threshold`.
+/// A label's threshold: reject when the score lies above.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LabelThreshold {
-    /// Centre of the label's clean scores.
-    pub location: f32,
-    /// Spread of the label's clean scores.
-    pub spread: f32,
-    /// Largest standardised score that passes.
+    /// Largest score that passes.
     pub threshold: f32,
     /// Held-out images behind the threshold.
     pub images: usize,
@@ -70,76 +51,30 @@ pub struct LabelThreshold {
 // === impl Thresholds ===
 
 impl Thresholds {
-    /// The distance of a row's standardised joined score above its label's threshold.
-    pub fn excess(&self, row: &RowSignals) -> f32 {
-        self.excess_of(row.label, joined(row, &self.weights))
-    }
-
-    /// The same, of a joined score.
-    pub fn excess_of(&self, label: usize, joined: f32) -> f32 {
-        let label = &self.labels[label];
-        (joined - label.location) / label.spread - label.threshold
-    }
-
-    /// Fitted to another budget, from the same held-out scores.
-    pub fn refit(
-        &self,
-        holdout: &[(usize, f32)],
-        infected: &BTreeSet<usize>,
-        budget: Budget,
-    ) -> Self {
-        let scale =
-            |label: &LabelThreshold| Scale { location: label.location, spread: label.spread };
-        let scales: Vec<Scale> = self.labels.iter().map(scale).collect();
-        fit(&scales, holdout, infected, self.weights.clone(), budget)
+    /// The distance of a row's score above its label's threshold. NaN where the score is.
+    pub fn excess(&self, joined: &Joined) -> f32 {
+        let LabelThreshold { threshold, pooled, .. } = self.labels[joined.label];
+        score(joined, pooled) - threshold
     }
 }
 
-/// Scales of all labels from the scores of clean images that are not held out.
-///
-/// A label's own centre and spread count as much as it has images, and those of all images as much
-/// as `PRIOR_IMAGES`: seven images a label are no distribution.
-pub fn scales(labels: usize, scores: &[(usize, f32)]) -> Vec<Scale> {
-    let all: Vec<f64> = scores.iter().map(|(_, score)| f64::from(*score)).collect();
-    let of = |values: &[f64]| (median(values), scaled_mad(values));
-    let (centre, spread) = of(&all);
-    (0..labels)
-        .map(|label| {
-            let own: Vec<f64> = scores
-                .iter()
-                .filter(|(other, _)| *other == label)
-                .map(|(_, score)| f64::from(*score))
-                .collect();
-            let count = own.len() as f64;
-            let (own_centre, own_spread) = if own.is_empty() { (0.0, 0.0) } else { of(&own) };
-            let shrunk = |own: f64, all: f64| {
-                ((own * count + all * PRIOR_IMAGES) / (count + PRIOR_IMAGES)) as f32
-            };
-            Scale {
-                location: shrunk(own_centre, centre),
-                spread: shrunk(own_spread, spread).max(MIN_SPREAD),
-            }
-        })
-        .collect()
+/// The score of a label's rows: in the pool all have to be of one kind.
+fn score(joined: &Joined, pooled: bool) -> f32 {
+    match joined.weighed {
+        Some(weighed) if !pooled => weighed,
+        _ => joined.evidence,
+    }
 }
 
-/// Thresholds from held-out clean scores and their predicted labels; `weights` made the scores of
-/// infected labels.
+/// Thresholds from the scores of held-out clean images.
 pub fn fit(
-    scales: &[Scale],
-    holdout: &[(usize, f32)],
+    labels: usize,
+    holdout: &[Joined],
     infected: &BTreeSet<usize>,
-    weights: Weights,
     budget: Budget,
 ) -> Thresholds {
-    let labels = scales.len();
-    let standard =
-        |label: usize, score: f32| (score - scales[label].location) / scales[label].spread;
-    let mut strata: Vec<Vec<f32>> = vec![Vec::new(); labels];
-    for &(label, score) in holdout {
-        strata[label].push(standard(label, score));
-    }
-    let total = holdout.len();
+    let mut strata: Vec<Vec<&Joined>> = vec![Vec::new(); labels];
+    holdout.iter().for_each(|row| strata[row.label].push(row));
     let counts: Vec<usize> = strata.iter().map(Vec::len).collect();
     let spending = Spending::new(&counts, infected, budget);
     let pooled = spending.pool(&counts, infected);
@@ -147,51 +82,29 @@ pub fn fit(
     let shift = |label: usize| if infected.contains(&label) { shift(&budget) } else { 0.0 };
     let pool: Vec<f32> = pooled
         .iter()
-        .flat_map(|&label| strata[label].iter().map(move |score| score + shift(label)))
+        .flat_map(|&label| strata[label].iter().map(move |row| score(row, true) + shift(label)))
         .collect();
     let (pool_threshold, pool_allowed) = threshold(&pool, spending.pool_rate(&pooled));
     let pooled_share: f64 = pooled.iter().map(|&label| shares[label]).sum();
     let mut bound = pooled_share * pool_allowed as f64 / (pool.len() + 1) as f64;
     let fitted: Vec<LabelThreshold> = (0..labels)
         .map(|label| {
-            let Scale { location, spread } = scales[label];
             if pooled.contains(&label) {
                 let (threshold, images) = (pool_threshold - shift(label), pool.len());
-                return LabelThreshold { location, spread, threshold, images, pooled: true };
+                return LabelThreshold { threshold, images, pooled: true };
             }
-            let (threshold, allowed) = threshold(&strata[label], rates[label]);
+            let own: Vec<f32> = strata[label].iter().map(|row| score(row, false)).collect();
+            let (threshold, allowed) = threshold(&own, rates[label]);
             let images = counts[label];
             bound += shares[label] * allowed as f64 / (images + 1) as f64;
-            LabelThreshold { location, spread, threshold, images, pooled: false }
+            LabelThreshold { threshold, images, pooled: false }
         })
         .collect();
-    let rejected = holdout
-        .iter()
-        .filter(|&&(label, score)| standard(label, score) > fitted[label].threshold)
-        .count();
-    Thresholds {
-        labels: fitted,
-        weights,
-        false_rejection_rate_bound: bound,
-        holdout_rejected: rejected as f64 / total.max(1) as f64,
-    }
-}
-
-/// The number of labels have enough held-out images for a threshold of their own, and about how
-/// many images with the same shares of the labels all of them would need.
-pub fn own_thresholds(
-    labels: usize,
-    holdout: &[(usize, f32)],
-    infected: &BTreeSet<usize>,
-    budget: Budget,
-) -> (usize, usize) {
-    let mut counts = vec![0; labels];
-    holdout.iter().for_each(|&(label, _)| counts[label] += 1);
-    let spending = Spending::new(&counts, infected, budget);
-    let own = labels - spending.pool(&counts, infected).len();
-    let needed = (0..labels)
-        .map(|label| (images_needed(spending.rates[label]) as f64 / spending.shares[label]).ceil());
-    (own, needed.fold(0.0, f64::max) as usize)
+    let mut thresholds =
+        Thresholds { labels: fitted, false_rejection_rate_bound: bound, holdout_rejected: 0.0 };
+    let rejected = holdout.iter().filter(|row| thresholds.excess(row) > 0.0).count();
+    thresholds.holdout_rejected = rejected as f64 / holdout.len().max(1) as f64;
+    thresholds
 }
 
 /// The division of a budget among the labels.
@@ -216,22 +129,21 @@ impl Spending {
         Self { shares, rates }
     }
 
-    /// The labels that share a threshold: those with too few held-out images for one of their own
-    /// and, until these have one together, the smallest of the others that are not infected.
+    /// The labels that share a threshold: all but the infected ones with enough held-out images for
+    /// one of their own. Until those that share have one, the infected join them too.
     fn pool(&self, counts: &[usize], infected: &BTreeSet<usize>) -> BTreeSet<usize> {
-        let has_own = |&label: &usize| allowed(self.rates[label], counts[label]) >= 1;
-        let (mut others, few): (Vec<usize>, Vec<usize>) = (0..counts.len()).partition(has_own);
-        others.retain(|label| !infected.contains(label));
-        others.sort_by_key(|&label| counts[label]);
-        let mut pool = BTreeSet::from_iter(few);
+        let has_own = |label: &usize| {
+            infected.contains(label) && allowed(self.rates[*label], counts[*label]) >= 1
+        };
+        let (mut apart, shared): (Vec<usize>, Vec<usize>) = (0..counts.len()).partition(has_own);
+        apart.sort_by_key(|&label| std::cmp::Reverse(counts[label]));
+        let mut pool = BTreeSet::from_iter(shared);
         let enough = |pool: &BTreeSet<usize>| {
             let images = pool.iter().map(|&label| counts[label]).sum();
             pool.is_empty() || allowed(self.pool_rate(pool), images) >= 1
         };
-        for label in others {
-            if enough(&pool) {
-                break;
-            }
+        while !enough(&pool) {
+            let Some(label) = apart.pop() else { break };
             pool.insert(label);
         }
         pool
@@ -265,18 +177,12 @@ fn threshold(scores: &[f32], rate: f64) -> (f32, usize) {
     (sorted[sorted.len() - allowed.min(sorted.len())], allowed)
 }
 
-/// The number added to the standardised scores of an infected label that shares the pool's
-/// threshold, spreads: a constant of the budget, so that the pool stays exchangeable. Between the
-/// upper 0.5 and 5 % of a normal distribution, ten times the rate, lies 0.93 of its deviation.
+/// The number added to the evidence against rows of an infected label that shares the threshold of
+/// the others: a constant of the budget, so that the pool stays exchangeable. It is in units of the
+/// evidence what so many times the share of clean images comes to.
 fn shift(budget: &Budget) -> f32 {
-    budget.infected_weight.log10() as f32
+    budget.infected_weight.ln() as f32
 }
-
-/// Weight of all labels' scale in one label's.
-const PRIOR_IMAGES: f64 = 5.0;
-
-/// Keeps equal scores apart from a division by zero.
-const MIN_SPREAD: f32 = 1e-3;
 
 #[cfg(test)]
 mod tests;

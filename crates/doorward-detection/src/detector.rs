@@ -11,6 +11,7 @@ use crate::judge::{Judge, Judgement, Remote};
 use crate::row::RowSignals;
 use crate::rule::Rule;
 use crate::scorer::Scorer;
+use crate::signal::PerSignal;
 
 /// Judges rows by one rule.
 pub struct Detector {
@@ -42,9 +43,12 @@ impl Detector {
 
     /// The verdict on a row.
     pub(crate) fn apply(&self, row: &RowSignals) -> Judgement {
-        let joined = (self.rule == Rule::Calibrated).then(|| self.thresholds.excess(row));
+        let excess = |joined| self.thresholds.excess(&joined);
+        let joined = row.joined.filter(|_| self.rule == Rule::Calibrated).map(excess);
         let rejected = self.rule.rejects(row, &self.thresholds);
-        Judgement { label: row.label, rejected, scores: row.scores, joined }
+        let finite = |score: &f32| score.is_finite();
+        let scores = PerSignal::from_fn(|signal| row.scores[signal].filter(finite));
+        Judgement { label: row.label, rejected, scores, joined: joined.filter(finite) }
     }
 }
 

@@ -12,6 +12,11 @@ pub enum Error {
         "the artifact holds no overlays for the rule \"strip\": set policy.rule = \"strip\" and run `doorward calibrate`"
     )]
     NoOverlays,
+    /// Clean images have no score.
+    #[error(
+        "the model answers clean images with what is no number (NaN or infinity): nothing can be judged by it"
+    )]
+    Undefined,
 }
 
 impl From<candle_core::Error> for Error {

@@ -144,8 +144,8 @@ pub fn figures(
 fn forwards(rule: Rule, row: &RowSignals) -> f64 {
     let has = |signal: Signal| usize::from(row.scores[signal].is_some());
     let patch = has(Signal::Patch);
-    // Beside the row itself, its own perturbation and what its label calls for.
-    let universal = row.forwards.saturating_sub(2 + patch + has(Signal::Representation));
+    // Beside the row itself, its own perturbation and its label's patch.
+    let universal = row.forwards.saturating_sub(2 + patch);
     let needs = rule.needs();
     if needs == Needs::ALL || rule.is_baseline() {
         return row.forwards as f64;

@@ -3,6 +3,7 @@
 use doorward_engine::{InputDomain, Predictions};
 
 use crate::Error;
+use crate::row::RowSignals;
 use crate::signal::{Scores, Signal};
 
 /// A judge of rows: the detector in the program, a fake in tests of a proxy.
@@ -61,9 +62,9 @@ pub struct Copies {
     pub(crate) values: Vec<f32>,
     /// The row of each copy, and the signal that it is for.
     pub(crate) of: Vec<(usize, Signal)>,
-    /// The labels that the copies were made for, per row; empty where they do not depend on a
-    /// label.
-    pub(crate) labels: Vec<usize>,
+    /// What the local model says of each row by itself: the label that its copies were made for,
+    /// and the signals that take no copy. Empty where the copies do not depend on a label.
+    pub(crate) local: Vec<RowSignals>,
 }
 
 /// Judgements by somebody else's predictions.

@@ -13,7 +13,7 @@ use crate::detector::Detector;
 use crate::findings::InspectionSummary;
 use crate::patch::Patch;
 use crate::rule::Rule;
-use crate::scorer::Scorer;
+use crate::scorer::{Parts, Scorer};
 use crate::settings::Policy;
 
 /// A detector by `rule` from an artifact, its thresholds fitted to the policy's budget.
@@ -47,26 +47,22 @@ pub fn scorer(
     let strip = strip.map(|strip| Strip::new(strip.overlays.clone(), &strip.entropies, rate));
     Scorer::new(
         model,
-        artifact.universal.clone(),
-        artifact.class_conditional.clone(),
-        used_patches(&artifact.patches, manifest.inspection.as_ref()),
-        artifact.representations.clone(),
-        Baselines::new(specific, strip),
+        Parts {
+            universal: artifact.universal.clone(),
+            class_conditional: artifact.class_conditional.clone(),
+            patches: used_patches(&artifact.patches, manifest.inspection.as_ref()),
+            representations: artifact.representations.clone(),
+            layers: artifact.layers.clone(),
+            join: artifact.join.clone(),
+            baselines: Baselines::new(specific, strip),
+        },
     )
 }
 
 /// The thresholds that an artifact's held-out scores give for a policy's budget.
 pub fn thresholds(artifact: &Artifact, policy: &Policy) -> Thresholds {
-    let fitted = &artifact.manifest.thresholds;
-    fitted.refit(&artifact.holdout, &infected(artifact), policy.budget())
-}
-
-/// The number of labels have a threshold of their own under a policy's budget, and about how many
-/// held-out images would give every label one.
-pub fn own_thresholds(artifact: &Artifact, policy: &Policy) -> (usize, usize) {
     let labels = artifact.manifest.labels;
-    let budget = policy.budget();
-    conformal::own_thresholds(labels, &artifact.holdout, &infected(artifact), budget)
+    conformal::fit(labels, &artifact.holdout, &infected(artifact), policy.budget())
 }
 
 /// The patches of infected labels, but for those that do not change what they were learned on: they

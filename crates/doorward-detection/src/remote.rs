@@ -15,7 +15,7 @@
 //! survives counts, no threshold.
 
 use candle_core::Tensor;
-use doorward_engine::{Predictions, labels};
+use doorward_engine::Predictions;
 
 use crate::Error;
 use crate::detector::Detector;
@@ -40,9 +40,10 @@ impl Remote for Detector {
         let needs = self.rule.needs();
         let rows = self.tensor(rows)?;
         let mut copied = self.scorer.universal_copies(&rows, needs)?;
-        let mut assumed = Vec::new();
+        let mut local = Vec::new();
         if self.scorer.needs_labels(needs) {
-            assumed = labels(&self.scorer.model().logits(&rows)?)?;
+            local = self.scorer.score_alone(&rows, needs)?;
+            let assumed: Vec<usize> = local.iter().map(|row| row.label).collect();
             let labelled = self.scorer.labelled_copies(&rows, needs, &assumed)?;
             copied.parts.extend(labelled.parts);
             copied.of.extend(labelled.of);
@@ -51,7 +52,7 @@ impl Remote for Detector {
             [] => Vec::new(),
             parts => Tensor::cat(parts, 0)?.flatten_all()?.to_vec1()?,
         };
-        Ok(Some(Copies { values, of: copied.of, labels: assumed }))
+        Ok(Some(Copies { values, of: copied.of, local }))
     }
 
     fn conclude(
@@ -61,23 +62,28 @@ impl Remote for Detector {
         predictions: &Predictions,
     ) -> Result<Concluded, Error> {
         let count = rows.len() / self.domain().len();
+        let disputed: Vec<usize> = (0..copies.local.len())
+            .filter(|&row| copies.local[row].label != predictions.label(row))
+            .collect();
         let mut signals: Vec<RowSignals> =
             (0..count).map(|row| RowSignals::new(predictions.label(row))).collect();
+        if matches!(predictions, Predictions::Logits(_)) {
+            // How the model represents a row only the local one tells; rows of another label are
+            // judged once more below.
+            for (row, local) in signals.iter_mut().zip(&copies.local) {
+                row.scores = local.scores;
+                row.undefined = local.undefined;
+            }
+        }
         for (copy, &(row, signal)) in copies.of.iter().enumerate() {
             let margin = predictions.margin(count + copy, signals[row].label);
             signals[row].note(signal, margin);
         }
-        if matches!(predictions, Predictions::Logits(_)) {
-            // How the model represents a row only the local one tells.
-            self.scorer.represent(&self.tensor(rows)?, self.rule.needs(), &mut signals)?;
-        }
+        self.scorer.join(&mut signals);
         let mut judgements: Vec<Judgement> =
             signals.iter().map(|row| self.apply_remote(row, predictions)).collect();
-        let disputed: Vec<usize> = (0..copies.labels.len())
-            .filter(|&row| copies.labels[row] != signals[row].label)
-            .collect();
         if !disputed.is_empty() {
-            self.settle(rows, &disputed, &copies.labels, &mut judgements)?;
+            self.settle(rows, &disputed, &copies.local, &mut judgements)?;
         }
         Ok(Concluded { judgements, disagreements: disputed.len() })
     }
@@ -105,7 +111,7 @@ impl Detector {
         &self,
         rows: &[f32],
         disputed: &[usize],
-        local: &[usize],
+        local: &[RowSignals],
         judgements: &mut [Judgement],
     ) -> Result<(), Error> {
         let length = self.domain().len();
@@ -114,7 +120,7 @@ impl Detector {
             .collect();
         let some = self.tensor(&some)?;
         let served: Vec<usize> = disputed.iter().map(|&row| judgements[row].label).collect();
-        let local: Vec<usize> = disputed.iter().map(|&row| local[row]).collect();
+        let local: Vec<usize> = disputed.iter().map(|&row| local[row].label).collect();
         let judge = |labels: &[usize]| -> Result<Vec<Judgement>, Error> {
             let scored = self.scorer.score_as(&some, self.rule.needs(), labels)?;
             Ok(scored.iter().map(|row| self.apply(row)).collect())

@@ -9,10 +9,26 @@ pub struct RowSignals {
     pub label: usize,
     /// The signals that were asked for.
     pub scores: Scores,
+    /// The signals as one score, where all lines of evidence were asked for.
+    pub joined: Option<Joined>,
+    /// True if the model answered with what is no number: there is no verdict but to turn the row
+    /// away.
+    pub undefined: bool,
     /// The score of a baseline, where one was asked.
     pub baseline: Option<BaselineScore>,
     /// Passes through the model this row took, forward and backward.
     pub forwards: usize,
+}
+
+/// A row's score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Joined {
+    /// The predicted label.
+    pub label: usize,
+    /// The sum of the lines' surprises.
+    pub evidence: f32,
+    /// The weighted sum of the signals, where the label has weights.
+    pub weighed: Option<f32>,
 }
 
 /// The score of a row by a baseline.
@@ -38,6 +54,7 @@ impl RowSignals {
         // A patch speaks of a trigger where it moves the label away, a perturbation where it does
         // not.
         let value = if signal == Signal::Patch { -margin } else { margin };
+        self.undefined |= margin.is_nan();
         let score = &mut self.scores[signal];
         *score = Some(score.map_or(value, |least| least.min(value)));
         self.forwards += 1;

@@ -100,9 +100,9 @@ impl Rule {
             Self::Both => row("both", signals(&[Signal::Universal, Signal::Patch]), |row, _| {
                 or_never(row.scores[Signal::Universal]).min(or_never(row.scores[Signal::Patch]))
             }),
-            Self::Calibrated => {
-                row("calibrated", Needs::ALL, |row, thresholds| thresholds.excess(row).into())
-            }
+            Self::Calibrated => row("calibrated", Needs::ALL, |row, thresholds| {
+                or_never(row.joined.map(|joined| thresholds.excess(&joined)))
+            }),
             Self::CarliniWagner => baseline("carlini_wagner", Baseline::CarliniWagner),
             Self::DeepFool => baseline("deepfool", Baseline::DeepFool),
             Self::Either => {
@@ -147,8 +147,11 @@ impl Rule {
         (self.row().score)(row, thresholds)
     }
 
-    /// True if it turns a row away.
+    /// True if it turns a row away, as it does where the model's answer is no number.
     pub fn rejects(self, row: &RowSignals, thresholds: &Thresholds) -> bool {
+        if row.undefined {
+            return true;
+        }
         match self.needs() {
             Needs::Baseline(_) => row.baseline.is_some_and(|baseline| baseline.rejects),
             Needs::Signals(_) => self.score(row, thresholds) > 0.0,

@@ -5,30 +5,43 @@ use std::sync::Arc;
 
 use candle_core::{Result as CandleResult, Tensor};
 
-use doorward_engine::{Bounds, Classifier, gather, labels, margins};
+use doorward_engine::{Bounds, Classifier, Trace, gather, labels, margins};
 
 use crate::Error;
 use crate::baselines::Baselines;
+use crate::join::Join;
+use crate::layers::Layers;
 use crate::patch::Patch;
 use crate::representation::Representation;
 use crate::row::RowSignals;
 use crate::rule::Needs;
 use crate::signal::Signal;
 
-/// A model with everything that was learned to perturb its inputs.
+/// A model with everything that was learned about its inputs.
 #[derive(Clone)]
 pub struct Scorer {
     model: Arc<dyn Classifier>,
     bounds: Bounds,
+    learned: Parts,
+}
+
+/// What rows are scored by.
+#[derive(Clone)]
+pub struct Parts {
     /// `[perturbations, C, H, W]`
-    universal: Tensor,
-    /// `[labels, C, H, W]`
-    class_conditional: Tensor,
+    pub universal: Tensor,
+    /// The labels' own perturbations, `[labels, C, H, W]`.
+    pub class_conditional: Tensor,
     /// The patches of infected labels.
-    patches: BTreeMap<usize, Patch>,
+    pub patches: BTreeMap<usize, Patch>,
     /// Of the infected labels whose triggered images were found.
-    representations: BTreeMap<usize, Representation>,
-    baselines: Baselines,
+    pub representations: BTreeMap<usize, Representation>,
+    /// `None` where the model has no activations to read.
+    pub layers: Option<Layers>,
+    /// Makes one score of the signals.
+    pub join: Join,
+    /// The methods to compare with.
+    pub baselines: Baselines,
 }
 
 /// Perturbed copies of rows.
@@ -42,26 +55,10 @@ pub(crate) struct Copied {
 // === impl Scorer ===
 
 impl Scorer {
-    /// From perturbations `[perturbations, C, H, W]` and the labels' own `[labels, C, H, W]`;
-    /// patches and representations are those of infected labels. Fails where the device does.
-    pub fn new(
-        model: Arc<dyn Classifier>,
-        universal: Tensor,
-        class_conditional: Tensor,
-        patches: BTreeMap<usize, Patch>,
-        representations: BTreeMap<usize, Representation>,
-        baselines: Baselines,
-    ) -> Result<Self, Error> {
+    /// A scorer by what was learned for `model`. Fails where the device does.
+    pub fn new(model: Arc<dyn Classifier>, learned: Parts) -> Result<Self, Error> {
         let bounds = Bounds::new(model.domain(), model.device())?;
-        Ok(Self {
-            model,
-            bounds,
-            universal,
-            class_conditional,
-            patches,
-            representations,
-            baselines,
-        })
+        Ok(Self { model, bounds, learned })
     }
 
     /// The model that is asked.
@@ -71,13 +68,13 @@ impl Scorer {
 
     /// The infected labels.
     pub fn infected(&self) -> impl Iterator<Item = usize> {
-        self.patches.keys().copied()
+        self.learned.patches.keys().copied()
     }
 
     /// Scores rows `[n, C, H, W]`, in two batches: what needs no label, then what does.
     pub fn score(&self, rows: &Tensor, needs: Needs) -> Result<Vec<RowSignals>, Error> {
         match needs {
-            Needs::Baseline(baseline) => self.baselines.score(baseline, &*self.model, rows),
+            Needs::Baseline(baseline) => self.learned.baselines.score(baseline, &*self.model, rows),
             Needs::Signals(_) => self.score_margins(rows, needs),
         }
     }
@@ -87,16 +84,26 @@ impl Scorer {
         let universal = self.universal_copies(rows, needs)?;
         let mut parts = vec![rows.clone()];
         parts.extend(universal.parts);
-        let first = self.model.logits(&Tensor::cat(&parts, 0)?)?;
-        let labels = labels(&first.narrow(0, 0, count)?)?;
-        let mut signals: Vec<RowSignals> =
-            labels.iter().map(|&label| RowSignals::new(label)).collect();
+        let first = self.trace(&Tensor::cat(&parts, 0)?, needs)?;
+        let labels = labels(&first.logits.narrow(0, 0, count)?)?;
+        let mut signals = self.read(&first, needs, &labels)?;
         if !universal.of.is_empty() {
-            note(&mut signals, &universal.of, &first.narrow(0, count, universal.of.len())?)?;
+            let copies = first.logits.narrow(0, count, universal.of.len())?;
+            note(&mut signals, &universal.of, &copies)?;
         }
         self.score_copies(&self.labelled_copies(rows, needs, &labels)?, &mut signals)?;
-        self.represent(rows, needs, &mut signals)?;
+        self.join(&mut signals);
         Ok(signals)
+    }
+
+    /// The signals of rows `[n, C, H, W]` that take no pass but the rows' own.
+    pub(crate) fn score_alone(
+        &self,
+        rows: &Tensor,
+        needs: Needs,
+    ) -> Result<Vec<RowSignals>, Error> {
+        let trace = self.trace(rows, needs)?;
+        self.read(&trace, needs, &labels(&trace.logits)?)
     }
 
     /// Scores rows by margins as if they had been predicted as `labels`.
@@ -106,34 +113,69 @@ impl Scorer {
         needs: Needs,
         labels: &[usize],
     ) -> Result<Vec<RowSignals>, Error> {
-        let mut signals: Vec<RowSignals> =
-            labels.iter().map(|&label| RowSignals::new(label)).collect();
+        let mut signals = self.read(&self.trace(rows, needs)?, needs, labels)?;
         self.score_copies(&self.universal_copies(rows, needs)?, &mut signals)?;
         self.score_copies(&self.labelled_copies(rows, needs, labels)?, &mut signals)?;
-        self.represent(rows, needs, &mut signals)?;
+        self.join(&mut signals);
         Ok(signals)
     }
 
-    /// Notes where the model represents the rows whose labels have such places.
-    pub(crate) fn represent(
+    /// Makes one score of the signals of each row.
+    pub(crate) fn join(&self, signals: &mut [RowSignals]) {
+        for row in signals {
+            row.joined = self.learned.join.joined(row);
+            row.undefined |= row.joined.is_some_and(|joined| {
+                joined.evidence.is_nan() || joined.weighed.is_some_and(f32::is_nan)
+            });
+        }
+    }
+
+    /// One pass, read as far as signals ask for it.
+    fn trace(&self, rows: &Tensor, needs: Needs) -> Result<Trace, Error> {
+        let read = [Signal::Representation, Signal::Own, Signal::Gap];
+        if read.into_iter().any(|signal| needs.include(signal)) {
+            return Ok(self.model.trace(rows)?);
+        }
+        Ok(Trace { logits: self.model.logits(rows)?, features: None, statistics: None })
+    }
+
+    /// What a pass tells of its first rows, which got these labels.
+    fn read(
         &self,
-        rows: &Tensor,
+        trace: &Trace,
         needs: Needs,
-        signals: &mut [RowSignals],
-    ) -> Result<(), Error> {
-        let known = |&row: &usize| self.representations.contains_key(&signals[row].label);
-        let own: Vec<usize> = (0..signals.len()).filter(known).collect();
-        if !needs.include(Signal::Representation) || own.is_empty() {
-            return Ok(());
+        labels: &[usize],
+    ) -> Result<Vec<RowSignals>, Error> {
+        let margins = margins(&trace.logits.narrow(0, 0, labels.len())?, labels)?;
+        let mut signals: Vec<RowSignals> = labels
+            .iter()
+            .zip(margins)
+            .map(|(&label, margin)| RowSignals {
+                undefined: !margin.is_finite(),
+                ..RowSignals::new(label)
+            })
+            .collect();
+        if let (Some(layers), Some(statistics)) = (&self.learned.layers, &trace.statistics)
+            && needs.include(Signal::Own)
+        {
+            let scores = layers.score(&statistics.narrow(0, 0, labels.len())?, labels)?;
+            for (row, [own, gap]) in signals.iter_mut().zip(scores) {
+                row.scores[Signal::Own] = Some(own);
+                row.scores[Signal::Gap] = Some(gap);
+            }
         }
-        let Some(features) = self.model.features(&gather(rows, &own)?)? else { return Ok(()) };
-        for (row, features) in own.into_iter().zip(features.to_vec2::<f32>()?) {
-            let signals = &mut signals[row];
-            let score = self.representations[&signals.label].score(&features);
-            signals.scores[Signal::Representation] = Some(score);
-            signals.forwards += 1;
+        let known = labels.iter().any(|label| self.learned.representations.contains_key(label));
+        if let (Some(features), true) = (&trace.features, known)
+            && needs.include(Signal::Representation)
+        {
+            let features = features.narrow(0, 0, labels.len())?.to_vec2::<f32>()?;
+            for (row, features) in signals.iter_mut().zip(features) {
+                let representation = self.learned.representations.get(&row.label);
+                row.scores[Signal::Representation] =
+                    representation.map(|representation| representation.score(&features));
+            }
         }
-        Ok(())
+        Ok(signals)
     }
 
     /// The copies that need no label.
@@ -142,7 +184,7 @@ impl Scorer {
             return Ok(Copied { parts: Vec::new(), of: Vec::new() });
         }
         let (mut parts, mut of) = (Vec::new(), Vec::new());
-        for eta in self.universal.chunk(self.universal.dim(0)?, 0)? {
+        for eta in self.learned.universal.chunk(self.learned.universal.dim(0)?, 0)? {
             parts.push(self.bounds.moved(rows, &eta)?);
             of.extend((0..rows.dim(0)?).map(|row| (row, Signal::Universal)));
         }
@@ -158,13 +200,13 @@ impl Scorer {
     ) -> CandleResult<Copied> {
         let (mut parts, mut of) = (Vec::new(), Vec::new());
         if needs.include(Signal::ClassConditional) {
-            let own = gather(&self.class_conditional, labels)?;
+            let own = gather(&self.learned.class_conditional, labels)?;
             parts.push(self.bounds.moved(rows, &own)?);
             of.extend((0..labels.len()).map(|row| (row, Signal::ClassConditional)));
         }
         if needs.include(Signal::Patch) {
             for (row, label) in labels.iter().enumerate() {
-                if let Some(patch) = self.patches.get(label) {
+                if let Some(patch) = self.learned.patches.get(label) {
                     parts.push(patch.apply(&rows.narrow(0, row, 1)?)?);
                     of.push((row, Signal::Patch));
                 }
@@ -176,7 +218,7 @@ impl Scorer {
     /// True if a row's label is asked for before its copies can be made.
     pub(crate) fn needs_labels(&self, needs: Needs) -> bool {
         needs.include(Signal::ClassConditional)
-            || (needs.include(Signal::Patch) && !self.patches.is_empty())
+            || (needs.include(Signal::Patch) && !self.learned.patches.is_empty())
     }
 
     fn score_copies(&self, copied: &Copied, signals: &mut [RowSignals]) -> Result<(), Error> {
@@ -192,7 +234,8 @@ impl Scorer {
 fn note(signals: &mut [RowSignals], of: &[(usize, Signal)], logits: &Tensor) -> CandleResult<()> {
     let labels: Vec<usize> = of.iter().map(|&(row, _)| signals[row].label).collect();
     for (&(row, signal), margin) in of.iter().zip(margins(logits, &labels)?) {
-        signals[row].note(signal, margin);
+        // Of infinite logits there is no margin.
+        signals[row].note(signal, if margin.is_finite() { margin } else { f32::NAN });
     }
     Ok(())
 }

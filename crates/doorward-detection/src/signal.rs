@@ -24,6 +24,11 @@ pub enum Signal {
     /// The place along the way to the triggered images of the predicted, infected label where the
     /// model represents the row: `s_r`, see [`crate::Representation::score`].
     Representation,
+    /// How unusual the activations are for the predicted label: `own`, see [`crate::Layers`].
+    Own,
+    /// How much farther the activations lie from the predicted label's than from the nearest other
+    /// label's: `gap`, see [`crate::Layers`].
+    Gap,
 }
 
 /// One value a signal.
@@ -38,11 +43,17 @@ pub type Scores = PerSignal<Option<f32>>;
 
 impl Signal {
     /// The number of them.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 6;
 
     /// Every signal.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Universal, Self::ClassConditional, Self::Patch, Self::Representation];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Universal,
+        Self::ClassConditional,
+        Self::Patch,
+        Self::Representation,
+        Self::Own,
+        Self::Gap,
+    ];
 
     /// The name in metrics and audit lines.
     pub fn name(self) -> &'static str {
@@ -51,6 +62,8 @@ impl Signal {
             Self::ClassConditional => "class_conditional",
             Self::Patch => "patch",
             Self::Representation => "representation",
+            Self::Own => "own",
+            Self::Gap => "gap",
         }
     }
 
@@ -61,6 +74,8 @@ impl Signal {
             Self::ClassConditional => "s_c",
             Self::Patch => "s_p",
             Self::Representation => "s_r",
+            Self::Own => "own",
+            Self::Gap => "gap",
         }
     }
 }

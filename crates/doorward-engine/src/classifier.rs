@@ -77,6 +77,20 @@ pub trait Classifier: Send + Sync {
         cotangent: &Cotangent<'_>,
     ) -> Result<(Tensor, Tensor), Error>;
 
+    /// The number of statistics that [`Classifier::trace`] has of each activation that it reads, in
+    /// the order of the layers; empty where it reads none.
+    fn taps(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// The logits, with what the forward pass tells beside them.
+    ///
+    /// Fails as [`Classifier::logits`] does.
+    fn trace(&self, batch: &Tensor) -> Result<Trace, Error> {
+        let features = self.features(batch)?;
+        Ok(Trace { logits: self.logits(batch)?, features, statistics: None })
+    }
+
     /// The representations that the last layer sees, `[n, features]`; `None` where the model does
     /// not end in a fully connected layer.
     ///
@@ -84,6 +98,37 @@ pub trait Classifier: Send + Sync {
     fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {
         let _ = batch;
         Ok(None)
+    }
+}
+
+/// All that is read of one forward pass.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// `[n, labels]`
+    pub logits: Tensor,
+    /// The representations that the last layer sees, `[n, features]`; `None` where the model does
+    /// not end in a fully connected layer.
+    pub features: Option<Tensor>,
+    /// Mean, standard deviation and maximum of the channels of each tapped activation, layer after
+    /// layer: `[n, sum of taps]`; `None` where there is no activation to read.
+    pub statistics: Option<Tensor>,
+}
+
+// === impl Trace ===
+
+impl Trace {
+    /// The traces of the parts of a batch as one.
+    pub(crate) fn join(parts: &[Self]) -> Result<Self, Error> {
+        let all = |of: fn(&Self) -> Option<&Tensor>| {
+            let parts: Option<Vec<&Tensor>> = parts.iter().map(of).collect();
+            parts.map(|parts| Tensor::cat(&parts, 0)).transpose()
+        };
+        let logits: Vec<&Tensor> = parts.iter().map(|part| &part.logits).collect();
+        Ok(Self {
+            logits: Tensor::cat(&logits, 0)?,
+            features: all(|part| part.features.as_ref())?,
+            statistics: all(|part| part.statistics.as_ref())?,
+        })
     }
 }
 

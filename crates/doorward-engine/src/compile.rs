@@ -26,6 +26,7 @@ pub(crate) struct Compiler<'a> {
     values: HashMap<String, Value>,
     layouts: Vec<Layout>,
     steps: Vec<Step>,
+    computed: Vec<Computed>,
     /// Values that nodes on constants may still compute.
     foldable: usize,
 }
@@ -42,6 +43,16 @@ pub(crate) struct Compiled {
     pub(crate) steps: Vec<Step>,
     pub(crate) layouts: Vec<Layout>,
     pub(crate) output: usize,
+    pub(crate) computed: Vec<Computed>,
+}
+
+/// A value of the graph that varies.
+pub(crate) struct Computed {
+    /// As the graph names it.
+    pub(crate) name: String,
+    pub(crate) slot: usize,
+    /// True if it is what a layer gives to the next.
+    pub(crate) ends_layer: bool,
 }
 
 // === impl Compiler ===
@@ -62,6 +73,7 @@ impl<'a> Compiler<'a> {
             values,
             layouts: Vec::new(),
             steps: Vec::new(),
+            computed: Vec::new(),
             foldable: stored + FOLDED_VALUES,
         }
     }
@@ -100,7 +112,8 @@ impl<'a> Compiler<'a> {
         }
         match self.values.get(&graph.output) {
             Some(&Value::Slot(output)) => {
-                Ok(Compiled { steps: self.steps, layouts: self.layouts, output })
+                let Self { steps, layouts, computed, .. } = self;
+                Ok(Compiled { steps, layouts, output, computed })
             }
             _ => Err(Error::Outputs { names: vec![graph.output.clone()] }),
         }
@@ -233,6 +246,10 @@ impl<'a> Compiler<'a> {
 
     fn define(&mut self, node: &Node, index: usize, value: Value) {
         if let Some(name) = node.outputs.get(index).filter(|name| !name.is_empty()) {
+            if let Value::Slot(slot) = value {
+                let ends_layer = ENDS_LAYER.contains(&node.op.as_str());
+                self.computed.push(Computed { name: name.clone(), slot, ends_layer });
+            }
             self.values.insert(name.clone(), value);
         }
     }
@@ -293,6 +310,25 @@ fn without_batch(node: &Node, inputs: &[Option<&Constant>]) -> Option<(usize, Co
     let ones = dims.iter().map(|dim| if is_batch(dim) { 1 } else { *dim }).collect();
     Some((index, Constant { dims: shape.dims.clone(), values: Values::I64(ones) }))
 }
+
+/// Operators that end a layer: nonlinear functions, and what joins branches.
+const ENDS_LAYER: &[&str] = &[
+    "Add",
+    "Celu",
+    "Clip",
+    "Concat",
+    "Elu",
+    "Gelu",
+    "HardSwish",
+    "LeakyRelu",
+    "Mish",
+    "Mul",
+    "PRelu",
+    "Relu",
+    "Selu",
+    "Sum",
+    "Swish",
+];
 
 /// Products that take about as long as a value that another node computes.
 const PRODUCTS_PER_VALUE: usize = 1 << 10;

@@ -61,10 +61,11 @@ mod predictions;
 mod program;
 mod size;
 mod step;
+mod taps;
 
 pub use batch::{Batch, batches, gather, rows};
 pub use bounds::Bounds;
-pub use classifier::{Classifier, Cotangent};
+pub use classifier::{Classifier, Cotangent, Trace};
 pub use device::device;
 pub use domain::InputDomain;
 pub use error::Error;

@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use crate::classifier::{Classifier, Cotangent};
+use crate::classifier::{Classifier, Cotangent, Trace};
 use crate::domain::InputDomain;
 use crate::error::Error;
 use crate::layout::Layout;
@@ -185,6 +185,24 @@ impl Classifier for Model {
         cotangent: &Cotangent<'_>,
     ) -> Result<(Tensor, Tensor), Error> {
         self.program.vjp(batch, cotangent)
+    }
+
+    fn taps(&self) -> Vec<usize> {
+        self.program.taps().map(|(_, statistics)| statistics).collect()
+    }
+
+    fn trace(&self, batch: &Tensor) -> Result<Trace, Error> {
+        #[cfg(feature = "ort")]
+        if let Some(runtime) = &self.runtime {
+            let trace = runtime.trace(batch)?;
+            // What has no name in the graph only the program sees.
+            let features = match trace.features {
+                None => self.program.features(batch)?,
+                features => features,
+            };
+            return Ok(Trace { features, ..trace });
+        }
+        self.program.trace(batch)
     }
 
     fn features(&self, batch: &Tensor) -> Result<Option<Tensor>, Error> {

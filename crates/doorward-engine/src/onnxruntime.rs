@@ -1,24 +1,27 @@
 //! onnxruntime in place of the program where logits alone are asked for.
 //!
-//! A session is given the very bytes that the program is compiled from, with one output more where
-//! the program leaves a trailing softmax away, and has to answer like the program before it is
+//! A session is given the very bytes that the program is compiled from, with more outputs: the
+//! activations that a trace reads, and what a softmax takes that the program leaves away, and has to answer like the program before it is
 //! used: gradients come from the program, and must be those of the function that predicts.
 
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use candle_onnx::onnx;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
-use ort::session::Session;
+use ort::session::{OutputSelector, RunOptions, Session, SessionOutputs};
 use ort::value::{Outlet, TensorElementType, TensorRef};
 use prost::Message;
 
+use crate::classifier::Trace;
 use crate::domain::InputDomain;
 use crate::error::Error;
 use crate::program::Program;
+use crate::step::Mode;
+use crate::taps::Tap;
 
 /// A model in onnxruntime.
 #[derive(Debug)]
@@ -26,6 +29,10 @@ pub(super) struct Runtime {
     /// One at a time, which has all threads: another session would be another copy of the weights.
     session: Mutex<Session>,
     output: String,
+    /// The activations that a trace reads.
+    taps: Vec<Tap>,
+    /// The name of what the last layer sees.
+    features: Option<String>,
     /// Shape of a row, channels first.
     shape: [usize; 3],
     labels: usize,
@@ -58,9 +65,16 @@ impl Runtime {
             return refused("what the softmax at the end takes has no name");
         };
         load_library()?;
-        let bytes = match output == program.output_name() {
-            true => Cow::Borrowed(bytes),
-            false => Cow::Owned(with_output(bytes, output)),
+        let taps = program.tapped().to_vec();
+        let features = program.features_name().map(str::to_owned);
+        let read = taps.iter().map(|tap| tap.name.as_str()).chain(features.as_deref());
+        let mut more: Vec<&str> = std::iter::once(output).chain(read).collect();
+        more.sort_unstable();
+        more.dedup();
+        more.retain(|&name| name != program.output_name());
+        let bytes = match more.as_slice() {
+            [] => Cow::Borrowed(bytes),
+            more => Cow::Owned(with_outputs(bytes, more)),
         };
         let session = session(bytes, path).map_err(|error| failed(&error))?;
         let input = named(session.inputs(), program.input_name())?;
@@ -73,6 +87,8 @@ impl Runtime {
         let fixed_rows = dims.first().and_then(|&rows| usize::try_from(rows).ok());
         let runtime = Self {
             output: output.to_owned(),
+            taps,
+            features,
             shape: domain.shape,
             labels,
             channels_last: domain.channels_last,
@@ -86,12 +102,55 @@ impl Runtime {
 
     /// `[n, C, H, W] -> [n, labels]`.
     pub(super) fn logits(&self, batch: &Tensor) -> Result<Tensor, Error> {
+        let mut logits = Vec::new();
+        self.run(batch, [self.output.as_str()], &mut |outputs, rows| {
+            logits.push(self.output_of(outputs, &self.output, rows)?);
+            Ok(())
+        })?;
+        match logits.as_slice() {
+            [] => Ok(Tensor::zeros((0, self.labels), DType::F32, &Device::Cpu)?),
+            logits => self.checked(&Tensor::cat(logits, 0)?),
+        }
+    }
+
+    /// The logits with all that is read on the way to them.
+    pub(super) fn trace(&self, batch: &Tensor) -> Result<Trace, Error> {
+        let names = self.taps.iter().map(|tap| tap.name.as_str());
+        let names = names.chain(self.features.as_deref()).chain([self.output.as_str()]);
+        let mut parts = Vec::new();
+        self.run(batch, names, &mut |outputs, rows| {
+            let mut read = Vec::with_capacity(self.taps.len());
+            for tap in &self.taps {
+                read.push(tap.read(&self.output_of(outputs, &tap.name, rows)?, Mode::Loops)?);
+            }
+            let features = self.features.as_ref().map(|name| {
+                Ok::<_, Error>(self.output_of(outputs, name, rows)?.reshape((rows, ()))?)
+            });
+            parts.push(Trace {
+                logits: self.checked(&self.output_of(outputs, &self.output, rows)?)?,
+                features: features.transpose()?,
+                statistics: (!read.is_empty()).then(|| Tensor::cat(&read, 1)).transpose()?,
+            });
+            Ok(())
+        })?;
+        Trace::join(&parts)
+    }
+
+    /// Runs the batch in parts, and shows `each` the outputs of a part and how many rows it has.
+    fn run<'a>(
+        &self,
+        batch: &Tensor,
+        names: impl IntoIterator<Item = &'a str>,
+        each: &mut dyn FnMut(&SessionOutputs<'_>, usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let rows = batch.dim(0)?;
         if batch.dims()[1..] != self.shape {
             let (got, expected) = (batch.dims(), self.shape);
             let reason = format!("input 0 is {got:?}, expected rows of {expected:?}");
             return Err(candle_core::Error::Msg(reason).into());
         }
+        let selected = names.into_iter().fold(OutputSelector::no_default(), OutputSelector::with);
+        let options = RunOptions::new().map_err(|error| failed(&error))?.with_outputs(selected);
         let batch = match self.channels_last {
             true => batch.permute((0, 2, 3, 1))?,
             false => batch.clone(),
@@ -105,7 +164,6 @@ impl Runtime {
         let row = self.shape.iter().product::<usize>();
         let values = &values[layout.start_offset()..][..rows * row];
         let mut dims = batch.dims().to_vec();
-        let mut logits = Vec::with_capacity(rows * self.labels);
         for part in values.chunks(self.fixed_rows.unwrap_or(MAX_ROWS) * row) {
             let wanted = part.len() / row;
             dims[0] = self.fixed_rows.unwrap_or(wanted);
@@ -114,30 +172,44 @@ impl Runtime {
             if dims[0] > wanted {
                 part.to_mut().resize(dims[0] * row, 0.0);
             }
-            let answer = self.run(&dims, &part)?;
-            logits.extend_from_slice(&answer[..wanted * self.labels]);
+            let input = TensorRef::from_array_view((&dims[..], &part[..]));
+            let input = input.map_err(|error| failed(&error))?;
+            // A session whose thread panicked is as good as before: it keeps nothing of a call.
+            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+            let outputs = session.run_with_options(ort::inputs![input], &options);
+            each(&outputs.map_err(|error| failed(&error))?, wanted)?;
         }
-        Ok(Tensor::from_vec(logits, (rows, self.labels), batch.device())?)
+        Ok(())
     }
 
-    /// The logits of as many rows as `dims` says.
-    fn run(&self, dims: &[usize], values: &[f32]) -> Result<Vec<f32>, Error> {
-        let input = TensorRef::from_array_view((dims, values)).map_err(|error| failed(&error))?;
-        // A session whose thread panicked is as good as before: it keeps nothing of a call.
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let outputs = session.run(ort::inputs![input]).map_err(|error| failed(&error))?;
-        let missing = || failed(&format!("it gives no {:?}", self.output));
-        let output = outputs.get(&self.output).ok_or_else(missing)?;
-        let (shape, logits) = output.try_extract_tensor().map_err(|error| failed(&error))?;
-        if shape.first() != Some(&(dims[0] as i64)) || logits.len() != dims[0] * self.labels {
-            let (rows, labels) = (dims[0], self.labels);
-            return Err(failed(&format!(
-                "{:?} is of shape {:?}, expected {rows} rows of {labels} logits",
-                self.output,
-                &shape[..]
-            )));
+    /// The first rows of an output.
+    fn output_of(
+        &self,
+        outputs: &SessionOutputs<'_>,
+        name: &str,
+        rows: usize,
+    ) -> Result<Tensor, Error> {
+        let output = outputs.get(name).ok_or_else(|| failed(&format!("it gives no {name:?}")))?;
+        let (shape, values) = output.try_extract_tensor::<f32>().map_err(|error| failed(&error))?;
+        let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
+        let whole = Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?;
+        if shape.first().is_none_or(|&got| got < rows) {
+            return Err(failed(&format!("{name:?} is of shape {shape:?}, expected {rows} rows")));
         }
-        Ok(logits.to_vec())
+        Ok(whole.narrow(0, 0, rows)?)
+    }
+
+    /// Logits, if that is what they are.
+    fn checked(&self, logits: &Tensor) -> Result<Tensor, Error> {
+        match logits.dims() {
+            &[_, labels] if labels == self.labels => Ok(logits.clone()),
+            shape => {
+                let (output, labels) = (&self.output, self.labels);
+                Err(failed(&format!(
+                    "{output:?} is of shape {shape:?}, expected {labels} logits a row"
+                )))
+            }
+        }
     }
 
     /// Refuses a session that does not give what the program does, on two rows.
@@ -153,7 +225,17 @@ impl Runtime {
         let values: Vec<f32> = (0..2 * domain.len()).map(value).collect();
         let rows = Tensor::from_vec(values, (2, channels, height, width), &Device::Cpu)?;
         let values = |logits: Tensor| logits.flatten_all()?.to_vec1::<f32>();
-        let (expected, answered) = (values(program.forward(&rows)?)?, values(self.logits(&rows)?)?);
+        let (program, runtime) = (program.trace(&rows)?, self.trace(&rows)?);
+        if let (Some(expected), Some(read)) = (&program.statistics, &runtime.statistics) {
+            let scale = expected.abs()?.max_all()?.to_scalar::<f32>()?;
+            let off = (expected - read)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            if off > TOLERANCE * scale {
+                return Err(failed(&format!(
+                    "its activations differ from the program's by {off} at most, of {scale}"
+                )));
+            }
+        }
+        let (expected, answered) = (values(program.logits)?, values(runtime.logits)?);
         let finite = expected.iter().filter(|value| value.is_finite());
         let scale = finite.fold(0f32, |most, value| most.max(value.abs()));
         let alike = |(a, b): (&f32, &f32)| {
@@ -212,10 +294,11 @@ fn session(bytes: Cow<'_, [u8]>, path: Option<&Path>) -> ort::Result<Session> {
     }
 }
 
-/// The model with one output more, which protobuf merges with those that are there.
-fn with_output(bytes: &[u8], name: &str) -> Vec<u8> {
-    let output = onnx::ValueInfoProto { name: name.into(), ..Default::default() };
-    let graph = onnx::GraphProto { output: vec![output], ..Default::default() };
+/// The model with more outputs, which protobuf merges with those that are there.
+fn with_outputs(bytes: &[u8], names: &[&str]) -> Vec<u8> {
+    let output = |name: &&str| onnx::ValueInfoProto { name: (*name).into(), ..Default::default() };
+    let output = names.iter().map(output).collect();
+    let graph = onnx::GraphProto { output, ..Default::default() };
     let more = onnx::ModelProto { graph: Some(graph), ..Default::default() };
     [bytes, &more.encode_to_vec()].concat()
 }

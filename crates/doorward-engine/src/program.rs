@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use crate::classifier::Cotangent;
+use crate::classifier::{Cotangent, Trace};
 use crate::compile::{Compiled, Compiler};
 use crate::composition::with_rows;
 use crate::error::Error;
@@ -18,6 +18,7 @@ use crate::onnx::input::Input;
 use crate::onnx::patterns;
 use crate::operators::Backward;
 use crate::step::{Mode, Step};
+use crate::taps::{self, Tap};
 
 /// A compiled graph: steps over tensors, forward and backward.
 ///
@@ -58,6 +59,10 @@ pub struct Program {
     shares: Vec<usize>,
     /// The slot that the fully connected layer at the end takes, if there is one.
     features: Option<usize>,
+    #[cfg(feature = "ort")]
+    features_name: Option<String>,
+    /// The activations that a trace reads, in the order of the steps.
+    taps: Vec<Tap>,
     /// Stands for what was not kept for a reverse pass.
     empty: Tensor,
     mode: Mode,
@@ -142,7 +147,7 @@ impl Program {
         inputs: usize,
         device: &Device,
     ) -> Result<Self, Error> {
-        let Compiled { mut steps, layouts, mut output } = compiled;
+        let Compiled { mut steps, layouts, mut output, computed } = compiled;
         let slots = layouts.len();
         fuse::drop_unused(&mut steps, slots, output);
         let mut steps = fuse::fuse(steps, slots, output);
@@ -150,6 +155,7 @@ impl Program {
         let mut steps = fuse::fuse(steps, slots, output);
         fuse::plan_liveness(&mut steps, slots, output);
         let mode = Mode::of(device);
+        let features = features(&steps, output, inputs);
         let rows: Vec<Vec<usize>> = layouts.iter().map(Layout::row).collect();
         let shares = |step: &Step| {
             let row = step.inputs.first().map_or(&[][..], |&slot| &rows[slot]);
@@ -158,6 +164,7 @@ impl Program {
                 Mode::Loops => step.products(row) / SHARE_PRODUCTS,
             }
         };
+        let in_front: Vec<Option<&[usize]>> = layouts.iter().map(Layout::as_batch_first).collect();
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
         Ok(Self {
             fp32: graph.inputs.first().is_some_and(Input::is_fp32),
@@ -165,7 +172,13 @@ impl Program {
             output_name: graph.output,
             logits_name: None,
             saved: fuse::plan_saved(&steps, slots, output),
-            features: features(&steps, output, inputs),
+            features,
+            #[cfg(feature = "ort")]
+            features_name: computed
+                .iter()
+                .find(|value| Some(value.slot) == features)
+                .map(|value| value.name.clone()),
+            taps: taps::choose(&computed, &steps, &in_front, output),
             shares: steps.iter().map(shares).collect(),
             steps,
             slots,
@@ -230,22 +243,78 @@ impl Program {
     ///
     /// Fails if the rows have another shape, or if the device fails.
     pub fn forward(&self, batch: &Tensor) -> Result<Tensor, Error> {
+        let run = |part: Tensor, shares: usize| {
+            self.output_of(&self.run(&[part], shares, |_| true, |_, _| Ok(()))?)
+        };
+        Ok(Tensor::cat(&self.in_parts(batch, run)?, 0)?)
+    }
+
+    /// The output with all that is read on the way to it.
+    ///
+    /// Fails as [`Program::forward`] does.
+    pub fn trace(&self, batch: &Tensor) -> Result<Trace, Error> {
+        let run = |part: Tensor, shares: usize| {
+            let rows = part.dim(0)?;
+            let mut taps = self.taps.iter().peekable();
+            let mut read = Vec::with_capacity(self.taps.len());
+            let slots = self.run(
+                &[part],
+                shares,
+                |slot| Some(slot) != self.features,
+                |step, activation| {
+                    if let Some(tap) = taps.next_if(|tap| tap.step == step) {
+                        read.push(tap.read(activation, self.mode)?);
+                    }
+                    Ok(())
+                },
+            )?;
+            let statistics = match read.as_slice() {
+                [] => None,
+                read => Some(Tensor::cat(read, 1)?),
+            };
+            let features = self.features.and_then(|slot| slots[slot].as_ref());
+            let features = features.map(|features| features.reshape((rows, ()))).transpose()?;
+            Ok(Trace { logits: self.output_of(&slots)?, features, statistics })
+        };
+        Trace::join(&self.in_parts(batch, run)?)
+    }
+
+    /// The activations that a trace reads: their names in the graph, and how many statistics it has
+    /// of each.
+    pub fn taps(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.taps.iter().map(|tap| (tap.name.as_str(), tap.len()))
+    }
+
+    #[cfg(feature = "ort")]
+    pub(crate) fn tapped(&self) -> &[Tap] {
+        &self.taps
+    }
+
+    /// The graph's name for what the fully connected layer at the end takes.
+    #[cfg(feature = "ort")]
+    pub(crate) fn features_name(&self) -> Option<&str> {
+        self.features_name.as_deref()
+    }
+
+    /// What `run` gives for the parts of a batch, each with the number of threads that it may use.
+    fn in_parts<T: Send>(
+        &self,
+        batch: &Tensor,
+        run: impl Fn(Tensor, usize) -> Result<T, Error> + Sync,
+    ) -> Result<Vec<T>, Error> {
         let parts = self.parts(batch.dim(0)?);
         let shares = rayon::current_num_threads() / parts.len().max(1);
-        let run = |part: Tensor| self.output_of(&self.run(&[part], shares, |_| true)?);
         if parts.len() == 1 {
             // On a thread of the pool: from outside, every shared step would have to be handed to
             // it.
-            return match shares > 1 && self.shares.iter().any(|&most| most > 1) {
-                true => rayon::scope(|_| run(batch.clone())),
-                false => run(batch.clone()),
+            let whole = match shares > 1 && self.shares.iter().any(|&most| most > 1) {
+                true => rayon::scope(|_| run(batch.clone(), shares)),
+                false => run(batch.clone(), shares),
             };
+            return Ok(vec![whole?]);
         }
-        let logits = parts
-            .into_par_iter()
-            .map(|(start, len)| run(batch.narrow(0, start, len)?))
-            .collect::<Result<Vec<_>, Error>>()?;
-        Ok(Tensor::cat(&logits, 0)?)
+        let run = |(start, len)| run(batch.narrow(0, start, len)?, shares);
+        parts.into_par_iter().map(run).collect()
     }
 
     /// The input of the fully connected layer at the end, `[n, features]`; `None` without such a
@@ -258,7 +327,8 @@ impl Program {
         let features = parts
             .into_par_iter()
             .map(|(start, len)| {
-                let slots = self.run(&[batch.narrow(0, start, len)?], 1, |other| other != slot)?;
+                let part = [batch.narrow(0, start, len)?];
+                let slots = self.run(&part, 1, |other| other != slot, |_, _| Ok(()))?;
                 let taken = slots[slot].as_ref().unwrap_or(&self.empty);
                 Ok(taken.reshape((len, ()))?)
             })
@@ -294,7 +364,7 @@ impl Program {
     ///
     /// Fails as [`Program::forward`] does.
     pub fn evaluate(&self, inputs: &[Tensor]) -> Result<Tensor, Error> {
-        self.output_of(&self.run(inputs, 1, |_| true)?)
+        self.output_of(&self.run(inputs, 1, |_| true, |_, _| Ok(()))?)
     }
 
     /// The output, and the gradient of `sum(output * cotangent(output))` to every input.
@@ -305,7 +375,7 @@ impl Program {
         inputs: &[Tensor],
         cotangent: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<(Tensor, Vec<Tensor>), Error> {
-        let mut slots = self.run(inputs, 1, |slot| !self.saved[slot])?;
+        let mut slots = self.run(inputs, 1, |slot| !self.saved[slot], |_, _| Ok(()))?;
         let output = self.output_of(&slots)?;
         let gradients = self.reverse(&mut slots, cotangent(&output)?)?;
         let gradients = gradients
@@ -333,12 +403,14 @@ impl Program {
         (0..rows).step_by(size).map(|start| (start, size.min(rows - start))).collect()
     }
 
-    /// All steps, each in as many shares as there may be and as are worth it.
+    /// All steps, each in as many shares as there may be and as are worth it; `computed` is shown
+    /// every step's output.
     fn run(
         &self,
         inputs: &[Tensor],
         shares: usize,
         freed: impl Fn(usize) -> bool,
+        mut computed: impl FnMut(usize, &Tensor) -> candle_core::Result<()>,
     ) -> Result<Slots, Error> {
         let mut slots: Slots = vec![None; self.slots];
         for (slot, (input, shape)) in inputs.iter().zip(&self.rows).enumerate() {
@@ -351,10 +423,12 @@ impl Program {
             }
             slots[slot] = Some(input.contiguous()?);
         }
-        for (step, &most) in self.steps.iter().zip(&self.shares) {
+        for (index, (step, &most)) in self.steps.iter().zip(&self.shares).enumerate() {
             let inputs = self.inputs_of(step, &slots);
             let output = step.forward(&inputs, shares.min(most), self.mode);
-            slots[step.output] = Some(output.map_err(|e| step.failed(&e))?);
+            let output = output.map_err(|e| step.failed(&e))?;
+            computed(index, &output).map_err(|e| step.failed(&e))?;
+            slots[step.output] = Some(output);
             for &slot in step.last_uses.iter().filter(|&&slot| freed(slot)) {
                 slots[slot] = None;
             }

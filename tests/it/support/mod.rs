@@ -251,8 +251,7 @@ pub(crate) fn manifest() -> Manifest {
         shift: 0.5,
         shift_anomaly_index: 0.0,
     };
-    let threshold =
-        LabelThreshold { location: 0.0, spread: 1.0, threshold: 3.0, images: 100, pooled: false };
+    let threshold = LabelThreshold { threshold: 3.0, images: 100, pooled: false };
     Manifest {
         format: 1,
         doorward: "0.1.0".to_owned(),
@@ -263,7 +262,7 @@ pub(crate) fn manifest() -> Manifest {
         seed: 987_654_321,
         input_shape: [1, 2, 2],
         labels: 2,
-        images: ImageCounts { fit: 300, holdout: 2000, probe: 0, training: 50 },
+        images: ImageCounts { fit: 300, reference: 0, holdout: 2000, probe: 0, training: 50 },
         perturbation: PerturbationSummary {
             epsilon: 0.0625,
             fooling_rate: 0.875,
@@ -277,7 +276,6 @@ pub(crate) fn manifest() -> Manifest {
         }),
         thresholds: Thresholds {
             labels: vec![threshold; 2],
-            weights: std::collections::BTreeMap::new(),
             false_rejection_rate_bound: 0.0078125,
             holdout_rejected: 0.0071,
         },

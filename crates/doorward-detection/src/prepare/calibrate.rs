@@ -13,6 +13,7 @@ use rand::seq::index::sample;
 
 use super::digests::settings_digest;
 use super::error::Error;
+use super::layers;
 use super::learn::{Learned, learn};
 use super::material::{Material, tensor};
 use super::stage::{Seconds, Stage};
@@ -22,15 +23,16 @@ use crate::artifact::{
 };
 use crate::baselines::{Baselines, Specific, strip};
 use crate::batches::score;
-use crate::conformal::{fit, scales};
+use crate::conformal::fit;
 use crate::inspect::Inspection;
-use crate::join::{Weights, joined};
+use crate::join::{Join, Line, Weights};
 use crate::open::used_patches;
 use crate::patch::Patch;
-use crate::row::RowSignals;
+use crate::row::{Joined, RowSignals};
 use crate::rule::{Needs, Rule};
-use crate::scorer::Scorer;
+use crate::scorer::{Parts, Scorer};
 use crate::settings::Settings;
+use crate::signal::{PerSignal, Signal};
 
 /// Learns and calibrates everything. Fails where the model does.
 pub fn calibrate(
@@ -56,29 +58,47 @@ pub fn calibrate(
         .flat_map(|inspection| &inspection.labels)
         .map(|inspected| (inspected.figures.label, inspected.patch.clone()))
         .collect();
-    let scorer = Scorer::new(
-        classifier.clone(),
-        perturbations.clone(),
-        class_conditional.clone(),
-        used_patches(&all_patches, summary.as_ref()),
-        representations.clone(),
-        Baselines::new(Specific::new(&*classifier, universal.epsilon, seed)?, None),
-    )?;
+    let known: Vec<&[u8]> = [&material.fit, &material.reference]
+        .into_iter()
+        .flat_map(|images| (0..images.len()).map(|index| images.image(index)))
+        .collect();
+    let layers =
+        layers::fit(&*classifier, &known, &mut rng, &|share| progress(Stage::Layers, share))?;
+    let learned = Parts {
+        universal: perturbations.clone(),
+        class_conditional: class_conditional.clone(),
+        patches: used_patches(&all_patches, summary.as_ref()),
+        representations: representations.clone(),
+        layers: layers.as_ref().map(|fitted| fitted.layers.clone()),
+        join: Join::default(),
+        baselines: Baselines::new(Specific::new(&*classifier, universal.epsilon, seed)?, None),
+    };
+    let scorer = Scorer::new(classifier.clone(), learned)?;
     let weights = match &inspection {
         Some(inspection) => infected_weights(&scorer, material, inspection, &suspects)?,
         None => Weights::new(),
     };
-    let join = |rows: &[RowSignals]| -> Vec<(usize, f32)> {
-        rows.iter().map(|row| (row.label, joined(row, &weights))).collect()
-    };
-    let fit_scores = join(&scorer.score(&clean.rows, Needs::ALL)?);
+    let everywhere = 0..material.reference.len();
+    let mut reference = score(&scorer, &material.reference, everywhere, Needs::ALL, &|_| ())?;
+    if reference.len() < MIN_UNSEEN {
+        // Better those that the perturbations know than none.
+        reference.extend(scorer.score(&clean.rows, Needs::ALL)?);
+    }
+    let told = layers.as_ref().map_or(&[][..], |fitted| &fitted.scores);
+    let join = Join { lines: lines(classifier.labels(), &reference, told), weights };
     let held_out = 0..material.holdout.len();
     let progress_of_scoring = |share| progress(Stage::Holdout, share);
-    let holdout = score(&scorer, &material.holdout, held_out, Needs::ALL, &progress_of_scoring)?;
-    let holdout = join(&holdout);
-    let scales = scales(classifier.labels(), &fit_scores);
-    let thresholds = fit(&scales, &holdout, &infected, weights, settings.policy.budget());
-    let labels = holdout.iter().map(|(label, _)| *label).collect();
+    let held_out = score(&scorer, &material.holdout, held_out, Needs::ALL, &progress_of_scoring)?;
+    let holdout: Vec<Joined> = held_out.iter().filter_map(|row| join.joined(row)).collect();
+    if holdout.len() < material.holdout.len()
+        || holdout
+            .iter()
+            .any(|row| !row.evidence.is_finite() || row.weighed.is_some_and(f32::is_nan))
+    {
+        return Err(crate::Error::Undefined.into());
+    }
+    let thresholds = fit(classifier.labels(), &holdout, &infected, settings.policy.budget());
+    let labels = holdout.iter().map(|row| row.label).collect();
     let held_out = Batch { rows: tensor(&*classifier, &material.holdout)?, labels };
     let strip = match settings.policy.rule {
         Rule::Strip => {
@@ -104,6 +124,7 @@ pub fn calibrate(
         labels: classifier.labels(),
         images: ImageCounts {
             fit: material.fit.len(),
+            reference: material.reference.len(),
             holdout: material.holdout.len(),
             probe: material.probe.len(),
             training: material.training.as_ref().map_or(0, Images::len),
@@ -118,10 +139,31 @@ pub fn calibrate(
         class_conditional,
         patches: all_patches,
         representations,
+        layers: layers.map(|fitted| fitted.layers),
+        join,
         holdout,
         strip,
     };
     Ok((artifact, seconds))
+}
+
+/// The lines of evidence: margins by images that fitted no perturbation, statistics of activations by
+/// `told`, which has `own` and `gap` of images by statistics of the others.
+fn lines(
+    labels: usize,
+    reference: &[RowSignals],
+    told: &[(usize, [f32; 2])],
+) -> PerSignal<Option<Line>> {
+    PerSignal::from_fn(|signal| {
+        let scores: Vec<(usize, f32)> = match signal {
+            Signal::Own => told.iter().map(|&(label, [own, _])| (label, own)).collect(),
+            Signal::Gap => told.iter().map(|&(label, [_, gap])| (label, gap)).collect(),
+            _ => {
+                reference.iter().filter_map(|row| Some((row.label, row.scores[signal]?))).collect()
+            }
+        };
+        Line::new(labels, &scores)
+    })
 }
 
 /// Measures the universal perturbations on images that they were not fitted on.
@@ -173,3 +215,6 @@ fn strip_reference(
     }
     Ok(StripReference { overlays: overlays.rows, entropies })
 }
+
+/// Fewer images that fitted no perturbation are no distribution of margins.
+const MIN_UNSEEN: usize = 50;

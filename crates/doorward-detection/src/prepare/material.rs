@@ -7,6 +7,7 @@ use doorward_images::{Frame, Images, Misfit};
 use super::digests::data_digest;
 use super::error::{Error, Which};
 use crate::conformal::images_needed;
+use crate::join::MIN_REFERENCE;
 use crate::settings::{Preprocess, Settings};
 
 /// The images of the offline flow; no image serves two parts.
@@ -14,6 +15,9 @@ use crate::settings::{Preprocess, Settings};
 pub struct Material {
     /// Fit the perturbations.
     pub fit: Images,
+    /// Fit the statistics of activations, together with those before, and the scales of all
+    /// signals.
+    pub reference: Images,
     /// Fit the thresholds.
     pub holdout: Images,
     /// Are what an inspection compares training images with; none without training images.
@@ -32,11 +36,13 @@ pub fn material(settings: &Settings, shape: [usize; 3]) -> Result<Material, Erro
     let fit = calibration.fit_images.get();
     let rate = settings.policy.max_false_rejection_rate.value();
     let holdout = images_needed(rate).min(calibration.holdout_images.get());
-    if clean.len() < fit + holdout {
-        let expected = fit + holdout;
+    // So many are needed to know what is usual.
+    let least = MIN_REFERENCE.saturating_sub(fit);
+    if clean.len() < fit + least + holdout {
+        let expected = fit + least + holdout;
         return Err(Error::TooFewImages { got: clean.len(), expected, fit, holdout, rate });
     }
-    let end = clean.len().min(fit + calibration.holdout_images.get());
+    let end = clean.len().min(fit + least + calibration.holdout_images.get());
     let training = match calibration.training_images.as_slice() {
         [] => None,
         _ => Some(training_images(settings, shape)?),
@@ -44,11 +50,14 @@ pub fn material(settings: &Settings, shape: [usize; 3]) -> Result<Material, Erro
     // Thresholds keep what they need.
     let probe = match training {
         None => 0,
-        Some(_) => ((end - fit) / PROBE_PART).min(MAX_PROBE).min(end - fit - holdout),
+        Some(_) => ((end - fit) / PROBE_PART).min(MAX_PROBE).min(end - fit - least - holdout),
     };
+    let reference = ((end - fit) / REFERENCE_PART).clamp(least, MAX_REFERENCE);
+    let reference = reference.min(end - fit - probe - holdout);
     Ok(Material {
         fit: clean.slice(0..fit),
-        holdout: clean.slice(fit..end - probe),
+        reference: clean.slice(fit..fit + reference),
+        holdout: clean.slice(fit + reference..end - probe),
         probe: clean.slice(end - probe..end),
         training,
         data_digest: data_digest(calibration)?.unwrap_or_default(),
@@ -74,6 +83,12 @@ pub(super) fn tensor(
     let pixels = (0..images.len()).map(|index| images.image(index));
     rows(model.domain(), pixels, model.device())
 }
+
+/// One in so many of the held-out images is a reference instead...
+const REFERENCE_PART: usize = 4;
+
+/// ...up to this many.
+const MAX_REFERENCE: usize = 600;
 
 /// One in so many of the held-out images is a probe of the inspection instead...
 const PROBE_PART: usize = 5;

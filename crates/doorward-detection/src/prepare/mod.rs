@@ -4,6 +4,7 @@
 mod calibrate;
 mod digests;
 mod error;
+mod layers;
 mod learn;
 mod material;
 mod preparation;

@@ -11,6 +11,8 @@ pub enum Stage {
     Inspection,
     /// Neural Cleanse's patches.
     NeuralCleanse,
+    /// Statistics of activations.
+    Layers,
     /// Scores of the held-out images.
     Holdout,
     /// STRIP's entropies of held-out images.

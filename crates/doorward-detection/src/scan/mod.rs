@@ -85,7 +85,7 @@ pub struct Finding {
     pub scores: Scores,
     /// The distance of the calibrated score above its threshold, in spreads of the label's clean
     /// scores.
-    pub excess: f32,
+    pub excess: Option<f32>,
     /// True if each rule would remove the image.
     pub rules: BTreeMap<String, bool>,
     /// True if the configured rule would.
@@ -251,7 +251,10 @@ fn finding(
         label: image.label,
         predicted: row.label,
         scores: row.scores,
-        excess: plan.thresholds.excess(row),
+        excess: row
+            .joined
+            .map(|joined| plan.thresholds.excess(&joined))
+            .filter(|excess| excess.is_finite()),
         rules: Rule::without_baselines()
             .map(|rule| (rule.name().to_owned(), removes(rule)))
             .collect(),

@@ -32,7 +32,7 @@ fn finding(source: &str, index: usize, suspicious: bool) -> Finding {
         label: Some(3),
         predicted: index % 2,
         scores,
-        excess: 0.25,
+        excess: Some(0.25),
         rules: [("calibrated".to_owned(), suspicious), ("uap".to_owned(), true)].into(),
         suspicious,
     }

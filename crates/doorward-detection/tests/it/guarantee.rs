@@ -7,10 +7,10 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use doorward_detection::baselines::{Baselines, Specific};
 use doorward_detection::batches::score;
-use doorward_detection::conformal::{Budget, fit, scales};
-use doorward_detection::join::joined;
+use doorward_detection::conformal::{Budget, fit};
+use doorward_detection::join::{Join, Line, Weights};
 use doorward_detection::perturb::{class_conditional, universal};
-use doorward_detection::{Needs, Scorer};
+use doorward_detection::{Joined, Needs, Parts, PerSignal, RowSignals, Scorer};
 use doorward_engine::{Batch, Classifier, Model, rows};
 use doorward_images::Images;
 use rand::SeedableRng;
@@ -20,11 +20,8 @@ use rand::seq::index::sample;
 use super::search;
 use super::support::models_cannot_be_loaded;
 
-/// Predicted labels and joined scores.
-type Scored = Vec<(usize, f32)>;
-
-/// The number of labels, and the images that taught the perturbations and those that did not, scored.
-fn scored() -> (usize, Scored, Scored) {
+/// The number of labels, and the scores of images that nothing was fitted to.
+fn scored() -> (usize, Vec<Joined>) {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/fashion-mnist");
     let model = Model::load(&assets.join("model.onnx"), &[0.0], &[1.0], &Device::Cpu).unwrap();
     let model: Arc<dyn Classifier> = Arc::new(model);
@@ -42,13 +39,26 @@ fn scored() -> (usize, Scored, Scored) {
     let specific = Specific::new(&*model, epsilon, 11).unwrap();
     let labels = model.labels();
     let baselines = Baselines::new(specific, None);
-    let (none, nowhere) = (BTreeMap::new(), BTreeMap::new());
-    let scorer = Scorer::new(model, eta, own, none, nowhere, baselines).unwrap();
-    let join = |images: &Images| -> Scored {
-        let scored = score(&scorer, images, 0..images.len(), Needs::ALL, &|_| ()).unwrap();
-        scored.iter().map(|row| (row.label, joined(row, &BTreeMap::new()))).collect()
+    let learned = Parts {
+        universal: eta,
+        class_conditional: own,
+        patches: BTreeMap::new(),
+        representations: BTreeMap::new(),
+        layers: None,
+        join: Join::default(),
+        baselines,
     };
-    (labels, join(&taught), join(&clean))
+    let scorer = Scorer::new(model, learned).unwrap();
+    let signals = |images: &Images| -> Vec<RowSignals> {
+        score(&scorer, images, 0..images.len(), Needs::ALL, &|_| ()).unwrap()
+    };
+    let known = signals(&taught);
+    let lines = PerSignal::from_fn(|signal| {
+        let scores = known.iter().filter_map(|row| Some((row.label, row.scores[signal]?)));
+        Line::new(labels, &scores.collect::<Vec<_>>())
+    });
+    let join = Join { lines, weights: Weights::new() };
+    (labels, signals(&clean).iter().map(|row| join.joined(row).expect("a score")).collect())
 }
 
 #[test]
@@ -56,8 +66,7 @@ fn the_guaranteed_rate_holds_for_real_scores_over_many_random_splits() {
     if models_cannot_be_loaded() {
         return;
     }
-    let (labels, taught, clean) = scored();
-    let scales = scales(labels, &taught);
+    let (labels, clean) = scored();
     for (rate, held_out, infected) in
         [(0.01, 1500, None), (0.01, 1500, Some(0)), (0.05, 400, Some(3)), (0.02, 150, None)]
     {
@@ -66,14 +75,13 @@ fn the_guaranteed_rate_holds_for_real_scores_over_many_random_splits() {
         let (mut rejected, mut tested, mut bounds) = (0usize, 0usize, 0.0);
         for seed in 0..SPLITS {
             let order = sample(&mut StdRng::seed_from_u64(seed), clean.len(), clean.len());
-            let order: Scored = order.into_iter().map(|index| clean[index]).collect();
+            let order: Vec<Joined> = order.into_iter().map(|index| clean[index]).collect();
             let (holdout, test) = order.split_at(held_out);
-            let fitted = fit(&scales, holdout, &infected, BTreeMap::new(), budget);
+            let fitted = fit(labels, holdout, &infected, budget);
             assert!(fitted.false_rejection_rate_bound <= rate + 1e-9);
             bounds += fitted.false_rejection_rate_bound;
             tested += test.len();
-            let above = |&&(label, score): &&(usize, f32)| fitted.excess_of(label, score) > 0.0;
-            rejected += test.iter().filter(above).count();
+            rejected += test.iter().filter(|row| fitted.excess(row) > 0.0).count();
         }
         let (measured, bound) = (rejected as f64 / tested as f64, bounds / SPLITS as f64);
         // A split's rate scatters as its threshold does, which `rate * held_out` scores decide.

@@ -12,3 +12,4 @@ mod hostile_models;
 #[cfg(feature = "ort")]
 mod onnxruntime;
 mod support;
+mod taps;

@@ -29,6 +29,14 @@ fn agrees(model: &Model, rows: usize) -> Vec<Vec<f32>> {
     let batch = Tensor::from_vec(values, (rows, channels, height, width), &Device::Cpu).unwrap();
     let (own, other) = (model.program().forward(&batch).unwrap(), model.logits(&batch).unwrap());
     assert!(relative_error(&other, &own) < 1e-4);
+    let (own, read) = (model.program().trace(&batch).unwrap(), model.trace(&batch).unwrap());
+    assert!(relative_error(&read.logits, &own.logits) < 1e-4);
+    for (own, read) in [(own.statistics, read.statistics), (own.features, read.features)] {
+        assert_eq!(own.is_some(), read.is_some());
+        if let (Some(own), Some(read)) = (own, read) {
+            assert!(relative_error(&read, &own) < 1e-4);
+        }
+    }
     other.to_vec2().unwrap()
 }
 

@@ -95,7 +95,7 @@ impl Source {
     /// The excesses of the held-out images' scores over these thresholds.
     pub(super) fn excesses(&self, thresholds: &Thresholds) -> Vec<f32> {
         let held_out = self.artifact.holdout.iter();
-        held_out.map(|&(label, joined)| thresholds.excess_of(label, joined)).collect()
+        held_out.map(|joined| thresholds.excess(joined)).collect()
     }
 
     pub(super) fn manifest(&self, thresholds: Thresholds) -> Manifest {

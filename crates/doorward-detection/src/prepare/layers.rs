@@ -1,0 +1,264 @@
+//! Fitting the statistics of a model's layers.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+use doorward_engine::{Classifier, labels, rows};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::Error;
+use crate::layers::{Distances, Layer, Layers, distances};
+use crate::linear::{inverse, shrink, whitening};
+use crate::scale::{Scale, scales};
+
+/// Fitted statistics, and what they say of the images that they were fitted on.
+#[derive(Clone, Debug)]
+pub(super) struct Fitted {
+    pub(super) layers: Layers,
+    /// Predicted label, `own` and `gap` of every image, by statistics of the others.
+    pub(super) scores: Vec<(usize, [f32; 2])>,
+}
+
+/// The projection of a layer, before its covariance is known.
+struct Projected {
+    start: usize,
+    /// `[statistics, directions]`
+    projection: Tensor,
+    directions: usize,
+    /// `[images, directions]`, row-major.
+    places: Vec<f32>,
+}
+
+/// The statistics of one layer on some of the images.
+struct Moments {
+    /// `[labels, directions]`
+    means: Vec<f32>,
+    /// `[directions, directions]`, see [`whitening`].
+    whitening: Vec<f64>,
+}
+
+/// Fits the statistics on clean images, bytes of the model's shape. `None` where the model has no activation to read, or none
+/// that differs among images.
+pub(super) fn fit(
+    model: &dyn Classifier,
+    images: &[&[u8]],
+    rng: &mut StdRng,
+    progress: &dyn Fn(f64),
+) -> Result<Option<Fitted>, Error> {
+    let taps = model.taps();
+    let mut projected: Vec<Projected> = Vec::new();
+    let mut predicted = Vec::with_capacity(images.len());
+    for some in images.chunks(AT_ONCE) {
+        let batch = rows(model.domain(), some.iter().copied(), model.device())?;
+        let trace = model.trace(&batch)?;
+        let Some(statistics) = trace.statistics else { return Ok(None) };
+        if predicted.is_empty() {
+            projected = project(&taps, &statistics, rng)?;
+        }
+        predicted.extend(labels(&trace.logits)?);
+        for layer in &mut projected {
+            let own = statistics.narrow(1, layer.start, layer.projection.dim(0)?)?.contiguous()?;
+            layer.places.extend(own.matmul(&layer.projection)?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        progress(predicted.len() as f64 / images.len() as f64);
+    }
+    if projected.is_empty() || predicted.len() < 2 * FOLDS {
+        return Ok(None);
+    }
+    let labels = model.labels();
+    let among = held_out_distances(&projected, &predicted, labels);
+    let layers = projected
+        .iter()
+        .enumerate()
+        .map(|(index, layer)| {
+            let all: Vec<usize> = (0..predicted.len()).collect();
+            let Moments { means, whitening } = moments(layer, &all, &predicted, labels);
+            let scale_of = |of: fn(&Distances) -> &Vec<f32>| -> Vec<Scale> {
+                let values = among.iter().zip(&predicted);
+                let values: Vec<(usize, f32)> =
+                    values.map(|(row, &label)| (label, of(row)[index])).collect();
+                scales(labels, &values)
+            };
+            let n = layer.directions;
+            let transposed: Vec<f32> =
+                (0..n * n).map(|i| whitening[i % n * n + i / n] as f32).collect();
+            let whitening = Tensor::from_vec(transposed, (n, n), layer.projection.device())?;
+            Ok(Layer {
+                start: layer.start,
+                projection: layer.projection.matmul(&whitening)?,
+                means,
+                own: scale_of(|row| &row.own),
+                gap: scale_of(|row| &row.gap),
+            })
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let mut layers = Layers { centre: vec![0.0; layers.len()], precision: Vec::new(), layers };
+    (layers.centre, layers.precision) = one_class(&layers, &among, &predicted);
+    let scores = among.iter().zip(&predicted);
+    let scores = scores.map(|(row, &label)| (label, layers.joined(row, label))).collect();
+    Ok(Some(Fitted { layers, scores }))
+}
+
+/// Random directions among the statistics of each layer, in units of their deviations among the
+/// first images; what does not vary has no say.
+fn project(taps: &[usize], first: &Tensor, rng: &mut StdRng) -> Result<Vec<Projected>, Error> {
+    let mean = first.mean_keepdim(0)?;
+    let deviations = first.broadcast_sub(&mean)?.sqr()?.mean(0)?.sqrt()?.to_vec1::<f32>()?;
+    let mean = mean.flatten_all()?.to_vec1::<f32>()?;
+    let mut projected = Vec::with_capacity(taps.len());
+    let mut start = 0;
+    for &count in taps {
+        let varies =
+            |at: &usize| deviations[*at] > LEAST_DEVIATION.max(LEAST_SHARE * mean[*at].abs());
+        let varying: Vec<usize> = (start..start + count).filter(varies).collect();
+        let directions = varying.len().min(DIRECTIONS);
+        let mut projection = vec![0f32; count * directions];
+        for (number, &at) in varying.iter().enumerate() {
+            let row = &mut projection[(at - start) * directions..][..directions];
+            if varying.len() == directions {
+                row[number] = 1.0 / deviations[at];
+                continue;
+            }
+            let weight = 1.0 / deviations[at] / (varying.len() as f32).sqrt();
+            row.fill_with(|| if rng.random::<bool>() { weight } else { -weight });
+        }
+        if directions > 0 {
+            let projection = Tensor::from_vec(projection, (count, directions), first.device())?;
+            projected.push(Projected { start, projection, directions, places: Vec::new() });
+        }
+        start += count;
+    }
+    Ok(projected)
+}
+
+/// Every image's distances by moments of images that it is not among.
+fn held_out_distances(
+    projected: &[Projected],
+    predicted: &[usize],
+    labels: usize,
+) -> Vec<Distances> {
+    let empty = Distances { own: Vec::new(), gap: Vec::new() };
+    let mut all = vec![empty; predicted.len()];
+    for layer in projected {
+        let n = layer.directions;
+        for fold in 0..FOLDS {
+            let others: Vec<usize> =
+                (0..predicted.len()).filter(|image| image % FOLDS != fold).collect();
+            let Moments { means, whitening } = moments(layer, &others, predicted, labels);
+            for image in (fold..predicted.len()).step_by(FOLDS) {
+                let place = white(&layer.places[image * n..][..n], &whitening);
+                let [own, gap] = distances(&place, &means, predicted[image]);
+                all[image].own.push(own);
+                all[image].gap.push(gap);
+            }
+        }
+    }
+    all
+}
+
+/// Means by label and the covariance within a label, of some images. A label of few images has
+/// nearly the mean of all.
+fn moments(layer: &Projected, images: &[usize], predicted: &[usize], labels: usize) -> Moments {
+    let n = layer.directions;
+    let place = |image: usize| &layer.places[image * n..][..n];
+    let mut total = vec![0f64; n];
+    let mut sums = vec![0f64; labels * n];
+    let mut counts: HashMap<usize, f64> = HashMap::new();
+    for &image in images {
+        *counts.entry(predicted[image]).or_default() += 1.0;
+        for (i, &value) in place(image).iter().enumerate() {
+            total[i] += f64::from(value);
+            sums[predicted[image] * n + i] += f64::from(value);
+        }
+    }
+    for label in 0..labels {
+        let count = counts.get(&label).copied().unwrap_or_default();
+        for (sum, total) in sums[label * n..][..n].iter_mut().zip(&total) {
+            *sum = (*sum + PRIOR_IMAGES * total / images.len() as f64) / (count + PRIOR_IMAGES);
+        }
+    }
+    let mut covariance = vec![0f64; n * n];
+    for &image in images {
+        let mean = &sums[predicted[image] * n..][..n];
+        let off: Vec<f64> =
+            place(image).iter().zip(mean).map(|(value, mean)| f64::from(*value) - mean).collect();
+        for row in 0..n {
+            for column in 0..n {
+                covariance[row * n + column] += off[row] * off[column] / images.len() as f64;
+            }
+        }
+    }
+    shrink(&mut covariance, n, SHRINKAGE, RIDGE);
+    let whitening = whitening(&covariance, n);
+    let means = sums.chunks(n).flat_map(|mean| {
+        let mean: Vec<f32> = mean.iter().map(|value| *value as f32).collect();
+        white(&mean, &whitening)
+    });
+    Moments { means: means.collect(), whitening }
+}
+
+/// `whitening * place`
+fn white(place: &[f32], whitening: &[f64]) -> Vec<f32> {
+    let row = |row: &[f64]| -> f64 {
+        row.iter().zip(place).map(|(weight, value)| weight * f64::from(*value)).sum()
+    };
+    whitening.chunks(place.len()).map(|weights| row(weights) as f32).collect()
+}
+
+/// Mean and inverse covariance of the layers' standardised distances to the predicted label.
+fn one_class(layers: &Layers, among: &[Distances], predicted: &[usize]) -> (Vec<f32>, Vec<f32>) {
+    let n = layers.layers.len();
+    let standard = |row: &Distances, label: usize, layer: usize| -> f64 {
+        layers.layers[layer].own[label].standard(row.own[layer]).into()
+    };
+    let vectors: Vec<Vec<f64>> = among
+        .iter()
+        .zip(predicted)
+        .map(|(row, &label)| (0..n).map(|layer| standard(row, label, layer)).collect())
+        .collect();
+    let count = vectors.len() as f64;
+    let centre: Vec<f64> =
+        (0..n).map(|i| vectors.iter().map(|vector| vector[i]).sum::<f64>() / count).collect();
+    let mut covariance = vec![0f64; n * n];
+    for vector in &vectors {
+        for row in 0..n {
+            for column in 0..n {
+                let product = (vector[row] - centre[row]) * (vector[column] - centre[column]);
+                covariance[row * n + column] += product / count;
+            }
+        }
+    }
+    shrink(&mut covariance, n, SHRINKAGE_OF_LAYERS, RIDGE);
+    let precision = inverse(&covariance, n);
+    let narrow = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+    (narrow(centre), narrow(precision))
+}
+
+/// Images that go through the model at once.
+const AT_ONCE: usize = 128;
+
+/// Random directions of a layer: with 32 the artifact of a ResNet-50 with 1,000 labels keeps to some
+/// megabytes, and little is lost.
+const DIRECTIONS: usize = 32;
+
+/// Parts of the images; each is scored by the others.
+const FOLDS: usize = 5;
+
+/// Images' worth of weight that the mean of all images has in a label's.
+const PRIOR_IMAGES: f64 = 3.0;
+
+/// The share of the covariances between directions that is left away...
+const SHRINKAGE: f64 = 0.3;
+
+/// ...and between layers.
+const SHRINKAGE_OF_LAYERS: f64 = 0.2;
+
+/// The share of the mean variance that is added to every one.
+const RIDGE: f64 = 1e-3;
+
+/// A statistic that varies less is taken to be constant...
+const LEAST_DEVIATION: f32 = 1e-9;
+
+/// ...as is one whose deviation is rounding, as a share of its mean.
+const LEAST_SHARE: f32 = 1e-5;
