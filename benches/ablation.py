@@ -1,217 +1,129 @@
 #!/usr/bin/env python3
-"""Measure what each part of the calibrated rule adds, on runs of papers.py.
+"""Measure what each line of evidence adds to the calibrated rule, on runs of attacks.py.
 
-    python benches/papers.py DIR --seeds 1 2 3
-    python benches/ablation.py DIR --seeds 1 2 3 [--victims NAME ...]
+    python benches/attacks.py DIR VICTIM ... --seeds 1 2 3
+    python benches/ablation.py DIR [--program 0]
 
-Needs numpy, and DIR as papers.py left it. Fit, held-out, clean and triggered images are scored once, by `doorward scan`;
-thresholds come from fit and held-out images only. "The rule itself" is what the program judges; the row below it says how far the
-draw of the images moves the share of clean ones that it rejects. Rows without the
-training set have the labels' own perturbations from a second artifact, of the same seed, made without training images.
-With several seeds the last rows of every victim join their perturbations: what several perturbations an input would do
-(two predictions more for each). Prints Markdown: BDR and CIIR, mean over the seeds.
+Needs numpy, and DIR as attacks.py left it. Clean and triggered images are scored there, held-out ones here, by `doorward scan`; what is
+usual of a line is in the artifact. Every row has one threshold, from the held-out images, at the budget of 1 %. "The program" is what it
+judged itself, which "all" has to equal. Prints Markdown: BDR / AUROC, mean over seeds, and how many predictions an input takes.
 """
 import argparse, json, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 
-from papers import folders, row
+from attacks import auroc
 from scan import ROOT
 
-RATE, INFECTED_BUDGET = .01, 10
-SPLITS = 400
-DEALT = f"clean images rejected, held-out and scored ones dealt anew {SPLITS} times: mean / standard deviation"
-PRIOR_IMAGES, MIN_SPREAD, MAD = 5, 1e-3, 1.4826
+RATE = .01
+LINES = {"s_u": ("universal", .5), "s_c": ("class_conditional", .5), "own": ("own", 1.0), "gap": ("gap", 1.0)}
+# crates/doorward-detection/src/join.rs
+PRIOR_IMAGES, TAIL_OF, SHAPES, MIN_SCALE = 50, 10, (.05, .6), 1e-3
+SETS = {"`own`": ["own"], "`gap`": ["gap"], "`s_u`": ["s_u"], "`s_c`": ["s_c"], "margins: `s_u`, `s_c`": ["s_u", "s_c"], "activations: `own`, `gap`": ["own", "gap"],
+        "all but `own`": ["s_u", "s_c", "gap"], "all but `gap`": ["s_u", "s_c", "own"], "all but `s_u`": ["s_c", "own", "gap"], "all but `s_c`": ["s_u", "own", "gap"],
+        "all": list(LINES)}
+PREDICTIONS = lambda lines: 1 + ("s_u" in lines) + ("s_c" in lines)
 
 
-def manifest(path):
+def tensors(path):
+    """The tensors of an artifact by name, and its manifest."""
     raw = path.read_bytes()
-    header = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
-    return json.loads(header["__metadata__"]["doorward.manifest"])
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:8 + size])
+    manifest = json.loads(header.pop("__metadata__")["doorward.manifest"])
+    at = lambda begin, end: np.frombuffer(raw[8 + size + begin:8 + size + end], np.float32)
+    return {name: at(*entry["data_offsets"]).reshape(entry["shape"]) for name, entry in header.items()}, manifest
 
 
-class Scores:
-    """The signals of one set of images under one artifact."""
+class Line:
+    """The line of join.rs, from the artifact."""
 
-    def __init__(self, program, settings, images, lines):
-        if not lines.exists():
-            scan = [str(program), "scan", "-c", str(settings), "--images", str(images), "-o", str(lines)]
-            if (status := subprocess.run(scan, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode) not in (0, 3):
-                sys.exit(f"{' '.join(scan)}: exit status {status}")
-        found = [json.loads(line) for line in lines.read_text().splitlines()[1:]]
-        column = lambda key: np.array([np.nan if line[key] is None else line[key] for line in found])
-        self.label = column("predicted").astype(int)
-        self.s_u, self.s_c, self.s_p, self.s_r, self.excess = map(column, ("s_u", "s_c", "s_p", "s_r", "excess"))
+    def __init__(self, artifact, name):
+        self.scales, reference = artifact[f"line.{name}.scales"], artifact[f"line.{name}.reference"]
+        self.by_label = [np.sort(reference[reference[:, 0] == label, 1]) for label in range(len(self.scales))]
+        self.all = np.sort(reference[:, 1]).astype(float)
+        first = len(self.all) * (TAIL_OF - 1) // TAIL_OF
+        self.start = self.all[max(first - 1, 0)]
+        excess = self.all[first:] - self.start
+        count, mean = len(excess), excess.mean()
+        weighted = (excess * (count - np.arange(1, count + 1))).sum() / (count * (count - 1))
+        shape = 2 - mean / (mean - 2 * weighted)
+        self.shape = SHAPES[1] if np.isnan(shape) else np.clip(shape, *SHAPES)
+        self.scale, self.share = max(mean * (1 - self.shape), MIN_SCALE), count / len(self.all)
 
-
-def score_sets(program, folder, artifact, out, source):
-    """Fit, held-out, clean and triggered images under the artifact of `out`."""
-    fit, count = artifact["images"]["fit"], artifact["images"]["holdout"]
-    raw = np.frombuffer((folder / "calibration.bin").read_bytes(), np.uint8).reshape(-1, 1 + int(np.prod(artifact["input_shape"])))
-    (out / "fit.bin").write_bytes(raw[:fit].tobytes())
-    (out / "holdout.bin").write_bytes(raw[fit:fit + count].tobytes())
-    images = dict(fit=out / "fit.bin", holdout=out / "holdout.bin", clean=folder / "clean.bin", triggered=source)
-    return {name: Scores(program, out / "doorward.toml", path, out / f"{name}.jsonl") for name, path in images.items()}
-
-
-# The split-conformal thresholds of crates/doorward-detection/src/conformal.rs.
-
-def allowed(rate, count):
-    return int(np.floor(rate * (count + 1) + 1e-9))
+    def surprise(self, labels, scores):
+        scores = (scores - self.scales[labels, 0]) / self.scales[labels, 1]
+        excess = np.maximum(scores - self.start, 0)
+        tail = self.share * (1 + self.shape * excess / self.scale) ** (-1 / self.shape)
+        count = len(self.all)
+        above = np.where(excess > 0, tail, (count - np.searchsorted(self.all, scores) + 1) / (count + 1))
+        own = np.array([len(self.by_label[label]) for label in labels])
+        higher = np.array([len(self.by_label[label]) - np.searchsorted(self.by_label[label], score) for label, score in zip(labels, scores)])
+        return -np.log(np.maximum((higher + PRIOR_IMAGES * above) / (own + PRIOR_IMAGES), 1e-300))
 
 
-def highest(scores, rate):
-    k = allowed(rate, len(scores))
-    return np.inf if k == 0 else np.sort(scores)[-k]
+def rows(lines):
+    found = [json.loads(line) for line in lines.read_text().splitlines()[1:]]
+    number = lambda key: np.array([np.nan if row[key] is None else row[key] for row in found])
+    return {key: number(key) for key in ["label", "predicted", "excess", *LINES]} | {"rejected": np.array([row["rules"]["calibrated"] for row in found])}
 
 
-def spread(values):
-    return MAD * np.median(np.abs(values - np.median(values)))
+def held_out(folder, program, manifest):
+    """Signals of the images that the threshold was fitted to."""
+    lines = folder / "holdout.jsonl"
+    if not lines.exists():
+        images = manifest["images"]
+        raw = np.frombuffer((folder / "calibration.bin").read_bytes(), np.uint8).reshape(-1, 1 + int(np.prod(manifest["input_shape"])))
+        first = images["fit"] + images["reference"]
+        (folder / "holdout.bin").write_bytes(raw[first:first + images["holdout"]].tobytes())
+        command = [str(program), "scan", "-c", str(folder / "doorward.toml"), "--images", str(folder / "holdout.bin"), "-o", str(lines)]
+        if (status := subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode) not in (0, 3):
+            sys.exit(f"{' '.join(command)}: exit status {status}")
+    return rows(lines)
 
 
-def scales(labels, scores, count):
-    own = [scores[labels == label] for label in range(count)]
-    shrunk = lambda of: np.array([(of(some) * len(some) if len(some) else 0) + of(scores) * PRIOR_IMAGES for some in own]) / (
-        np.array([len(some) for some in own]) + PRIOR_IMAGES)
-    return shrunk(np.median), np.maximum(shrunk(spread), MIN_SPREAD)
-
-
-def by_label(sets, score, count, infected, budget):
-    """A function of rows: which ones lie above their label's threshold."""
-    centre, width = scales(sets["fit"].label, score(sets["fit"]), count)
-    standard = lambda rows: (score(rows) - centre[rows.label]) / width[rows.label]
-    labels, held = sets["holdout"].label, standard(sets["holdout"])
-    sizes = np.bincount(labels, minlength=count)
-    weights = np.where(np.isin(np.arange(count), infected), budget, 1)
-    base = RATE / ((sizes + 1) / (len(labels) + count) @ weights)
-    rates = np.minimum(base * weights, 1)
-    own = np.array([allowed(rate, size) >= 1 for rate, size in zip(rates, sizes)])
-    shares = (sizes + 1) / (len(labels) + count)
-    pool_rate = lambda: shares[~own] @ rates[~own] / shares[~own].sum()
-    # Labels with too few images take in the smallest of the others that are not infected, until they have a threshold together.
-    for label in sorted(np.flatnonzero(own & (weights == 1)), key=lambda label: sizes[label]):
-        if own.all() or allowed(pool_rate(), sizes[~own].sum()) >= 1:
-            break
-        own[label] = False
-    # An infected label without a threshold of its own is judged more strictly than the labels it shares one with.
-    shift = np.where(np.isin(np.arange(count), infected), np.log10(budget), 0)
-    pooled = highest((held + shift[labels])[~own[labels]], pool_rate()) if not own.all() else np.inf
-    limits = np.array([highest(held[labels == label], rates[label]) if own[label] else pooled - shift[label] for label in range(count)])
-    return lambda rows: standard(rows) > limits[rows.label]
-
-
-def joined(rows, weights):
-    """`joined` in crates/doorward-detection/src/join.rs."""
-    total = np.fmin(rows.s_u, rows.s_c)
-    for label, own_weights in weights.items():
-        own = rows.label == int(label)
-        signals = rows.s_u, rows.s_c, rows.s_p, rows.s_r
-        total[own] = sum(weight * np.nan_to_num(signal[own]) for weight, signal in zip(own_weights, signals))
-    return total
-
-
-def measure(program, folder, source, targets):
-    """One victim and seed: the parts' figures, and the scores for joining seeds."""
-    artifact = manifest(folder / "doorward.safetensors")
-    count, weights = artifact["labels"], artifact["thresholds"]["weights"]
-    infected = (artifact["inspection"] or {}).get("infected", [])
-    plain = folder / "plain"
-    plain.mkdir(exist_ok=True)
-    text = (folder / "doorward.toml").read_text().replace(str(folder / "doorward.safetensors"), str(plain / "doorward.safetensors"))
-    (plain / "doorward.toml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("training_images")))
-    whole, alone = score_sets(program, folder, artifact, folder, source), score_sets(program, folder, artifact, plain, source)
-    success = np.isin(alone["triggered"].label, targets)
-    figures = {}
-
-    def add(name, sets, rejects):
-        figures[name] = rejects(sets["triggered"])[success].mean() if targets else np.nan, 1 - rejects(sets["clean"]).mean()
-
-    def one(name, sets, score):
-        limit = highest(score(sets["holdout"]), RATE)
-        add(name, sets, lambda rows: score(rows) > limit)
-
-    def each(name, sets, score, budget=1):
-        add(name, sets, by_label(sets, score, count, infected if budget > 1 else [], budget))
-
-    least = lambda rows: np.fmin(rows.s_u, rows.s_c)
-    add("`s_u` above 0, as published", alone, lambda rows: rows.s_u > 0)
-    one("`s_u`, one threshold", alone, lambda rows: rows.s_u)
-    each("`s_u`, a threshold a label", alone, lambda rows: rows.s_u)
-    each("`s_c`, a threshold a label", alone, lambda rows: rows.s_c)
-    each("`s_u + s_c`, a threshold a label", alone, lambda rows: rows.s_u + rows.s_c)
-    one("`min(s_u, s_c)`, one threshold", alone, least)
-    each("`min(s_u, s_c)`, a threshold a label", alone, least)
-    each("and perturbations that spare suspects", whole, least)
-    each("and the patch", whole, lambda rows: np.fmin(least(rows), rows.s_p))
-    each("and weights, with the representation", whole, lambda rows: joined(rows, weights))
-    each("and the infected labels' budget", whole, lambda rows: joined(rows, weights), INFECTED_BUDGET)
-    add("the rule itself", whole, lambda rows: rows.excess > 0)
-    figures[DEALT] = splits(whole, lambda rows: joined(rows, weights), count, infected)
-    return figures, alone, success, count
-
-
-def splits(sets, score, count, infected):
-    """Mean and deviation of the share of clean images rejected, when held-out and scored ones are dealt anew."""
-    class Rows:
-        def __init__(self, label, score):
-            self.label, self.score = label, score
-
-    dealt = [Rows(sets[name].label, score(sets[name])) for name in ("fit", "holdout", "clean")]
-    label, scores = (np.concatenate([getattr(rows, key) for rows in dealt[1:]]) for key in ("label", "score"))
-    held, rng, shares = len(dealt[1].label), np.random.default_rng(1), []
-    for _ in range(SPLITS):
-        order = rng.permutation(len(label))
-        rows = dict(fit=dealt[0], holdout=Rows(label[order[:held]], scores[order[:held]]))
-        rejects = by_label(rows, lambda rows: rows.score, count, infected, INFECTED_BUDGET)
-        shares.append(rejects(Rows(label[order[held:]], scores[order[held:]])).mean())
-    return np.mean(shares), np.std(shares)
-
-
-def joins(runs, targets):
-    """The least margin of all seeds' perturbations."""
-    if len({tuple(run[1]["triggered"].label) for run in runs}) > 1:
-        sys.exit("the seeds have different triggered images")
-    count = runs[0][3]
-
-    class Joined:
-        def __init__(self, rows):
-            self.label = rows[0].label
-            self.least = np.min([row_set.s_u for row_set in rows] + [row_set.s_c for row_set in rows], 0)
-
-    sets = {name: Joined([run[1][name] for run in runs]) for name in ("fit", "holdout", "clean", "triggered")}
-    rejects = by_label(sets, lambda rows: rows.least, count, [], 1)
-    bdr = rejects(sets["triggered"])[runs[0][2]].mean() if targets else np.nan
-    return bdr, 1 - rejects(sets["clean"]).mean()
+def run(folder, program):
+    """By set of lines: BDR, AUROC and the share of clean images rejected."""
+    artifact, manifest = tensors(folder / "doorward.safetensors")
+    lines = {key: Line(artifact, name) for key, (name, _) in LINES.items()}
+    sets = dict(holdout=held_out(folder, program, manifest), clean=rows(folder / "clean.jsonl"), triggered=rows(folder / "triggered-1.0.jsonl"))
+    surprises = {name: {key: line.surprise(of["predicted"].astype(int), of[key]) for key, line in lines.items()} for name, of in sets.items()}
+    triggered = sets["triggered"]
+    # The attacker's labels, as attacks.py has them.
+    targets = json.loads((folder / "targets.json").read_text())
+    label, predicted = triggered["label"], triggered["predicted"]
+    success = predicted == (label + 1) % len(targets) if len(targets) > 1 else np.isin(predicted, targets)
+    found = {}
+    for name, chosen in SETS.items():
+        evidence = {of: sum(LINES[key][1] * surprises[of][key] for key in chosen) for of in sets}
+        allowed = int(RATE * (len(evidence["holdout"]) + 1) + 1e-9)
+        threshold = np.sort(evidence["holdout"])[-allowed]
+        found[name] = ((evidence["triggered"][success] > threshold).mean(), auroc(evidence["clean"], evidence["triggered"][success]), (evidence["clean"] > threshold).mean())
+    found["the program"] = (triggered["rejected"][success].mean(), auroc(sets["clean"]["excess"], triggered["excess"][success]), sets["clean"]["rejected"].mean())
+    return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, metavar="DIR")
-    parser.add_argument("--victims", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--doorward", default=ROOT / "target/release/doorward")
+    parser.add_argument("--program", default="0", help="which of attacks.py's programs")
+    parser.add_argument("--doorward", type=Path, default=ROOT / "target/release/doorward")
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    names = [name for name in folders(out) if all((out / f"{name}-{seed}/result.json").exists() for seed in arguments.seeds)]
-    tables = {}
-    for name in arguments.victims or names:
-        victim = folders(out)[name]
-        targets = json.loads((victim / "meta.json").read_text())["targets"]
-        runs = []
-        for seed in arguments.seeds:
-            folder = out / f"{name}-{seed}"
-            runs.append(measure(arguments.doorward, folder, victim / "triggered.bin.gz" if targets else folder / "clean.bin", targets))
-        tables[name] = {part: np.mean([run[0][part] for run in runs], 0) for part in runs[0][0]}
-        for count in range(2, len(runs) + 1):
-            # The images that fit one seed's perturbations fit the others' as well.
-            tables[name][f"`min(s_u, s_c)` of {count} seeds, a threshold a label, {1 + 2 * count} predictions"] = joins(runs[:count], targets)
-    print(f"Seeds {', '.join(map(str, arguments.seeds))}. BDR / CIIR, %.\n")
-    row("", *tables)
-    row("---", *["---:"] * len(tables))
-    for part in next(iter(tables.values())):
-        row(part, *["- / " * bool(np.isnan(table[part][0])) + " / ".join(f"{100 * value:.2f}" for value in table[part] if not np.isnan(value))
-                    for table in tables.values()])
+    victims = {}
+    for folder in sorted(arguments.out.iterdir()):
+        victim, program, _ = folder.name.rsplit("-", 2)
+        if program == arguments.program and (folder / "triggered-1.0.jsonl").exists():
+            victims.setdefault(victim, []).append(run(folder, arguments.doorward))
+    names = list(victims)
+    print("| lines | predictions | " + " | ".join(names) + " | mean | clean rejected |")
+    print("| --- " + "| ---: " * (len(names) + 3) + "|")
+    for name in [*SETS, "the program"]:
+        mean = {victim: np.mean([found[name] for found in runs], 0) for victim, runs in victims.items()}
+        cells = [f"{100 * mean[victim][0]:.1f} / {mean[victim][1]:.3f}" for victim in names]
+        overall = np.mean(list(mean.values()), 0)
+        predictions = PREDICTIONS(SETS.get(name, list(LINES)))
+        print(f"| {name} | {predictions} | " + " | ".join(cells) + f" | {100 * overall[0]:.1f} / {overall[1]:.3f} | {100 * overall[2]:.2f} |")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,14 @@ enum Area {
         #[arg(long, default_value_t = 1)]
         threads: usize,
     },
+    /// What reading statistics of activations adds to a forward pass: the two in turns.
+    Taps {
+        model: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        #[arg(long, default_value_t = 50)]
+        iterations: usize,
+    },
     /// The patches of all labels, from the first images of each.
     Patches {
         model: PathBuf,
@@ -119,6 +127,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             time(&model, batch, iterations, gradient)?;
             true
         }
+        Area::Taps { model, batch, iterations } => {
+            rayon::ThreadPoolBuilder::new().num_threads(1).build_global()?;
+            taps(&model, batch, iterations)?;
+            true
+        }
         Area::Patches { model, images, count, steps, seed, threads } => {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
             println!("{}", learn::time_patches(&model, &images, count, steps, seed)?);
@@ -133,6 +146,40 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Median seconds of either pass, and their ratio.
+fn taps(model: &Path, batch: usize, iterations: usize) -> Result<(), Box<dyn Error>> {
+    let device = Device::Cpu;
+    let model = Model::load(model, &[0.0], &[1.0], &device)?;
+    let [channels, height, width] = model.domain().shape;
+    let values: Vec<f32> =
+        (0..batch * model.domain().len()).map(|i| (i % 251) as f32 / 250.0).collect();
+    let batch = Tensor::from_vec(values, (batch, channels, height, width), &device)?;
+    let (mut forward, mut trace) = (Vec::new(), Vec::new());
+    for iteration in 0..iterations + 2 {
+        let start = Instant::now();
+        model.logits(&batch)?;
+        let between = Instant::now();
+        model.trace(&batch)?;
+        // The first two pack weights and fill the allocator.
+        if iteration >= 2 {
+            forward.push((between - start).as_secs_f64());
+            trace.push(between.elapsed().as_secs_f64());
+        }
+    }
+    let (forward, trace) = (median(&mut forward), median(&mut trace));
+    println!(
+        "{}",
+        serde_json::json!({
+            "activations": model.taps().len(),
+            "statistics": model.taps().iter().sum::<usize>(),
+            "forward_ms": forward * 1e3,
+            "trace_ms": trace * 1e3,
+            "ratio": trace / forward,
+        })
+    );
+    Ok(())
 }
 
 fn time(

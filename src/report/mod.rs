@@ -72,7 +72,7 @@ struct Example {
     label: usize,
 }
 
-/// The scores of one predicted label, in spreads above its threshold.
+/// The scores of one predicted label above its threshold.
 struct LabelScores {
     label: usize,
     clean: Vec<f32>,

@@ -258,7 +258,7 @@ fn distributions(firewall: Option<&Firewall<'_>>, scores: &[LabelScores]) -> Mar
             h2 { "Scores" }
             p {
                 "Held-out clean images" @if with_triggered { " and triggered ones" }
-                " by predicted label: how many spreads of the label's clean scores they lie above its threshold. Right of "
+                " by predicted label: how far they lie above its threshold. Right of "
                 "the line is turned away. Of inputs like the held-out images at most " (format!("{:.2} %", bound * 100.0))
                 " are. Heights are shares of each kind."
             }

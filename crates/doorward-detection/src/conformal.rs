@@ -1,9 +1,10 @@
-//! Split-conformal thresholds per predicted label, within a false-rejection budget.
+//! Split-conformal thresholds within a false-rejection budget.
 //!
 //! A threshold is the k-th largest of a label's n held-out clean scores, with
 //! `k = floor(rate * (n + 1))`. A new input that is exchangeable with them scores above it with
 //! probability at most `k / (n + 1) <= rate`, whatever the distribution (Papadopoulos et al. 2002,
-//! Vovk 2012 for strata). No held-out score was seen when the perturbations were fitted.
+//! Vovk 2012 for strata). No held-out image was seen when the evidence was
+//! defined: by perturbations, statistics of activations, and what is usual of either.
 //!
 //! The evidence against a row is in a unit that means the same for every label (see
 //! [`crate::join`]), so that one threshold serves them all. An infected label with enough held-out

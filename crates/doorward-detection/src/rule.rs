@@ -16,7 +16,7 @@ use crate::signal::Signal;
 pub enum Rule {
     /// Reject when `Uap` and `Patch` both do.
     Both,
-    /// Joined margins against split-conformal thresholds per predicted label.
+    /// All evidence, joined, against split-conformal thresholds.
     Calibrated,
     /// Reject when the label survives the perturbation that Carlini and Wagner's attack finds for
     /// this input.

@@ -83,8 +83,8 @@ pub struct Finding {
     /// The signals, each under its symbol.
     #[serde(flatten, with = "by_symbol")]
     pub scores: Scores,
-    /// The distance of the calibrated score above its threshold, in spreads of the label's clean
-    /// scores.
+    /// The distance of the calibrated score above its threshold; none where the model answers with
+    /// what is no number.
     pub excess: Option<f32>,
     /// True if each rule would remove the image.
     pub rules: BTreeMap<String, bool>,

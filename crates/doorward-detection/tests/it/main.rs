@@ -12,6 +12,7 @@ mod perturbations;
 #[path = "../../../doorward-engine/tests/it/support/mod.rs"]
 #[allow(dead_code, reason = "the engine's tests make more kinds of models")]
 mod support;
+mod undefined;
 
 /// A search for a perturbation.
 fn search(fooling_rate: f64, max_epsilon: f32, steps: usize, batch: usize) -> Perturbation {

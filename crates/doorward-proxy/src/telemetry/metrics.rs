@@ -72,8 +72,8 @@ const SECONDS: [f64; 15] = [
     8.0,
 ];
 
-/// Margins are differences of logits and joined scores are standardised: both live around zero,
-/// and both are decided in the single digits.
+/// Margins are differences of logits, evidence is a sum of logarithms: both live around zero, and
+/// both are decided in the single digits.
 const SCORES: [f64; 17] =
     [-20.0, -10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0];
 
