@@ -244,6 +244,9 @@ pub(super) fn check(config: &Config) -> Result<ExitCode> {
     println!("input     {:?} [batch, {a}, {b}, {c}]", program.input_name());
     println!("output    {:?} [batch, {}]", program.output_name(), model.labels());
     println!("operators {}", operators.join(", "));
+    let (layers, statistics) =
+        program.taps().fold((0, 0), |(layers, all), (_, some)| (layers + 1, all + some));
+    println!("evidence  {layers} layers of activations, {statistics} statistics an input");
     #[cfg(feature = "ort")]
     println!("predicts  {}", if model.uses_onnxruntime() { "onnxruntime" } else { "the program" });
     println!("ok");

@@ -252,6 +252,19 @@ impl Program {
     /// The output with all that is read on the way to it.
     ///
     /// Fails as [`Program::forward`] does.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use doorward_engine::Program;
+    ///
+    /// let program = Program::compile(&std::fs::read("tests/golden/net-cnn6.onnx")?, &Device::Cpu)?;
+    /// let shape = [&[2], program.input_shape()].concat();
+    /// let batch = Tensor::full(0.5f32, shape, program.device())?;
+    /// let trace = program.trace(&batch)?;
+    /// let statistics: usize = program.taps().map(|(_, statistics)| statistics).sum();
+    /// assert_eq!(trace.statistics.expect("activations").dims(), [2, statistics]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn trace(&self, batch: &Tensor) -> Result<Trace, Error> {
         let run = |part: Tensor, shares: usize| {
             let rows = part.dim(0)?;

@@ -262,3 +262,140 @@ const LEAST_DEVIATION: f32 = 1e-9;
 
 /// ...as is one whose deviation is rounding, as a share of its mean.
 const LEAST_SHARE: f32 = 1e-5;
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use doorward_engine::{Cotangent, InputDomain, Trace};
+    use rand::SeedableRng;
+
+    use super::*;
+
+    /// The first three pixels are logits; the first 38 are statistics of one layer, which is more
+    /// than there are directions, four more are of another, and the last of a third.
+    struct Pixels(InputDomain);
+
+    const TAPS: [usize; 3] = [38, 4, 1];
+    const PIXELS: usize = 43;
+
+    impl Pixels {
+        fn new() -> Self {
+            let (lower, upper) = (vec![0.0], vec![1.0]);
+            let shape = [1, 1, PIXELS];
+            Self(InputDomain { shape, lower, upper, channels_last: false, fp32: true })
+        }
+    }
+
+    impl Classifier for Pixels {
+        fn domain(&self) -> &InputDomain {
+            &self.0
+        }
+
+        fn labels(&self) -> usize {
+            3
+        }
+
+        fn device(&self) -> &Device {
+            &Device::Cpu
+        }
+
+        fn logits(&self, batch: &Tensor) -> Result<Tensor, doorward_engine::Error> {
+            Ok(batch.reshape(((), PIXELS))?.narrow(1, 0, 3)?.contiguous()?)
+        }
+
+        fn logits_and_gradient(
+            &self,
+            batch: &Tensor,
+            _: &Cotangent<'_>,
+        ) -> Result<(Tensor, Tensor), doorward_engine::Error> {
+            Ok((self.logits(batch)?, batch.zeros_like()?))
+        }
+
+        fn taps(&self) -> Vec<usize> {
+            TAPS.to_vec()
+        }
+
+        fn trace(&self, batch: &Tensor) -> Result<Trace, doorward_engine::Error> {
+            let statistics = Some(batch.reshape(((), PIXELS))?);
+            Ok(Trace { logits: self.logits(batch)?, features: None, statistics })
+        }
+    }
+
+    /// Images of three labels, each with a place of its own; the last pixel is the same in all.
+    fn images(count: usize) -> Vec<Vec<u8>> {
+        let mut rng = StdRng::seed_from_u64(4);
+        let image = |label: usize| -> Vec<u8> {
+            let mut image: Vec<u8> = (0..PIXELS)
+                .map(|at| if at % 3 == label { 150 } else { 50 })
+                .map(|mean: u8| mean + rng.random_range(0..40))
+                .collect();
+            image[PIXELS - 1] = 77;
+            image
+        };
+        (0..count).map(|index| index % 3).map(image).collect()
+    }
+
+    fn fitted(images: &[Vec<u8>]) -> Option<Fitted> {
+        let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
+        let mut rng = StdRng::seed_from_u64(1);
+        fit(&Pixels::new(), &images, &mut rng, &|_| {}).unwrap()
+    }
+
+    fn score(layers: &Layers, image: &[u8]) -> [f32; 2] {
+        let model = Pixels::new();
+        let batch = rows(model.domain(), std::iter::once(image), &Device::Cpu).unwrap();
+        let trace = model.trace(&batch).unwrap();
+        let labels = labels(&trace.logits).unwrap();
+        layers.score(&trace.statistics.unwrap(), &labels).unwrap()[0]
+    }
+
+    #[test]
+    fn activations_of_another_label_stand_out() {
+        let fitted = fitted(&images(300)).expect("layers");
+        // The third layer is constant, and left out.
+        assert_eq!(fitted.layers.layers.len(), 2);
+        assert_eq!(fitted.layers.layers[0].projection.dims(), [38, DIRECTIONS]);
+        assert_eq!(fitted.layers.layers[1].projection.dims(), [4, 4]);
+        let [own, gap] = [0, 1].map(|signal| {
+            let scores = fitted.scores.iter().map(|(_, scores)| scores[signal]);
+            scores.fold(f32::NEG_INFINITY, f32::max)
+        });
+        // Predicted as label 0 by its logits, and like label 1 in all that follows.
+        let mut triggered = images(2)[1].clone();
+        triggered[..3].copy_from_slice(&[200, 60, 60]);
+        let [own_of_it, gap_of_it] = score(&fitted.layers, &triggered);
+        assert!(own_of_it > own, "{own_of_it}, clean ones up to {own}");
+        assert!(gap_of_it > gap, "{gap_of_it}, clean ones up to {gap}");
+        // An unseen clean image does not.
+        let [own_of_it, gap_of_it] = score(&fitted.layers, &images(301)[300]);
+        assert!(own_of_it < own && gap_of_it < gap);
+    }
+
+    #[test]
+    fn images_are_scored_by_the_others() {
+        let images = images(300);
+        let fitted = fitted(&images).expect("layers");
+        let mean =
+            |scores: &mut dyn Iterator<Item = f32>| scores.sum::<f32>() / images.len() as f32;
+        let held_out = mean(&mut fitted.scores.iter().map(|(_, [own, _])| *own));
+        let seen = mean(&mut images.iter().map(|image| score(&fitted.layers, image)[0]));
+        assert!(held_out > seen, "{held_out} and {seen}");
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        let fitted = fitted(&images(60)).expect("layers");
+        let mut statistics = vec![0.3f32; PIXELS];
+        statistics[5] = f32::NAN;
+        let statistics = Tensor::from_vec(statistics, (1, PIXELS), &Device::Cpu).unwrap();
+        let [own, gap] = fitted.layers.score(&statistics, &[0]).unwrap()[0];
+        assert!(own.is_nan() && gap.is_nan());
+    }
+
+    #[test]
+    fn what_never_varies_has_no_statistics() {
+        let one = images(1);
+        assert!(fitted(&vec![one[0].clone(); 60]).is_none());
+        assert!(fitted(&images(2 * FOLDS - 1)).is_none());
+    }
+}
