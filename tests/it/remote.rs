@@ -9,6 +9,7 @@ use doorward::config::{Config, Rule};
 use doorward_detection::Policy;
 use doorward_detection::Representation;
 use doorward_detection::artifact::{Artifact, Expected};
+use doorward_detection::join::Join;
 use doorward_detection::{Judge, Judgement};
 use doorward_detection::{PerSignal, Signal, open, prepare};
 use doorward_engine::{Classifier, Model};
@@ -231,6 +232,10 @@ async fn how_an_infected_label_is_represented_is_told_by_the_local_model() {
     artifact.representations = [(0, places.clone())].into();
     let alone = PerSignal::from_fn(|it| f32::from(u8::from(it == Signal::Representation)));
     artifact.join.weights = [(0, alone)].into();
+    for row in &mut artifact.holdout {
+        // Of clean images the signal is near zero.
+        row.weighed = (row.label == 0).then_some(row.evidence / 1e3);
+    }
     let bytes = artifact.encode().expect("an artifact");
     let manifest = &artifact.manifest;
     let expected = Expected {
@@ -240,9 +245,18 @@ async fn how_an_infected_label_is_represented_is_told_by_the_local_model() {
         data_digest: None,
     };
     let read = Artifact::decode(&bytes, "test", &expected, &Device::Cpu).expect("an artifact");
+    // Scores by weights that are not there would be compared with a threshold of another kind.
+    let torn = Artifact { join: Join::default(), ..artifact.clone() }.encode().expect("bytes");
+    let error = Artifact::decode(&torn, "test", &expected, &Device::Cpu).expect_err("torn");
+    assert!(error.to_string().contains("its weights are not those"), "{error}");
     assert_eq!(read.representations, artifact.representations);
+    assert_eq!(read.join, artifact.join);
+    assert_eq!(read.holdout, artifact.holdout);
+    let before = Setup::with(Rule::Calibrated, "", &artifact).await.locally(rows);
+    assert!(artifact.layers.is_some() && before[0].scores[Signal::Own].is_some());
     let setup = Setup::with(Rule::Calibrated, "", &read).await;
     let judgements = setup.locally(rows);
+    assert_eq!(judgements, before, "an artifact judges as what it was written from");
     for (row, judgement) in rows.iter().zip(&judgements) {
         match (judgement.label, judgement.scores[Signal::Representation]) {
             (0, Some(found)) => {

@@ -261,6 +261,10 @@ impl Artifact {
             let reference = line.reference.iter().flat_map(|&(label, score)| [label as f32, score]);
             add_rows(line_part(signal, "reference"), 2, reference.collect())?;
         }
+        for (label, weights) in &self.join.weights {
+            let weights = Signal::ALL.into_iter().map(|signal| weights[signal]);
+            add_rows(format!("{WEIGHTS}{label}"), Signal::COUNT, weights.collect())?;
+        }
         let rows = self
             .holdout
             .iter()
@@ -409,6 +413,11 @@ impl Artifact {
                 weighed: Some(row[2]).filter(|weighed| weighed.is_finite()),
             })
             .collect();
+        // A score by weights that are not there would be compared with a threshold of another kind.
+        if holdout.iter().any(|row| row.weighed.is_some() != join.weights.contains_key(&row.label))
+        {
+            return Err(corrupted("its weights are not those of its held-out scores".into()));
+        }
         if manifest.thresholds.labels.len() != labels
             || holdout.iter().any(|row| row.label >= labels)
         {
