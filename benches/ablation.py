@@ -113,7 +113,7 @@ def main():
     victims = {}
     for folder in sorted(arguments.out.iterdir()):
         victim, program, _ = folder.name.rsplit("-", 2)
-        if program == arguments.program and (folder / "triggered-1.0.jsonl").exists():
+        if program == arguments.program and (folder / "triggered-1.0.jsonl").exists() and (folder / "figures.json").exists():
             victims.setdefault(victim, []).append(run(folder, arguments.doorward))
     names = list(victims)
     print("| lines | predictions | " + " | ".join(names) + " | mean | clean rejected |")
