@@ -40,6 +40,7 @@ pub(crate) fn inverse(a: &[f64], n: usize) -> Vec<f64> {
 }
 
 /// `(1 - share) a + share diag(a) + floor * mean(diag(a)) I`, in place.
+#[cfg(any(test, feature = "prepare"))]
 pub(crate) fn shrink(a: &mut [f64], n: usize, share: f64, floor: f64) {
     let trace: f64 = (0..n).map(|i| a[i * n + i]).sum();
     for row in 0..n {
