@@ -77,7 +77,7 @@ enum Area {
         #[arg(long, default_value_t = 1)]
         threads: usize,
     },
-    /// What reading statistics of activations adds to a forward pass: the two in turns.
+    /// A forward pass with and without the statistics of activations, in turns.
     Taps {
         model: PathBuf,
         #[arg(long, default_value_t = 1)]

@@ -37,7 +37,7 @@ pub struct Artifact {
     pub representations: BTreeMap<usize, Representation>,
     /// The statistics of the model's layers; `None` where it has no activations to read.
     pub layers: Option<Layers>,
-    /// What makes one score of the signals.
+    /// The join that makes one score of the signals.
     pub join: Join,
     /// The score of every held-out image: another budget needs no new run.
     pub holdout: Vec<Joined>,

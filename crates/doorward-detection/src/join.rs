@@ -50,7 +50,7 @@ pub struct Line {
 #[derive(Clone, Debug, PartialEq)]
 struct Tail {
     sorted: Vec<f32>,
-    /// Where the tail begins.
+    /// The score at which the tail begins.
     start: f32,
     /// Share of the scores in it.
     share: f64,
@@ -235,7 +235,7 @@ const MIN_ROWS: usize = 10;
 
 /// The signals that are evidence on every label, and what counts of each: both margins are one line.
 ///
-/// Of the joins tried on thirteen victims (sum, maximum, quadratic mean; with either margin, both,
+/// Among the joins tried on thirteen victims (sum, maximum, quadratic mean; with either margin, both,
 /// or their minimum), this sum misses the fewest triggered images.
 const LINES: [(Signal, f32); 4] = [
     (Signal::Universal, 0.5),

@@ -62,7 +62,7 @@ pub struct Copies {
     pub(crate) values: Vec<f32>,
     /// The row of each copy, and the signal that it is for.
     pub(crate) of: Vec<(usize, Signal)>,
-    /// What the local model says of each row by itself: the label that its copies were made for,
+    /// The local model's word on each row by itself: the label that its copies were made for,
     /// and the signals that take no copy. Empty where the copies do not depend on a label.
     pub(crate) local: Vec<RowSignals>,
 }

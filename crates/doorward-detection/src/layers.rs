@@ -1,4 +1,4 @@
-//! How far the activations of an input lie from those of clean images that got the same label.
+//! The distance of an input's activations from those of clean images that got the same label.
 //!
 //! Every tapped layer gives a vector of statistics (see [`doorward_engine::Trace`]). It is projected
 //! to a few random directions, which only the artifact knows, and brought to a space where clean
@@ -27,7 +27,7 @@ pub struct Layers {
 /// The statistics of a layer.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// Where its statistics begin in a trace.
+    /// The place in a trace at which its statistics begin.
     pub start: usize,
     /// `[statistics, directions]`
     pub projection: Tensor,

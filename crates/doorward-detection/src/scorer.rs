@@ -25,7 +25,7 @@ pub struct Scorer {
     learned: Parts,
 }
 
-/// What rows are scored by.
+/// The learned parts that rows are scored by.
 #[derive(Clone)]
 pub struct Parts {
     /// `[perturbations, C, H, W]`
@@ -139,7 +139,7 @@ impl Scorer {
         Ok(Trace { logits: self.model.logits(rows)?, features: None, statistics: None })
     }
 
-    /// What a pass tells of its first rows, which got these labels.
+    /// Reads the signals of the first rows of a pass, which got these labels.
     fn read(
         &self,
         trace: &Trace,

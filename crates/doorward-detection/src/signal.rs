@@ -24,9 +24,9 @@ pub enum Signal {
     /// The place along the way to the triggered images of the predicted, infected label where the
     /// model represents the row: `s_r`, see [`crate::Representation::score`].
     Representation,
-    /// How unusual the activations are for the predicted label: `own`, see [`crate::Layers`].
+    /// The strangeness of the activations for the predicted label: `own`, see [`crate::Layers`].
     Own,
-    /// How much farther the activations lie from the predicted label's than from the nearest other
+    /// The distance of the activations to the predicted label's, less that to the nearest other
     /// label's: `gap`, see [`crate::Layers`].
     Gap,
 }

@@ -309,7 +309,7 @@ impl Program {
         self.features_name.as_deref()
     }
 
-    /// What `run` gives for the parts of a batch, each with the number of threads that it may use.
+    /// The results of `run` for the parts of a batch; it is told how many threads it may use.
     fn in_parts<T: Send>(
         &self,
         batch: &Tensor,

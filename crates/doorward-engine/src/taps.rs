@@ -113,7 +113,8 @@ impl Tap {
 // === impl Activated ===
 
 impl Activated {
-    /// Of a row of this shape; `tokens` says that the channels of an image come last.
+    /// The place of the channels in a row of this shape; `tokens` says that they come last in an
+    /// image.
     fn of_row(row: &[usize], tokens: bool) -> Option<Self> {
         match *row {
             [height, width, channels] if tokens => {
@@ -222,6 +223,11 @@ mod tests {
 
     use super::*;
 
+    fn one_channel(positions: usize) -> Tap {
+        let shape = Activated::ChannelsFirst { channels: 1, positions };
+        Tap { name: String::new(), step: 0, shape }
+    }
+
     fn both_ways(shape: Activated, row: &[usize]) -> [Vec<f32>; 2] {
         let tap = Tap { name: String::new(), step: 0, shape };
         let count = 3 * row.iter().product::<usize>();
@@ -254,11 +260,7 @@ mod tests {
 
     #[test]
     fn a_small_spread_around_a_large_mean_is_not_lost() {
-        let tap = Tap {
-            name: String::new(),
-            step: 0,
-            shape: Activated::ChannelsFirst { channels: 1, positions: 4 },
-        };
+        let tap = one_channel(4);
         let x = Tensor::new(&[[[[1e4f32, 1e4 + 1.0, 1e4, 1e4 + 1.0]]]], &Device::Cpu).unwrap();
         let read = tap.read(&x, Mode::Loops).unwrap().flatten_all().unwrap();
         assert_eq!(read.to_vec1::<f32>().unwrap(), [1e4 + 0.5, 0.5, 1e4 + 1.0]);
@@ -266,11 +268,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_shows() {
-        let tap = Tap {
-            name: String::new(),
-            step: 0,
-            shape: Activated::ChannelsFirst { channels: 1, positions: 2 },
-        };
+        let tap = one_channel(2);
         let x = Tensor::new(&[[[[f32::NAN, 1.0]]]], &Device::Cpu).unwrap();
         let read = tap.read(&x, Mode::Loops).unwrap().flatten_all().unwrap();
         assert!(read.to_vec1::<f32>().unwrap()[0].is_nan());

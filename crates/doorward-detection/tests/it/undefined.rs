@@ -1,4 +1,4 @@
-//! What is no number is no verdict.
+//! NaN and infinity are no verdict.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

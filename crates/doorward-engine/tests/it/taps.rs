@@ -1,4 +1,4 @@
-//! What a forward pass tells beside the logits, against onnxruntime's activations.
+//! Statistics that a forward pass reads beside the logits, against onnxruntime's activations.
 
 use std::path::{Path, PathBuf};
 
