@@ -5,6 +5,7 @@
 //! ```text
 //! cargo bench --bench main -- engine MODEL.onnx --batch 32 --iterations 20 --threads 1
 //! cargo bench --bench main -- engine MODEL.onnx --batch 50 --iterations 20 --gradient
+//! cargo bench --bench main -- taps MODEL.onnx --batch 1
 //! cargo bench --bench main -- universal MODEL.onnx IMAGES --fooling-rate 0.8
 //! cargo bench --bench main -- patches MODEL.onnx IMAGES --steps 60
 //! ```
