@@ -237,7 +237,7 @@ const MIN_ROWS: usize = 10;
 ///
 /// Among the joins tried on thirteen victims (sum, maximum, quadratic mean; with either margin, both,
 /// or their minimum), this sum misses the fewest triggered images.
-const LINES: [(Signal, f32); 4] = [
+pub(crate) const LINES: [(Signal, f32); 4] = [
     (Signal::Universal, 0.5),
     (Signal::ClassConditional, 0.5),
     (Signal::Own, 1.0),

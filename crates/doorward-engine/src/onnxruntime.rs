@@ -1,8 +1,8 @@
 //! onnxruntime in place of the program where logits alone are asked for.
 //!
 //! A session is given the very bytes that the program is compiled from, with more outputs: the
-//! activations that a trace reads, and what a softmax takes that the program leaves away, and has to answer like the program before it is
-//! used: gradients come from the program, and must be those of the function that predicts.
+//! activations that a trace reads, and what a softmax takes that the program leaves away. It has to
+//! answer like the program before it is used: gradients come from the program, and must be those of the function that predicts.
 
 use std::borrow::Cow;
 use std::path::Path;

@@ -25,7 +25,7 @@ use crate::baselines::{Baselines, Specific, strip};
 use crate::batches::score;
 use crate::conformal::fit;
 use crate::inspect::Inspection;
-use crate::join::{Join, Line, Weights};
+use crate::join::{Join, LINES, Line, Weights};
 use crate::open::used_patches;
 use crate::patch::Patch;
 use crate::row::{Joined, RowSignals};
@@ -154,7 +154,8 @@ fn lines(
     reference: &[RowSignals],
     told: &[(usize, [f32; 2])],
 ) -> PerSignal<Option<Line>> {
-    PerSignal::from_fn(|signal| {
+    let mut lines = PerSignal::default();
+    for (signal, _) in LINES {
         let scores: Vec<(usize, f32)> = match signal {
             Signal::Own => told.iter().map(|&(label, [own, _])| (label, own)).collect(),
             Signal::Gap => told.iter().map(|&(label, [_, gap])| (label, gap)).collect(),
@@ -162,8 +163,9 @@ fn lines(
                 reference.iter().filter_map(|row| Some((row.label, row.scores[signal]?))).collect()
             }
         };
-        Line::new(labels, &scores)
-    })
+        lines[signal] = Line::new(labels, &scores);
+    }
+    lines
 }
 
 /// Measures the universal perturbations on images that they were not fitted on.
