@@ -115,6 +115,7 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
     let perturbation = &manifest.perturbation;
     let bound = open::thresholds(artifact, &config.detection.policy).false_rejection_rate_bound;
     let layers = artifact.layers.as_ref().map_or(0, |layers| layers.layers.len());
+    let features = artifact.ranges.as_ref().map_or(0, |ranges| ranges.low.len() / manifest.labels);
     let location = &config.artifact.location;
     let infected = manifest.inspection.as_ref().map(|inspection| &inspection.infected);
     if as_json {
@@ -136,6 +137,7 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
             },
             "false_rejection_rate_bound": bound,
             "layers": layers,
+            "features": features,
             "infected_labels": infected,
             "inspection": manifest.inspection.as_ref().map(|inspection| &inspection.labels),
             "seed": manifest.seed,
@@ -159,10 +161,12 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
         Some(labels) => println!("inspection      infected labels {labels:?}"),
     }
     println!("guarantee       at most {:.3} % of clean inputs rejected", bound * 100.0);
-    match layers {
-        0 => println!("activations     none to read: the verdict rests on the perturbations alone"),
-        layers => println!(
-            "activations     {layers} layers, on {} images",
+    match (layers, features) {
+        (0, 0) => {
+            println!("activations     none to read: the verdict rests on the perturbations alone");
+        }
+        _ => println!(
+            "activations     {layers} layers and {features} features, on {} images",
             manifest.images.fit + manifest.images.reference
         ),
     }

@@ -190,6 +190,7 @@ pub(crate) fn detection() -> (Arc<Model>, Artifact) {
         patches: std::collections::BTreeMap::new(),
         representations: std::collections::BTreeMap::new(),
         layers: None,
+        ranges: None,
         join: join.clone(),
         strip: None,
     };

@@ -17,6 +17,7 @@ use crate::findings::InspectionSummary;
 use crate::join::{Join, Line};
 use crate::layers::{Layer, Layers};
 use crate::patch::Patch;
+use crate::ranges::Ranges;
 use crate::representation::Representation;
 use crate::row::Joined;
 use crate::scale::Scale;
@@ -37,6 +38,8 @@ pub struct Artifact {
     pub representations: BTreeMap<usize, Representation>,
     /// The statistics of the model's layers; `None` where it has no activations to read.
     pub layers: Option<Layers>,
+    /// The ranges of the model's features; `None` where it does not tell them.
+    pub ranges: Option<Ranges>,
     /// The join that makes one score of the signals.
     pub join: Join,
     /// The score of every held-out image: another budget needs no new run.
@@ -250,6 +253,15 @@ impl Artifact {
                 add(format!("{LAYER}{index}.projection"), &layer.projection)?;
             }
         }
+        if let Some(ranges) = &self.ranges {
+            let labels = self.manifest.labels;
+            let bounds = [&ranges.low[..], &ranges.high[..]].concat();
+            let bounds = Tensor::from_vec(bounds, (2, labels, ()), &Device::Cpu)
+                .map_err(|error| error.to_string())?;
+            add(RANGES.into(), &bounds)?;
+            let floor = Tensor::new(&[ranges.floor], &Device::Cpu);
+            add(RANGES_FLOOR.into(), &floor.map_err(|error| error.to_string())?)?;
+        }
         let mut add_rows = |name: String, width: usize, values: Vec<f32>| -> Result<(), String> {
             let rows = Tensor::from_vec(values, ((), width), &Device::Cpu);
             add(name, &rows.map_err(|error| error.to_string())?)
@@ -376,6 +388,14 @@ impl Artifact {
             _ => None,
         };
         let labels = manifest.labels;
+        let ranges = match shape_of(RANGES).as_deref() {
+            Some(&[2, _, features]) => {
+                let mut low = values(RANGES, &[2, labels, features])?;
+                let high = low.split_off(labels * features);
+                Some(Ranges { low, high, floor: values(RANGES_FLOOR, &[1])?[0] })
+            }
+            _ => None,
+        };
         // A label that is none is found below.
         let label = |value: f32| value as usize;
         let line = |signal: Signal| -> Result<Option<Line>, Error> {
@@ -439,6 +459,7 @@ impl Artifact {
             patches,
             representations,
             layers,
+            ranges,
             join,
             holdout,
             strip,
@@ -498,7 +519,7 @@ fn digest<'a>(manifest: &str, tensors: impl Iterator<Item = (&'a String, &'a [u8
 }
 
 /// Layout of the file.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 const UNIVERSAL: &str = "universal";
 const CLASS_CONDITIONAL: &str = "class_conditional";
@@ -508,6 +529,8 @@ const REPRESENTATION: &str = "representation.";
 const LAYER: &str = "layer.";
 const LAYERS_CENTRE: &str = "layers.centre";
 const LAYERS_PRECISION: &str = "layers.precision";
+const RANGES: &str = "ranges";
+const RANGES_FLOOR: &str = "ranges.floor";
 const WEIGHTS: &str = "weights.";
 const HOLDOUT: &str = "holdout";
 const STRIP_OVERLAYS: &str = "strip.overlays";

@@ -237,11 +237,12 @@ const MIN_ROWS: usize = 10;
 ///
 /// Among the joins tried on thirteen victims (sum, maximum, quadratic mean; with either margin, both,
 /// or their minimum), this sum misses the fewest triggered images.
-pub(crate) const LINES: [(Signal, f32); 4] = [
+pub(crate) const LINES: [(Signal, f32); 5] = [
     (Signal::Universal, 0.5),
     (Signal::ClassConditional, 0.5),
     (Signal::Own, 1.0),
     (Signal::Gap, 1.0),
+    (Signal::Range, 1.0),
 ];
 
 /// Fewer reference images are no distribution.
@@ -313,7 +314,7 @@ mod tests {
     fn lines_that_are_there_are_summed() {
         let line = Line::new(2, &uniform(400));
         let mut join = Join::default();
-        let scored = row([0.9, 0.8, 0.0, 0.0, 0.95, 0.5]);
+        let scored = row([0.9, 0.8, 0.0, 0.0, 0.95, 0.5, 0.0]);
         assert_eq!(join.joined(&scored), None);
         join.lines[Signal::Own] = line.clone();
         let own = join.joined(&scored).expect("a score").evidence;
@@ -321,7 +322,7 @@ mod tests {
         let both = join.joined(&scored).expect("a score").evidence;
         let universal = line.expect("a line").surprise(0, 0.9);
         assert!((both - own - universal / 2.0).abs() < 1e-5);
-        let undefined = row([0.9, 0.8, 0.0, 0.0, f32::NAN, 0.5]);
+        let undefined = row([0.9, 0.8, 0.0, 0.0, f32::NAN, 0.5, 0.0]);
         assert!(join.joined(&undefined).expect("a score").evidence.is_nan());
     }
 
@@ -329,7 +330,7 @@ mod tests {
     fn only_what_moves_has_weight_and_none_is_negative() {
         // s_u falls, s_c and s_r rise, s_p stays in one row of three.
         let clean: Vec<RowSignals> = (0..30)
-            .map(|i| row([i % 5, i % 3, i % 7, i % 4, 0, 0].map(|value| value as f32)))
+            .map(|i| row([i % 5, i % 3, i % 7, i % 4, 0, 0, 0].map(|value| value as f32)))
             .collect();
         let training: Vec<RowSignals> = (0..30)
             .map(|i| {
@@ -339,6 +340,7 @@ mod tests {
                     (i % 3) as f32 + moved,
                     (i % 7) as f32,
                     (i % 4) as f32 + moved,
+                    0.0,
                     0.0,
                     0.0,
                 ])
@@ -361,7 +363,7 @@ mod tests {
         // In two rows of three s_c and s_r rise, by less than either spreads.
         let signals = |i: u8, moved: f32| {
             let [class_conditional, representation] = [i % 5, i % 4].map(f32::from);
-            row([0.0, class_conditional + moved, 0.0, representation + moved, 0.0, 0.0])
+            row([0.0, class_conditional + moved, 0.0, representation + moved, 0.0, 0.0, 0.0])
         };
         let clean: Vec<RowSignals> = (0..120).map(|i| signals(i, 0.0)).collect();
         let suspects: Vec<RowSignals> =
@@ -377,12 +379,12 @@ mod tests {
         // s_r tells all of them; a few suspects lie so far out in s_c that Fisher's sum leans on
         // it, and it ranks the others below clean images.
         let clean: Vec<RowSignals> = (0..40)
-            .map(|i| row([0.0, (i % 8) as f32, 0.0, (i % 5) as f32 * 0.1, 0.0, 0.0]))
+            .map(|i| row([0.0, (i % 8) as f32, 0.0, (i % 5) as f32 * 0.1, 0.0, 0.0, 0.0]))
             .collect();
         let suspects: Vec<RowSignals> = (0..40)
             .map(|i| {
                 let far = if i % 4 == 0 { 60.0 } else { 0.0 };
-                row([0.0, far, 0.0, 0.5 + (i % 5) as f32 * 0.1, 0.0, 0.0])
+                row([0.0, far, 0.0, 0.5 + (i % 5) as f32 * 0.1, 0.0, 0.0, 0.0])
             })
             .collect();
         let alone = |signal| f32::from(u8::from(signal == Signal::Representation));

@@ -30,6 +30,7 @@ pub mod perturb;
 #[cfg(feature = "prepare")]
 pub mod prepare;
 mod probability;
+mod ranges;
 mod remote;
 mod representation;
 mod row;
@@ -51,6 +52,7 @@ pub use layers::{Layer, Layers};
 pub use patch::{Goal, Patch};
 pub use perturb::{Algorithm, Perturbation};
 pub use probability::Probability;
+pub use ranges::Ranges;
 pub use representation::Representation;
 pub use row::{BaselineScore, Joined, RowSignals};
 pub use rule::{Needs, Rule, UnknownRule};

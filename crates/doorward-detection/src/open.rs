@@ -53,6 +53,7 @@ pub fn scorer(
             patches: used_patches(&artifact.patches, manifest.inspection.as_ref()),
             representations: artifact.representations.clone(),
             layers: artifact.layers.clone(),
+            ranges: artifact.ranges.clone(),
             join: artifact.join.clone(),
             baselines: Baselines::new(specific, strip),
         },

@@ -12,6 +12,7 @@ use crate::baselines::Baselines;
 use crate::join::Join;
 use crate::layers::Layers;
 use crate::patch::Patch;
+use crate::ranges::Ranges;
 use crate::representation::Representation;
 use crate::row::RowSignals;
 use crate::rule::Needs;
@@ -38,6 +39,8 @@ pub struct Parts {
     pub representations: BTreeMap<usize, Representation>,
     /// `None` where the model has no activations to read.
     pub layers: Option<Layers>,
+    /// `None` where the model does not tell its features.
+    pub ranges: Option<Ranges>,
     /// Makes one score of the signals.
     pub join: Join,
     /// The methods to compare with.
@@ -132,7 +135,7 @@ impl Scorer {
 
     /// One pass, read as far as signals ask for it.
     fn trace(&self, rows: &Tensor, needs: Needs) -> Result<Trace, Error> {
-        let read = [Signal::Representation, Signal::Own, Signal::Gap];
+        let read = [Signal::Representation, Signal::Own, Signal::Gap, Signal::Range];
         if read.into_iter().any(|signal| needs.include(signal)) {
             return Ok(self.model.trace(rows)?);
         }
@@ -164,15 +167,19 @@ impl Scorer {
                 row.scores[Signal::Gap] = Some(gap);
             }
         }
-        let known = labels.iter().any(|label| self.learned.representations.contains_key(label));
-        if let (Some(features), true) = (&trace.features, known)
-            && needs.include(Signal::Representation)
-        {
+        if let Some(features) = &trace.features {
             let features = features.narrow(0, 0, labels.len())?.to_vec2::<f32>()?;
-            for (row, features) in signals.iter_mut().zip(features) {
-                let representation = self.learned.representations.get(&row.label);
-                row.scores[Signal::Representation] =
-                    representation.map(|representation| representation.score(&features));
+            for (row, features) in signals.iter_mut().zip(&features) {
+                let Parts { representations, ranges, .. } = &self.learned;
+                if needs.include(Signal::Representation) {
+                    row.scores[Signal::Representation] = representations
+                        .get(&row.label)
+                        .map(|representation| representation.score(features));
+                }
+                if needs.include(Signal::Range) {
+                    row.scores[Signal::Range] =
+                        ranges.as_ref().map(|ranges| ranges.score(features, row.label));
+                }
             }
         }
         Ok(signals)

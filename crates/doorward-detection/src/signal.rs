@@ -29,6 +29,9 @@ pub enum Signal {
     /// The distance of the activations to the predicted label's, less that to the nearest other
     /// label's: `gap`, see [`crate::Layers`].
     Gap,
+    /// How far the features that the last layer sees lie outside of the range that clean images of
+    /// the label keep to: `range`, see [`crate::Ranges`].
+    Range,
 }
 
 /// One value a signal.
@@ -43,7 +46,7 @@ pub type Scores = PerSignal<Option<f32>>;
 
 impl Signal {
     /// The number of them.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 7;
 
     /// Every signal.
     pub const ALL: [Self; Self::COUNT] = [
@@ -53,6 +56,7 @@ impl Signal {
         Self::Representation,
         Self::Own,
         Self::Gap,
+        Self::Range,
     ];
 
     /// The name in metrics and audit lines.
@@ -64,6 +68,7 @@ impl Signal {
             Self::Representation => "representation",
             Self::Own => "own",
             Self::Gap => "gap",
+            Self::Range => "range",
         }
     }
 
@@ -76,6 +81,7 @@ impl Signal {
             Self::Representation => "s_r",
             Self::Own => "own",
             Self::Gap => "gap",
+            Self::Range => "range",
         }
     }
 }

@@ -11,11 +11,13 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
+use super::activations;
 use super::digests::settings_digest;
 use super::error::Error;
 use super::layers;
 use super::learn::{Learned, learn};
 use super::material::{Material, tensor};
+use super::ranges;
 use super::stage::{Seconds, Stage};
 use super::weights::infected_weights;
 use crate::artifact::{
@@ -62,14 +64,26 @@ pub fn calibrate(
         .into_iter()
         .flat_map(|images| (0..images.len()).map(|index| images.image(index)))
         .collect();
-    let layers =
-        layers::fit(&*classifier, &known, &mut rng, &|share| progress(Stage::Layers, share))?;
+    let read = activations::read(&*classifier, &known, &mut rng, &|share| {
+        progress(Stage::Layers, share);
+    })?;
+    let layers = layers::fit(&read, classifier.labels())?;
+    let ranges = ranges::fit(&read, classifier.labels());
+    let mut told: Vec<RowSignals> = read.predicted.into_iter().map(RowSignals::new).collect();
+    for (row, [own, gap]) in told.iter_mut().zip(layers.iter().flat_map(|of| &of.scores)) {
+        row.scores[Signal::Own] = Some(*own);
+        row.scores[Signal::Gap] = Some(*gap);
+    }
+    for (row, range) in told.iter_mut().zip(ranges.iter().flat_map(|of| &of.scores)) {
+        row.scores[Signal::Range] = Some(*range);
+    }
     let learned = Parts {
         universal: perturbations.clone(),
         class_conditional: class_conditional.clone(),
         patches: used_patches(&all_patches, summary.as_ref()),
         representations: representations.clone(),
         layers: layers.as_ref().map(|fitted| fitted.layers.clone()),
+        ranges: ranges.as_ref().map(|fitted| fitted.ranges.clone()),
         join: Join::default(),
         baselines: Baselines::new(Specific::new(&*classifier, universal.epsilon, seed)?, None),
     };
@@ -84,8 +98,7 @@ pub fn calibrate(
         // Better those that the perturbations know than none.
         reference.extend(scorer.score(&clean.rows, Needs::ALL)?);
     }
-    let told = layers.as_ref().map_or(&[][..], |fitted| &fitted.scores);
-    let join = Join { lines: lines(classifier.labels(), &reference, told), weights };
+    let join = Join { lines: lines(classifier.labels(), &reference, &told), weights };
     let held_out = 0..material.holdout.len();
     let progress_of_scoring = |share| progress(Stage::Holdout, share);
     let held_out = score(&scorer, &material.holdout, held_out, Needs::ALL, &progress_of_scoring)?;
@@ -140,6 +153,7 @@ pub fn calibrate(
         patches: all_patches,
         representations,
         layers: layers.map(|fitted| fitted.layers),
+        ranges: ranges.map(|fitted| fitted.ranges),
         join,
         holdout,
         strip,
@@ -147,23 +161,17 @@ pub fn calibrate(
     Ok((artifact, seconds))
 }
 
-/// The lines of evidence: margins by images that fitted no perturbation, statistics of activations by
-/// `told`, which has `own` and `gap` of images by statistics of the others.
-fn lines(
-    labels: usize,
-    reference: &[RowSignals],
-    told: &[(usize, [f32; 2])],
-) -> PerSignal<Option<Line>> {
+/// The lines of evidence: margins by images that fitted no perturbation, what a pass itself tells by
+/// `told`, in which every image is scored by the others.
+fn lines(labels: usize, reference: &[RowSignals], told: &[RowSignals]) -> PerSignal<Option<Line>> {
     let mut lines = PerSignal::default();
     for (signal, _) in LINES {
-        let scores: Vec<(usize, f32)> = match signal {
-            Signal::Own => told.iter().map(|&(label, [own, _])| (label, own)).collect(),
-            Signal::Gap => told.iter().map(|&(label, [_, gap])| (label, gap)).collect(),
-            _ => {
-                reference.iter().filter_map(|row| Some((row.label, row.scores[signal]?))).collect()
-            }
+        let rows = match signal {
+            Signal::Own | Signal::Gap | Signal::Range => told,
+            _ => reference,
         };
-        lines[signal] = Line::new(labels, &scores);
+        let scores = rows.iter().filter_map(|row| Some((row.label, row.scores[signal]?)));
+        lines[signal] = Line::new(labels, &scores.collect::<Vec<_>>());
     }
     lines
 }

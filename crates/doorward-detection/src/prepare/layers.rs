@@ -3,10 +3,8 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use doorward_engine::{Classifier, labels, rows};
-use rand::Rng;
-use rand::rngs::StdRng;
 
+use super::activations::{Activations, FOLDS, Projected};
 use crate::Error;
 use crate::layers::{Distances, Layer, Layers, distances};
 use crate::linear::{inverse, shrink, whitening};
@@ -16,18 +14,8 @@ use crate::scale::{Scale, scales};
 #[derive(Clone, Debug)]
 pub(super) struct Fitted {
     pub(super) layers: Layers,
-    /// Predicted label, `own` and `gap` of every image, by statistics of the others.
-    pub(super) scores: Vec<(usize, [f32; 2])>,
-}
-
-/// The projection of a layer, before its covariance is known.
-struct Projected {
-    start: usize,
-    /// `[statistics, directions]`
-    projection: Tensor,
-    directions: usize,
-    /// `[images, directions]`, row-major.
-    places: Vec<f32>,
+    /// `own` and `gap` of every image, by statistics of the others.
+    pub(super) scores: Vec<[f32; 2]>,
 }
 
 /// The statistics of one layer on some of the images.
@@ -38,44 +26,22 @@ struct Moments {
     whitening: Vec<f64>,
 }
 
-/// Fits the statistics on clean images, bytes of the model's shape. `None` where the model has no activation to read, or none
-/// that differs among images.
-pub(super) fn fit(
-    model: &dyn Classifier,
-    images: &[&[u8]],
-    rng: &mut StdRng,
-    progress: &dyn Fn(f64),
-) -> Result<Option<Fitted>, Error> {
-    let taps = model.taps();
-    let mut projected: Vec<Projected> = Vec::new();
-    let mut predicted = Vec::with_capacity(images.len());
-    for some in images.chunks(AT_ONCE) {
-        let batch = rows(model.domain(), some.iter().copied(), model.device())?;
-        let trace = model.trace(&batch)?;
-        let Some(statistics) = trace.statistics else { return Ok(None) };
-        if predicted.is_empty() {
-            projected = project(&taps, &statistics, rng)?;
-        }
-        predicted.extend(labels(&trace.logits)?);
-        for layer in &mut projected {
-            let own = statistics.narrow(1, layer.start, layer.projection.dim(0)?)?.contiguous()?;
-            layer.places.extend(own.matmul(&layer.projection)?.flatten_all()?.to_vec1::<f32>()?);
-        }
-        progress(predicted.len() as f64 / images.len() as f64);
-    }
+/// Fits the statistics to what clean images gave. `None` where there are no layers, or too few
+/// images.
+pub(super) fn fit(read: &Activations, labels: usize) -> Result<Option<Fitted>, Error> {
+    let Activations { predicted, layers: projected, .. } = read;
     if projected.is_empty() || predicted.len() < 2 * FOLDS {
         return Ok(None);
     }
-    let labels = model.labels();
-    let among = held_out_distances(&projected, &predicted, labels);
+    let among = held_out_distances(projected, predicted, labels);
     let layers = projected
         .iter()
         .enumerate()
         .map(|(index, layer)| {
             let all: Vec<usize> = (0..predicted.len()).collect();
-            let Moments { means, whitening } = moments(layer, &all, &predicted, labels);
+            let Moments { means, whitening } = moments(layer, &all, predicted, labels);
             let scale_of = |of: fn(&Distances) -> &Vec<f32>| -> Vec<Scale> {
-                let values = among.iter().zip(&predicted);
+                let values = among.iter().zip(predicted);
                 let values: Vec<(usize, f32)> =
                     values.map(|(row, &label)| (label, of(row)[index])).collect();
                 scales(labels, &values)
@@ -94,42 +60,10 @@ pub(super) fn fit(
         })
         .collect::<Result<Vec<_>, Error>>()?;
     let mut layers = Layers { centre: vec![0.0; layers.len()], precision: Vec::new(), layers };
-    (layers.centre, layers.precision) = one_class(&layers, &among, &predicted);
-    let scores = among.iter().zip(&predicted);
-    let scores = scores.map(|(row, &label)| (label, layers.joined(row, label))).collect();
+    (layers.centre, layers.precision) = one_class(&layers, &among, predicted);
+    let scores = among.iter().zip(predicted);
+    let scores = scores.map(|(row, &label)| layers.joined(row, label)).collect();
     Ok(Some(Fitted { layers, scores }))
-}
-
-/// Random directions among the statistics of each layer, in units of their deviations among the
-/// first images; what does not vary has no say.
-fn project(taps: &[usize], first: &Tensor, rng: &mut StdRng) -> Result<Vec<Projected>, Error> {
-    let mean = first.mean_keepdim(0)?;
-    let deviations = first.broadcast_sub(&mean)?.sqr()?.mean(0)?.sqrt()?.to_vec1::<f32>()?;
-    let mean = mean.flatten_all()?.to_vec1::<f32>()?;
-    let mut projected = Vec::with_capacity(taps.len());
-    let mut start = 0;
-    for &count in taps {
-        let varies =
-            |at: &usize| deviations[*at] > LEAST_DEVIATION.max(LEAST_SHARE * mean[*at].abs());
-        let varying: Vec<usize> = (start..start + count).filter(varies).collect();
-        let directions = varying.len().min(DIRECTIONS);
-        let mut projection = vec![0f32; count * directions];
-        for (number, &at) in varying.iter().enumerate() {
-            let row = &mut projection[(at - start) * directions..][..directions];
-            if varying.len() == directions {
-                row[number] = 1.0 / deviations[at];
-                continue;
-            }
-            let weight = 1.0 / deviations[at] / (varying.len() as f32).sqrt();
-            row.fill_with(|| if rng.random::<bool>() { weight } else { -weight });
-        }
-        if directions > 0 {
-            let projection = Tensor::from_vec(projection, (count, directions), first.device())?;
-            projected.push(Projected { start, projection, directions, places: Vec::new() });
-        }
-        start += count;
-    }
-    Ok(projected)
 }
 
 /// Every image's distances by moments of images that it is not among.
@@ -235,16 +169,6 @@ fn one_class(layers: &Layers, among: &[Distances], predicted: &[usize]) -> (Vec<
     (narrow(centre), narrow(precision))
 }
 
-/// Images that go through the model at once.
-const AT_ONCE: usize = 128;
-
-/// Random directions of a layer: with 32 the artifact of a ResNet-50 with 1,000 labels keeps to some
-/// megabytes, and little is lost.
-const DIRECTIONS: usize = 32;
-
-/// Parts of the images; each is scored by the others.
-const FOLDS: usize = 5;
-
 /// Images' worth of weight that the mean of all images has in a label's.
 const PRIOR_IMAGES: f64 = 3.0;
 
@@ -257,18 +181,15 @@ const SHRINKAGE_OF_LAYERS: f64 = 0.2;
 /// The share of the mean variance that is added to every one.
 const RIDGE: f64 = 1e-3;
 
-/// A statistic that varies less is taken to be constant...
-const LEAST_DEVIATION: f32 = 1e-9;
-
-/// ...as is one whose deviation is rounding, as a share of its mean.
-const LEAST_SHARE: f32 = 1e-5;
-
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
-    use doorward_engine::{Cotangent, InputDomain, Trace};
+    use doorward_engine::{Classifier, Cotangent, InputDomain, Trace, labels, rows};
+    use rand::Rng;
     use rand::SeedableRng;
+    use rand::rngs::StdRng;
 
+    use super::super::activations::{DIRECTIONS, read};
     use super::*;
 
     /// The first three pixels are logits; the first 38 are statistics of one layer, which is more
@@ -338,7 +259,8 @@ mod tests {
     fn fitted(images: &[Vec<u8>]) -> Option<Fitted> {
         let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
         let mut rng = StdRng::seed_from_u64(1);
-        fit(&Pixels::new(), &images, &mut rng, &|_| {}).unwrap()
+        let model = Pixels::new();
+        fit(&read(&model, &images, &mut rng, &|_| {}).unwrap(), model.labels()).unwrap()
     }
 
     fn score(layers: &Layers, image: &[u8]) -> [f32; 2] {
@@ -357,7 +279,7 @@ mod tests {
         assert_eq!(fitted.layers.layers[0].projection.dims(), [38, DIRECTIONS]);
         assert_eq!(fitted.layers.layers[1].projection.dims(), [4, 4]);
         let [own, gap] = [0, 1].map(|signal| {
-            let scores = fitted.scores.iter().map(|(_, scores)| scores[signal]);
+            let scores = fitted.scores.iter().map(|scores| scores[signal]);
             scores.fold(f32::NEG_INFINITY, f32::max)
         });
         // Predicted as label 0 by its logits, and like label 1 in all that follows.
@@ -377,7 +299,7 @@ mod tests {
         let fitted = fitted(&images).expect("layers");
         let mean =
             |scores: &mut dyn Iterator<Item = f32>| scores.sum::<f32>() / images.len() as f32;
-        let held_out = mean(&mut fitted.scores.iter().map(|(_, [own, _])| *own));
+        let held_out = mean(&mut fitted.scores.iter().map(|[own, _]| *own));
         let seen = mean(&mut images.iter().map(|image| score(&fitted.layers, image)[0]));
         assert!(held_out > seen, "{held_out} and {seen}");
     }

@@ -1,6 +1,7 @@
 //! Preparation: from a model and images to an artifact, read where one is there and made where none
 //! is.
 
+mod activations;
 mod calibrate;
 mod digests;
 mod error;
@@ -8,6 +9,7 @@ mod layers;
 mod learn;
 mod material;
 mod preparation;
+mod ranges;
 mod stage;
 mod store;
 mod weights;

@@ -45,6 +45,7 @@ fn scored() -> (usize, Vec<Joined>) {
         patches: BTreeMap::new(),
         representations: BTreeMap::new(),
         layers: None,
+        ranges: None,
         join: Join::default(),
         baselines,
     };

@@ -66,6 +66,7 @@ fn detector(rule: Rule, beyond: f32) -> Detector {
         patches: BTreeMap::new(),
         representations: BTreeMap::new(),
         layers: None,
+        ranges: None,
         join,
         baselines: Baselines::new(specific, None),
     };
