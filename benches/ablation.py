@@ -17,12 +17,12 @@ from attacks import auroc
 from scan import ROOT
 
 RATE = .01
-LINES = {"s_u": ("universal", .5), "s_c": ("class_conditional", .5), "own": ("own", 1.0), "gap": ("gap", 1.0)}
+LINES = {"s_u": ("universal", .5), "s_c": ("class_conditional", .5), "own": ("own", 1.0), "gap": ("gap", 1.0), "range": ("range", 1.0)}
 # crates/doorward-detection/src/join.rs
 PRIOR_IMAGES, TAIL_OF, SHAPES, MIN_SCALE = 50, 10, (.05, .6), 1e-3
-SETS = {"`own`": ["own"], "`gap`": ["gap"], "`s_u`": ["s_u"], "`s_c`": ["s_c"], "margins: `s_u`, `s_c`": ["s_u", "s_c"], "activations: `own`, `gap`": ["own", "gap"],
-        "all but `own`": ["s_u", "s_c", "gap"], "all but `gap`": ["s_u", "s_c", "own"], "all but `s_u`": ["s_c", "own", "gap"], "all but `s_c`": ["s_u", "own", "gap"],
-        "all": list(LINES)}
+SETS = {"`own`": ["own"], "`gap`": ["gap"], "`range`": ["range"], "`s_u`": ["s_u"], "`s_c`": ["s_c"], "margins: `s_u`, `s_c`": ["s_u", "s_c"],
+        "the pass itself: `own`, `gap`, `range`": ["own", "gap", "range"], "all but `own`": ["s_u", "s_c", "gap", "range"], "all but `gap`": ["s_u", "s_c", "own", "range"],
+        "all but `range`": ["s_u", "s_c", "own", "gap"], "all but `s_u`": ["s_c", "own", "gap", "range"], "all but `s_c`": ["s_u", "own", "gap", "range"], "all": list(LINES)}
 PREDICTIONS = lambda lines: 1 + ("s_u" in lines) + ("s_c" in lines)
 
 
