@@ -4,25 +4,29 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_onnx::onnx::tensor_proto::DataType;
 
 use crate::error::Error;
 use crate::fold::{fold, folds};
 use crate::layout::{Layout, row_values};
-use crate::lower::{Context, Lowered, Operand, lower};
+use crate::lower::{Context, Known, Lowered, Operand, expand, lower};
 use crate::onnx::constant::{Constant, Values};
-use crate::onnx::graph::{Graph, Node};
+use crate::onnx::ending;
+use crate::onnx::graph::Graph;
+use crate::onnx::node::Node;
 use crate::operators::Operator;
-use crate::operators::shape::Transpose;
+use crate::operators::shape::{Concat, Reshape, Transpose};
 use crate::size::Size;
 use crate::step::{Mode, Step};
 
 /// A graph lowered, its output not yet looked for.
 pub(crate) struct Compiler<'a> {
     device: &'a Device,
-    opset: i64,
     /// The batch that the graph was written for, if it was fixed.
     fixed_batch: Option<i64>,
+    /// Types of constants that hold integers of fewer than 32 bits.
+    narrow: HashMap<String, DataType>,
     values: HashMap<String, Value>,
     layouts: Vec<Layout>,
     steps: Vec<Step>,
@@ -55,6 +59,78 @@ pub(crate) struct Computed {
     pub(crate) ends_layer: bool,
 }
 
+// === impl Compiled ===
+
+impl Compiled {
+    /// The shape of a row of the output.
+    pub(crate) fn row(&self) -> Vec<usize> {
+        self.layouts[self.output].row()
+    }
+
+    /// Leaves a log-softmax over the whole row at the end away: it has the margins of its input.
+    pub(crate) fn drop_log_softmax(&mut self) {
+        let (mut reader, mut slot) = (None, self.output);
+        while let Some(at) = self.steps.iter().rposition(|step| step.output == slot) {
+            let &[input] = self.steps[at].inputs.as_slice() else { return };
+            match self.steps[at].operator.name() {
+                "Reshape" => (reader, slot) = (Some(at), input),
+                "LogSoftmax" => {
+                    let row = self.layouts[slot].row();
+                    // Along any other axis it is zero, and nothing is a label's.
+                    if row.iter().product::<usize>() != row.iter().copied().max().unwrap_or(1) {
+                        return;
+                    }
+                    match reader {
+                        None => self.output = input,
+                        Some(reader) => self.steps[reader].inputs = vec![input],
+                    }
+                    slot = input;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// The file's name for the output, in the same shape or another.
+    pub(crate) fn logits_name(&self) -> Option<&str> {
+        let mut slot = self.output;
+        loop {
+            let named = |value: &&Computed| value.slot == slot && !ending::is_made(&value.name);
+            if let Some(value) = self.computed.iter().find(named) {
+                return Some(&value.name);
+            }
+            let step = self.steps.iter().rfind(|step| step.output == slot)?;
+            match (step.operator.name(), step.inputs.as_slice()) {
+                ("Reshape", &[input]) => slot = input,
+                _ => return None,
+            }
+        }
+    }
+
+    /// The only value of a row behind a zero: the logits of two labels.
+    pub(crate) fn set_beside_zero(&mut self, device: &Device) -> Result<(), Error> {
+        self.flatten();
+        let zero = Tensor::zeros((1, 1), DType::F32, device)?;
+        let both = Concat { dim: 1, parts: vec![Some(zero), None], sizes: vec![1, 1] };
+        self.push(both, &[2]);
+        Ok(())
+    }
+
+    /// The output's row as one list.
+    pub(crate) fn flatten(&mut self) {
+        let row = self.row();
+        let list = [row.iter().product()];
+        self.push(Reshape { rows: [row, list.to_vec()] }, &list);
+    }
+
+    fn push(&mut self, operator: impl Operator + 'static, row: &[usize]) {
+        let output = self.layouts.len();
+        self.steps.push(Step::new("output", Box::new(operator), vec![self.output], output));
+        self.layouts.push(Layout::batch_first(row));
+        self.output = output;
+    }
+}
+
 // === impl Compiler ===
 
 impl<'a> Compiler<'a> {
@@ -68,8 +144,8 @@ impl<'a> Compiler<'a> {
             .collect();
         Self {
             device,
-            opset: graph.opset,
             fixed_batch: graph.inputs.iter().find_map(|input| input.fixed_batch()),
+            narrow: std::mem::take(&mut graph.narrow),
             values,
             layouts: Vec::new(),
             steps: Vec::new(),
@@ -105,17 +181,63 @@ impl<'a> Compiler<'a> {
     /// Every node of the graph.
     pub(crate) fn lower(mut self, graph: &Graph) -> Result<Compiled, Error> {
         for node in &graph.nodes {
-            match node.in_pairs() {
-                Some(pairs) => pairs.iter().try_for_each(|node| self.node(node))?,
-                None => self.node(node)?,
-            }
+            self.whole(node)?;
         }
-        match self.values.get(&graph.output) {
+        match self.values.get(&graph.target) {
             Some(&Value::Slot(output)) => {
                 let Self { steps, layouts, computed, .. } = self;
                 Ok(Compiled { steps, layouts, output, computed })
             }
             _ => Err(Error::Outputs { names: vec![graph.output.clone()] }),
+        }
+    }
+
+    /// A node, or the nodes that it stands for.
+    fn whole(&mut self, node: &Node) -> Result<(), Error> {
+        if let Some(pairs) = node.in_pairs() {
+            return pairs.iter().try_for_each(|node| self.node(node));
+        }
+        if node.op == "If" {
+            return self.branch(node);
+        }
+        let operand = |name: &str| self.operand(name);
+        let known = Known { operand: &operand, narrow: &self.narrow };
+        let Some(expansion) = expand(node, &known)? else { return self.node(node) };
+        for (name, constant) in expansion.constants {
+            self.constant(&name, constant);
+        }
+        expansion.nodes.iter().try_for_each(|node| self.whole(node))
+    }
+
+    /// The branch of an `If` that its condition, which has to be a constant, chooses.
+    fn branch(&mut self, node: &Node) -> Result<(), Error> {
+        let chosen = match self.constants(node).as_deref() {
+            Some([Some(condition)]) => match condition.integers() {
+                Some(&[0]) => "else_branch",
+                Some(&[_]) => "then_branch",
+                _ => return Err(node.error("its condition is no truth value".into())),
+            },
+            _ => return Err(node.error("its condition depends on the input".into())),
+        };
+        let branch = node.branch(chosen)?;
+        for (name, constant) in &branch.constants {
+            self.constant(name, constant.clone());
+        }
+        branch.nodes.iter().try_for_each(|node| self.whole(node))?;
+        for (index, name) in branch.outputs.iter().enumerate() {
+            match self.values.get(name).cloned() {
+                Some(value) => self.define(node, index, value),
+                None => return Err(node.error(format!("its output {name:?} is not computed"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn operand(&self, name: &str) -> Operand<'_> {
+        match self.values.get(name) {
+            None => Operand::Absent,
+            Some(Value::Constant(constant)) => Operand::Constant(constant),
+            Some(Value::Slot(slot)) => Operand::Activation(&self.layouts[*slot]),
         }
     }
 
@@ -144,19 +266,11 @@ impl<'a> Compiler<'a> {
             self.define(node, 0, Value::Constant(Rc::new(constant)));
             return Ok(());
         }
-        let operands: Vec<Operand<'_>> = node
-            .inputs
-            .iter()
-            .map(|name| match self.values.get(name) {
-                None => Operand::Absent,
-                Some(Value::Constant(constant)) => Operand::Constant(constant),
-                Some(Value::Slot(slot)) => Operand::Activation(&self.layouts[*slot]),
-            })
-            .collect();
+        let operands: Vec<Operand<'_>> =
+            node.inputs.iter().map(|name| self.operand(name)).collect();
         let context = Context {
             node,
             operands: &operands,
-            opset: self.opset,
             fixed_batch: self.fixed_batch,
             device: self.device,
         };
@@ -221,14 +335,20 @@ impl<'a> Compiler<'a> {
             .map(|constant| constant.map_or(Operand::Absent, Operand::Constant))
             .collect();
         operands[0] = Operand::Activation(&layout);
-        let (device, opset) = (self.device, self.opset);
-        let context = Context { node, operands: &operands, opset, fixed_batch: None, device };
-        let (Some(x), Ok(Lowered::Step(operator, out))) =
-            (constants[0].and_then(Constant::floats), lower(&context))
+        let device = self.device;
+        let context = Context { node, operands: &operands, fixed_batch: None, device };
+        let (Some(x), Ok(lowered)) = (constants[0].and_then(Constant::floats), lower(&context))
         else {
             return Ok(None);
         };
-        let Some(values) = out.as_batch_first().and_then(row_values) else {
+        let chain = match lowered {
+            Lowered::Step(operator, out) => vec![(operator, out)],
+            Lowered::Chain(chain) => chain,
+            _ => return Ok(None),
+        };
+        let sizes: Option<Vec<usize>> =
+            chain.iter().map(|(_, out)| out.as_batch_first().and_then(row_values)).collect();
+        let Some(values) = sizes.map(|sizes| sizes.iter().sum::<usize>()) else {
             return Ok(None);
         };
         // Every result may be a sum over as many products as the other constants have values.
@@ -238,7 +358,10 @@ impl<'a> Compiler<'a> {
         let remaining =
             remaining.ok_or_else(|| node.error("it takes too much work on constants".into()))?;
         let x = Tensor::from_slice(x, [&[rows], row].concat(), device)?;
-        let y = Step::new(&node.name, operator, vec![0], 1).forward(&[x], 1, Mode::of(device))?;
+        let mut y = x;
+        for (operator, _) in chain {
+            y = Step::new(&node.name, operator, vec![0], 1).forward(&[y], 1, Mode::of(device))?;
+        }
         let constant = Constant::from_tensor(&y)?;
         self.foldable = remaining;
         Ok(Some(constant))

@@ -1,5 +1,7 @@
 //! The input that a model takes.
 
+use candle_core::{Device, Result, Tensor};
+
 /// The input that a model takes: the shape of one row and the range of its values.
 ///
 /// ```
@@ -77,6 +79,20 @@ impl InputDomain {
             }
         }
         sent
+    }
+
+    /// Rows `[n, C, H, W]` of noise that fills the range of every channel, the same in each call.
+    pub(crate) fn noise(&self, n: usize, device: &Device) -> Result<Tensor> {
+        let plane = self.shape[1] * self.shape[2];
+        let value = |i: usize| {
+            let channel = i / plane % self.shape[0];
+            // 97 and 251 are prime: neighbours differ, and so do rows.
+            let share = (i * 97 % 251) as f32 / 250.0;
+            self.lower[channel] + share * (self.upper[channel] - self.lower[channel])
+        };
+        let values: Vec<f32> = (0..n * self.len()).map(value).collect();
+        let [channels, height, width] = self.shape;
+        Tensor::from_vec(values, (n, channels, height, width), device)
     }
 
     /// Bytes of one image, channels in front, as a row of model input.

@@ -36,6 +36,16 @@ pub enum Error {
         /// The fault.
         reason: String,
     },
+    /// An output that holds decisions, which have no margin.
+    #[error(
+        "the model gives {output:?}, which operator {op} makes decisions of, expected scores of labels: logits or probabilities"
+    )]
+    Decisions {
+        /// The output.
+        output: String,
+        /// The operator.
+        op: String,
+    },
     /// A model of the wrong kind of input.
     #[error(
         "input {name:?} is {got}, expected FLOAT of shape [batch, channels, height, width] with all but the batch fixed"
@@ -52,6 +62,14 @@ pub enum Error {
         /// Number of inputs.
         got: usize,
         /// The first of them.
+        names: Vec<String>,
+    },
+    /// No output of the name that was asked for.
+    #[error("the model gives {names:?}, and no {wanted:?}")]
+    NoOutput {
+        /// The name.
+        wanted: String,
+        /// The first names of the outputs.
         names: Vec<String>,
     },
     /// A node that its operator's definition, or this program, does not allow.
@@ -101,7 +119,7 @@ pub enum Error {
         /// Name and shape of the output.
         got: String,
     },
-    /// Not exactly one output, or one that no node computes.
+    /// Several outputs that may be meant, or none that a node computes.
     #[error("the model gives {names:?}, expected one output that a node computes from the input")]
     Outputs {
         /// The first names of the outputs.
@@ -124,3 +142,6 @@ impl Error {
         Self::NotOnnx { reason }
     }
 }
+
+/// Names in an error.
+pub(crate) const MAX_SHOWN: usize = 8;

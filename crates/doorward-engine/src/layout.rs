@@ -260,6 +260,15 @@ impl Layout {
         Self { axes, batch }
     }
 
+    /// The layout of one number for each row, which a graph knows as one for all, as a tensor of a
+    /// higher rank has it; any other layout as it is.
+    pub(crate) fn for_each_row(&self, rank: usize) -> Self {
+        match self.as_batch_first() {
+            Some([]) if rank > 1 => Self::batch_first(&vec![1; rank - 1]),
+            _ => self.clone(),
+        }
+    }
+
     /// The row that a constant of this shape stands for beside rows of `self`; it must not vary
     /// over the batch. Dimensions of one serve where it repeats.
     pub(crate) fn row_of_constant(&self, dims: &[usize]) -> Option<Vec<usize>> {
@@ -271,12 +280,12 @@ impl Layout {
         for axis in 0..self.rank() {
             let dim = axis.checked_sub(ones).map_or(1, |axis| dims[axis]);
             match self.batch {
-                Some(batch) if batch.axis == axis => {
-                    if dim != 1 {
-                        return None;
-                    }
-                    row.extend(batch.row_dims().map(|_| 1));
-                }
+                Some(batch) if batch.axis == axis => match dim {
+                    1 => row.extend(batch.row_dims().map(|_| 1)),
+                    // As many as a batch of one has there: windows, or heads.
+                    dim if dim == self.axes[axis] => row.extend(batch.row_dims()),
+                    _ => return None,
+                },
                 _ => row.push(dim),
             }
         }

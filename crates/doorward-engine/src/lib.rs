@@ -72,6 +72,7 @@ pub use error::Error;
 pub use lower::operator_table;
 pub use margins::{label, labels, margin, margin_cotangent, margins};
 pub use model::Model;
+pub use onnx::ending::Scores;
 pub use predictions::Predictions;
 pub use program::Program;
 

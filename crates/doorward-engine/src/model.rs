@@ -11,6 +11,7 @@ use crate::classifier::{Classifier, Cotangent, Trace};
 use crate::domain::InputDomain;
 use crate::error::Error;
 use crate::layout::Layout;
+use crate::onnx::ending::Scores;
 use crate::onnx::graph::Graph;
 #[cfg(feature = "ort")]
 use crate::onnxruntime;
@@ -24,6 +25,8 @@ pub struct Model {
     program: Program,
     domain: InputDomain,
     labels: usize,
+    /// What the file's output holds.
+    scores: Scores,
     digest: String,
     /// Predicts in place of the program.
     #[cfg(feature = "ort")]
@@ -51,14 +54,14 @@ impl Model {
     /// ```
     pub fn load(path: &Path, mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let bytes = read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let graph = Graph::decode(&bytes, path.parent())?;
+        let graph = Graph::decode(&bytes, path.parent(), None)?;
         let digest = digest(&bytes, &graph.external);
         #[cfg(feature = "ort")]
         let beside = (!graph.external.is_empty()).then_some(path);
         // Not needed any more, and as large as the program that is made of it.
         #[cfg(not(feature = "ort"))]
         drop(bytes);
-        let model = Self::new(Program::assemble(graph, device)?, mean, std, digest)?;
+        let model = Self::new(Program::of_logits(graph, device)?, mean, std, digest)?;
         #[cfg(feature = "ort")]
         let model = model.with_onnxruntime(&bytes, beside)?;
         Ok(model)
@@ -80,7 +83,7 @@ impl Model {
     /// ```
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let model = Self::new(
-            Program::compile(bytes, device)?,
+            Program::of_logits(Graph::decode(bytes, None, None)?, device)?,
             mean,
             std,
             hex::encode(Sha256::digest(bytes)),
@@ -90,7 +93,12 @@ impl Model {
         Ok(model)
     }
 
-    fn new(program: Program, mean: &[f32], std: &[f32], digest: String) -> Result<Self, Error> {
+    fn new(
+        (program, scores): (Program, Scores),
+        mean: &[f32],
+        std: &[f32],
+        digest: String,
+    ) -> Result<Self, Error> {
         let shape = <[usize; 3]>::try_from(program.input_shape()).map_err(|_| {
             let got = format!("FLOAT of shape {}", Layout::batch_first(program.input_shape()));
             Error::InputType { name: program.input_name().into(), got }
@@ -115,10 +123,17 @@ impl Model {
         let (lower, upper) = (normalised(0.0), normalised(1.0));
         let fp32 = program.takes_fp32();
         let domain = InputDomain { shape, lower, upper, channels_last, fp32 };
+        let (program, scores) = match scores {
+            Scores::Logits if gives_probabilities(&program, &domain)? => {
+                (program.with_logarithm(), Scores::Probabilities)
+            }
+            scores => (program, scores),
+        };
         Ok(Self {
             program,
             domain,
             labels,
+            scores,
             digest,
             #[cfg(feature = "ort")]
             runtime: None,
@@ -138,6 +153,11 @@ impl Model {
     #[cfg(feature = "ort")]
     pub fn uses_onnxruntime(&self) -> bool {
         self.runtime.is_some()
+    }
+
+    /// What the file's output holds: logits are judged in any case.
+    pub fn scores(&self) -> Scores {
+        self.scores
     }
 
     /// SHA-256 of the ONNX file, hexadecimal.
@@ -210,6 +230,18 @@ impl Classifier for Model {
     }
 }
 
+/// True if what looks like logits in the graph are rows without a negative value that sum to one, on
+/// all of some rows of noise: probabilities by an ending that nobody knows.
+fn gives_probabilities(program: &Program, domain: &InputDomain) -> Result<bool, Error> {
+    let batch = domain.noise(PROBES, program.device())?;
+    let rows = program.forward(&batch)?.to_vec2::<f32>()?;
+    let sums_to_one = |row: &Vec<f32>| {
+        let sum: f32 = row.iter().sum();
+        row.iter().all(|&value| value >= 0.0) && (sum - 1.0).abs() < SUM_TOLERANCE
+    };
+    Ok(rows.iter().all(sums_to_one))
+}
+
 /// The file, unless it is larger than any protobuf message.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let file = File::open(path)?;
@@ -230,6 +262,12 @@ fn digest(bytes: &[u8], external: &[[u8; 32]]) -> String {
     external.iter().for_each(|file| digest.update(file));
     hex::encode(digest.finalize())
 }
+
+/// Rows of noise that tell probabilities from logits, which do not sum to one by chance.
+const PROBES: usize = 4;
+
+/// Half precision is off by some thousandths.
+const SUM_TOLERANCE: f32 = 5e-3;
 
 /// Protobuf's own limit.
 const MAX_FILE: u64 = 1 << 31;

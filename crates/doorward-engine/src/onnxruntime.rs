@@ -62,7 +62,7 @@ impl Runtime {
             return refused("the model is on an accelerator");
         }
         let Some(output) = program.logits_name() else {
-            return refused("what the softmax at the end takes has no name");
+            return refused("the file computes no logits, and they are computed from what it has");
         };
         load_library()?;
         let taps = program.tapped().to_vec();
@@ -201,8 +201,11 @@ impl Runtime {
 
     /// Logits, if that is what they are.
     fn checked(&self, logits: &Tensor) -> Result<Tensor, Error> {
+        let rows = logits.dim(0)?;
         match logits.dims() {
-            &[_, labels] if labels == self.labels => Ok(logits.clone()),
+            _ if logits.elem_count() == rows * self.labels => {
+                Ok(logits.reshape((rows, self.labels))?)
+            }
             shape => {
                 let (output, labels) = (&self.output, self.labels);
                 Err(failed(&format!(
@@ -214,16 +217,7 @@ impl Runtime {
 
     /// Refuses a session that does not give what the program does, on two rows.
     fn agree(&self, program: &Program, domain: &InputDomain) -> Result<(), Error> {
-        let plane = domain.shape[1] * domain.shape[2];
-        let value = |i: usize| {
-            let channel = i / plane % domain.shape[0];
-            // 97 and 251 are prime: neighbours differ, and so do rows.
-            let share = (i * 97 % 251) as f32 / 250.0;
-            domain.lower[channel] + share * (domain.upper[channel] - domain.lower[channel])
-        };
-        let [channels, height, width] = domain.shape;
-        let values: Vec<f32> = (0..2 * domain.len()).map(value).collect();
-        let rows = Tensor::from_vec(values, (2, channels, height, width), &Device::Cpu)?;
+        let rows = domain.noise(2, &Device::Cpu)?;
         let values = |logits: Tensor| logits.flatten_all()?.to_vec1::<f32>();
         let (program, runtime) = (program.trace(&rows)?, self.trace(&rows)?);
         if let (Some(expected), Some(read)) = (&program.statistics, &runtime.statistics) {

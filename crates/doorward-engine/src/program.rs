@@ -8,15 +8,17 @@ use rayon::prelude::*;
 use crate::classifier::{Cotangent, Trace};
 use crate::compile::{Compiled, Compiler};
 use crate::composition::with_rows;
-use crate::error::Error;
+use crate::error::{Error, MAX_SHOWN};
 use crate::fuse;
 use crate::kernels::loops;
 use crate::layout::Layout;
 use crate::onnx::constant::Constant;
-use crate::onnx::graph::{Graph, MAX_SHOWN};
+use crate::onnx::ending::{self, Scores};
+use crate::onnx::graph::Graph;
 use crate::onnx::input::Input;
 use crate::onnx::patterns;
 use crate::operators::Backward;
+use crate::operators::unary::Unary;
 use crate::step::{Mode, Step};
 use crate::taps::{self, Tap};
 
@@ -73,45 +75,67 @@ pub struct Program {
 
 impl Program {
     /// Compiles an ONNX file of one input, the batch in front, which keeps all of its data in
-    /// itself, for `device`.
+    /// itself, for `device`: to what its output is, where [`Model`][crate::Model] gives logits.
     ///
     /// An image whose graph wants its channels last is given with them first all the same.
     ///
     /// Fails if the bytes are no ONNX model, or name what is not supported.
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
-        Self::assemble(Graph::decode(bytes, None)?, device)
+        let mut graph = Graph::decode(bytes, None, None)?;
+        patterns::rewrite(&mut graph);
+        let (compiled, channels_last) = Self::lower(&mut graph, device)?;
+        Ok(Self { channels_last, ..Self::new(graph, compiled, 1, device)? })
     }
 
-    /// Compiles a graph of one input for `device`.
-    pub(super) fn assemble(mut graph: Graph, device: &Device) -> Result<Self, Error> {
+    /// Compiles a graph of one input that ends in scores of labels, for `device`: to logits,
+    /// whatever these are turned into at its end. Returns what the graph's output holds as well.
+    ///
+    /// One score is that of the second of two labels, which is compared with zero.
+    pub(super) fn of_logits(mut graph: Graph, device: &Device) -> Result<(Self, Scores), Error> {
+        patterns::rewrite(&mut graph);
+        if let Some(op) = ending::decides(&graph) {
+            return Err(Error::Decisions { output: graph.output.clone(), op: op.into() });
+        }
+        let scores = ending::take_back(&mut graph);
+        let (mut compiled, channels_last) = Self::lower(&mut graph, device)?;
+        compiled.drop_log_softmax();
+        let shape = compiled.row();
+        let single = shape.iter().product::<usize>() == 1;
+        let logits_name = compiled.logits_name().filter(|_| !single).map(str::to_owned);
+        match scores {
+            // The softmax of one value is one, and so is the index of the highest.
+            Scores::Logits | Scores::IndependentProbabilities if single => {
+                compiled.set_beside_zero(device)?;
+            }
+            // As many axes of one as a graph leaves behind its labels.
+            _ if !single
+                && shape.len() > 1
+                && shape.iter().filter(|&&size| size > 1).count() == 1 =>
+            {
+                compiled.flatten();
+            }
+            _ => {}
+        }
+        let program = Self::new(graph, compiled, 1, device)?;
+        Ok((Self { logits_name, channels_last, ..program }, scores))
+    }
+
+    /// The steps of a graph of one input, and whether that is an image with its channels last.
+    fn lower(graph: &mut Graph, device: &Device) -> Result<(Compiled, bool), Error> {
         let [input] = graph.inputs.as_slice() else {
             let names = graph.inputs.iter().take(MAX_SHOWN).map(Input::name).collect();
             return Err(Error::Inputs { got: graph.inputs.len(), names });
         };
         let (name, row) = (input.name.clone(), input.row(true)?);
         let channels_last = graph.channels_last(&row);
-        patterns::rewrite(&mut graph);
-        let mut compiler = Compiler::new(&mut graph, device);
+        let mut compiler = Compiler::new(graph, device);
         match *row.as_slice() {
             [height, width, channels] if channels_last => {
                 compiler.channels_last_input(&name, [height, width, channels]);
             }
             _ => compiler.input(&name, Layout::batch_first(&row)),
         }
-        let mut compiled = compiler.lower(&graph)?;
-        // Margins are taken of logits; the softmax that turned them into probabilities, which
-        // keeps their order, is left away.
-        let mut logits_name = Some(graph.output.as_str());
-        if let Some(last) = compiled.steps.last()
-            && matches!(last.operator.name(), "LogSoftmax" | "Softmax")
-            && last.output == compiled.output
-        {
-            compiled.output = last.inputs[0];
-            compiled.steps.pop();
-            logits_name = graph.before_softmax();
-        }
-        let logits_name = logits_name.map(str::to_owned);
-        Ok(Self { logits_name, channels_last, ..Self::new(graph, compiled, 1, device)? })
+        Ok((compiler.lower(graph)?, channels_last))
     }
 
     /// Compiles a graph that knows of no batch: a row of the program is one evaluation of it.
@@ -125,7 +149,7 @@ impl Program {
         constants: &HashMap<String, Tensor>,
         device: &Device,
     ) -> Result<Self, Error> {
-        let mut graph = Graph::decode(bytes, None)?;
+        let mut graph = Graph::decode(bytes, None, None)?;
         let mut compiler = Compiler::new(&mut graph, device);
         let mut inputs = 0;
         for input in &graph.inputs {
@@ -223,8 +247,8 @@ impl Program {
         &self.output_name
     }
 
-    /// The graph's name for the program's own output: that of the graph's output, or of the input
-    /// of a softmax at its end.
+    /// The file's name for the logits that a [`Model`][crate::Model]'s program gives, if they have
+    /// one there.
     pub fn logits_name(&self) -> Option<&str> {
         self.logits_name.as_deref()
     }
@@ -347,6 +371,25 @@ impl Program {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         Ok(Some(Tensor::cat(&features, 0)?))
+    }
+
+    /// The program followed by the logarithm of its output, which is no smaller than that of the
+    /// smallest normal number.
+    pub(crate) fn with_logarithm(mut self) -> Self {
+        let bound = Unary::Clip { low: f32::MIN_POSITIVE, high: f32::INFINITY };
+        for operator in [bound, Unary::Log] {
+            let (from, to) = (self.output, self.slots);
+            let mut step = Step::new("output", Box::new(operator), vec![from], to);
+            step.last_uses.push(from);
+            self.saved[from] = true;
+            self.saved.push(true);
+            self.rows.push(self.rows[from].clone());
+            self.shares.push(0);
+            self.steps.push(step);
+            (self.slots, self.output) = (to + 1, to);
+        }
+        self.logits_name = None;
+        self
     }
 
     /// Logits, and the gradient to the input of `sum(logits * cotangent)`.
@@ -504,11 +547,17 @@ impl Program {
 }
 
 /// The slot that the step behind `output` reads, where that is a fully connected layer on something
-/// computed.
-fn features(steps: &[Step], output: usize, inputs: usize) -> Option<usize> {
-    let last = steps.last().filter(|last| last.output == output)?;
-    let &[slot] = last.inputs.as_slice() else { return None };
-    (last.operator.name() == "Gemm" && slot >= inputs).then_some(slot)
+/// computed; a constant may be set beside its result.
+fn features(steps: &[Step], mut output: usize, inputs: usize) -> Option<usize> {
+    loop {
+        let last = steps.iter().rfind(|step| step.output == output)?;
+        let &[slot] = last.inputs.as_slice() else { return None };
+        match last.operator.name() {
+            "Gemm" if slot >= inputs => return Some(slot),
+            "Concat" => output = slot,
+            _ => return None,
+        }
+    }
 }
 
 /// The values of one part.

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use crate::error::Error;
 use crate::layout::broadcast;
 use crate::onnx::constant::{Constant, Values};
-use crate::onnx::graph::Node;
+use crate::onnx::node::Node;
 use crate::onnx::wire::MAX_RANK;
 
 /// A node, its constant inputs and the budget.

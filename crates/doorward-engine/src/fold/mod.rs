@@ -25,7 +25,7 @@ use std::cell::Cell;
 
 use crate::error::Error;
 use crate::onnx::constant::Constant;
-use crate::onnx::graph::Node;
+use crate::onnx::node::Node;
 use Evaluation::{Many, One};
 use folding::Folding;
 

@@ -56,7 +56,7 @@ fn text(name: &str, value: &str) -> AttributeProto {
     AttributeProto { name: name.into(), s: value.into(), r#type, ..AttributeProto::default() }
 }
 
-/// A graph of this node, and one from its input to its output.
+/// A graph of this node alone.
 fn graph(mut node: NodeProto, constants: Vec<TensorProto>, opset: i64) -> Result<Graph, Error> {
     let dimension =
         |size| Dimension { value: Some(dimension::Value::DimValue(size)), ..Dimension::default() };
@@ -67,24 +67,19 @@ fn graph(mut node: NodeProto, constants: Vec<TensorProto>, opset: i64) -> Result
         r#type: Some(TypeProto { value: Some(Value::TensorType(tensor)), ..TypeProto::default() }),
         ..ValueInfoProto::default()
     };
-    let output = ValueInfoProto { name: "graph-output".into(), ..ValueInfoProto::default() };
-    let relu = NodeProto {
-        op_type: "Relu".into(),
-        input: vec!["graph-input".into()],
-        output: vec!["graph-output".into()],
-        ..NodeProto::default()
-    };
+    let name = node.output.first().cloned().unwrap_or_default();
+    let output = ValueInfoProto { name, ..ValueInfoProto::default() };
     node.output.truncate(1);
     let graph = GraphProto {
         input: vec![input],
         output: vec![output],
-        node: vec![node, relu],
+        node: vec![node],
         initializer: constants,
         ..GraphProto::default()
     };
     let opset_import = vec![OperatorSetIdProto { version: opset, ..Default::default() }];
     let model = ModelProto { graph: Some(graph), opset_import, ..ModelProto::default() };
-    Graph::decode(&model.encode_to_vec(), None)
+    Graph::decode(&model.encode_to_vec(), None, None)
 }
 
 fn outputs(

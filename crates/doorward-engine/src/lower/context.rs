@@ -1,12 +1,14 @@
 //! What a lowering sees of its node, and what it gives.
 
+use std::borrow::Cow;
+
 use candle_core::{Device, Tensor};
 
 use crate::error::Error;
 use crate::kernels::window::Window;
 use crate::layout::Layout;
 use crate::onnx::constant::Constant;
-use crate::onnx::graph::Node;
+use crate::onnx::node::Node;
 use crate::operators::Operator;
 use crate::operators::folded::Folded;
 
@@ -37,7 +39,6 @@ pub(crate) enum Lowered {
 pub(crate) struct Context<'a> {
     pub(crate) node: &'a Node,
     pub(crate) operands: &'a [Operand<'a>],
-    pub(crate) opset: i64,
     /// The batch that the graph was written for, if it was fixed.
     pub(crate) fixed_batch: Option<i64>,
     pub(crate) device: &'a Device,
@@ -98,6 +99,18 @@ impl<'a> Context<'a> {
                 Err(self.error(format!("input {index} is {}, expected a constant", kind(other))))
             }
         }
+    }
+
+    /// The values of a constant of any type, as floats.
+    pub(super) fn numbers(&self, index: usize) -> Result<(&'a [usize], Cow<'a, [f32]>), Error> {
+        if let Operand::Constant(constant) = self.operand(index)
+            && let Some(values) = constant.integers()
+        {
+            let values = values.iter().map(|&value| value as f32).collect();
+            return Ok((&constant.dims, Cow::Owned(values)));
+        }
+        let (dims, values) = self.floats(index)?;
+        Ok((dims, Cow::Borrowed(values)))
     }
 
     pub(super) fn optional_floats(&self, index: usize) -> Result<Option<&'a [f32]>, Error> {

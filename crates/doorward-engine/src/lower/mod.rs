@@ -5,9 +5,12 @@
 
 mod context;
 mod einsum;
+mod expand;
+mod expanding;
 mod linear;
 mod pointwise;
 mod pooling;
+mod quantized;
 mod reduce;
 mod registry;
 mod resize;
@@ -19,6 +22,8 @@ use crate::error::Error;
 use registry::REGISTRY;
 
 pub(crate) use context::{Context, Lowered, Operand};
+pub(crate) use expand::expand;
+pub(crate) use expanding::Known;
 pub use table::operator_table;
 
 /// Lowers one node.

@@ -7,6 +7,8 @@ use crate::kernels::affine::ChannelAffine;
 use crate::layout::Layout;
 use crate::operators::Operator;
 use crate::operators::binary::{Arithmetic, Binary, Term};
+use crate::operators::choose::Choose;
+use crate::operators::dynamic::{Dynamic, Part};
 use crate::operators::prelu::PRelu;
 use crate::operators::unary::Unary;
 
@@ -106,6 +108,60 @@ pub(super) fn unary<const N: usize>(
     step(function(values), context.activation(0)?.clone())
 }
 
+/// ONNX Swish, opset 24 to 26, which also stands for `x * Sigmoid(x)`.
+pub(super) fn swish(context: &Context<'_>) -> Result<Lowered, Error> {
+    match context.node.float("alpha", 1.0)? {
+        1.0 => step(Unary::Silu, context.activation(0)?.clone()),
+        other => Err(context.error(format!("attribute \"alpha\" is {other}, expected 1"))),
+    }
+}
+
+/// ONNX DynamicQuantizeLinear, opsets 11 to 26, of every row by itself.
+pub(super) fn dynamic(context: &Context<'_>) -> Result<Lowered, Error> {
+    let layout = context.activation(0)?;
+    let part = |part, layout| (Box::new(Dynamic { part }) as Box<dyn Operator>, layout);
+    let number = Layout::batch_first(&[]);
+    Ok(Lowered::Steps(vec![
+        part(Part::Values, layout.clone()),
+        part(Part::Scale, number.clone()),
+        part(Part::ZeroPoint, number),
+    ]))
+}
+
+/// ONNX Where, opsets 9 to 26: no gradient goes to the condition.
+pub(super) fn choose(context: &Context<'_>) -> Result<Lowered, Error> {
+    let operands = [0, 1, 2].map(|index| context.operand(index));
+    let Some(any) = operands.iter().find_map(|operand| match operand {
+        Operand::Activation(layout) => Some(*layout),
+        _ => None,
+    }) else {
+        return Err(context.error("input 0 is absent, expected an activation".into()));
+    };
+    let mut layouts = Vec::new();
+    for (index, operand) in operands.into_iter().enumerate() {
+        layouts.push(match operand {
+            Operand::Activation(layout) => layout.clone(),
+            Operand::Constant(constant) => any.like(&constant.dims),
+            Operand::Absent => return Err(context.error(format!("input {index} is absent"))),
+        });
+    }
+    let whole =
+        layouts.iter().skip(1).try_fold(layouts[0].clone(), |all, next| all.broadcast(next));
+    let whole = whole.ok_or_else(|| {
+        let shapes: Vec<String> = layouts.iter().map(Layout::to_string).collect();
+        context.error(format!("{} do not broadcast", shapes.join(" and ")))
+    })?;
+    let rank = whole.rank();
+    let mut terms = Vec::new();
+    for (index, layout) in layouts.iter().enumerate() {
+        terms.push(term(context, index, &layout.padded(rank))?);
+    }
+    match <[Term; 3]>::try_from(terms) {
+        Ok(terms) => step(Choose { terms, row: whole.row() }, whole),
+        Err(_) => Err(context.error("expected three inputs".into())),
+    }
+}
+
 /// ONNX Gelu, opset 20 and 21.
 pub(super) fn gelu(context: &Context<'_>) -> Result<Lowered, Error> {
     let function = match context.node.text("approximate")?.unwrap_or("none") {
@@ -169,6 +225,8 @@ pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<
         (Operand::Constant(a), Operand::Activation(b)) => (b.like(&a.dims), b.clone()),
         (a, b) => return Err(context.error(format!("operands are {} and {}", kind(a), kind(b)))),
     };
+    // A number for each row goes with rows of any shape.
+    let (a, b) = (a.for_each_row(b.rank()), b.for_each_row(a.rank()));
     let layout =
         a.broadcast(&b).ok_or_else(|| context.error(format!("{a} does not broadcast with {b}")))?;
     let (left, right) =
@@ -176,10 +234,10 @@ pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<
     let row = layout.row();
     let affine = match (&left, &right) {
         (Term::Input(own), Term::Constant(_)) if *own == row => {
-            channel_affine(function, &row, context.floats(1)?.1, &right, false)
+            channel_affine(function, &row, &context.numbers(1)?.1, &right, false)
         }
         (Term::Constant(_), Term::Input(own)) if *own == row => {
-            channel_affine(function, &row, context.floats(0)?.1, &left, true)
+            channel_affine(function, &row, &context.numbers(0)?.1, &left, true)
         }
         _ => None,
     };
@@ -196,11 +254,11 @@ pub(super) fn term(context: &Context<'_>, index: usize, layout: &Layout) -> Resu
     match context.operand(index) {
         Operand::Activation(_) => Ok(Term::Input(layout.row())),
         _ => {
-            let (dims, values) = context.floats(index)?;
+            let (dims, values) = context.numbers(index)?;
             let row = layout.row_of_constant(dims).ok_or_else(|| {
                 context.error(format!("a constant of shape {dims:?} varies over the batch"))
             })?;
-            Ok(Term::Constant(context.tensor(values, &[&[1], row.as_slice()].concat())?))
+            Ok(Term::Constant(context.tensor(&values, &[&[1], row.as_slice()].concat())?))
         }
     }
 }

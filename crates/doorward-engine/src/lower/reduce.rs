@@ -70,15 +70,15 @@ pub(super) fn over(
 /// ONNX Softmax and LogSoftmax, opsets 1 to 21, along any axis but the batch.
 pub(super) fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
-    let default = if context.opset >= 13 { -1 } else { 1 };
+    let default = if context.node.opset >= 13 { -1 } else { 1 };
     let axis = context.axis(context.node.int("axis", default)?)?;
     let behind = layout.behind(axis);
     // Before opset 13 everything from the axis on was one distribution.
-    let (len, inner) = match context.opset {
+    let (len, inner) = match context.node.opset {
         13.. => (layout.size(axis), behind),
         _ => (layout.size(axis) * behind, 1),
     };
-    if context.opset < 13 && layout.trailing(axis).is_none() {
+    if context.node.opset < 13 && layout.trailing(axis).is_none() {
         return Err(context.error(format!("axis {axis} of {layout} has the batch behind it")));
     }
     step(Softmax { log, len, inner }, layout.clone())

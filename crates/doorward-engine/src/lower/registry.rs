@@ -64,6 +64,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         "of an activation to other than a float type",
         shape::cast,
     ),
+    entry("Ceil", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Ceil)),
     entry("Celu", 12, &["alpha"], "", |context| {
         pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::Celu { alpha })
     }),
@@ -81,6 +82,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
         pointwise::arithmetic(context, Arithmetic::Div)
     }),
     entry("Dropout", 9, &["ratio", "seed"], "training", shape::dropout),
+    entry("DynamicQuantizeLinear", 11, &[], "a range over more than a row", pointwise::dynamic),
     entry(
         "Einsum",
         12,
@@ -91,10 +93,14 @@ pub(crate) const REGISTRY: &[Entry] = &[
     entry("Elu", 9, &["alpha"], "", |context| {
         pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::Elu { alpha })
     }),
+    entry("Equal", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Equal)
+    }),
     entry("Erf", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Erf)),
     entry("Exp", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Exp)),
     entry("Expand", 9, &[], "an axis that the batch is part of to another size", select::expand),
     entry("Flatten", 9, &["axis"], "", shape::flatten),
+    entry("Floor", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Floor)),
     entry(
         "Gather",
         9,
@@ -112,6 +118,12 @@ pub(crate) const REGISTRY: &[Entry] = &[
     ),
     entry("GlobalAveragePool", 9, &[], "", pooling::global_average_pool),
     entry("GlobalMaxPool", 9, &[], "more than two dimensions", pooling::global_max_pool),
+    entry("Greater", 9, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::Greater)
+    }),
+    entry("GreaterOrEqual", 12, &[], "a constant that varies over the batch", |context| {
+        pointwise::arithmetic(context, Arithmetic::GreaterOrEqual)
+    }),
     entry(
         "GroupNormalization",
         18,
@@ -260,12 +272,21 @@ pub(crate) const REGISTRY: &[Entry] = &[
         "antialias; tf_crop_and_resize; aspect ratio policies; an axis that the batch is part of",
         resize::resize,
     ),
+    entry("Round", 11, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Round)),
+    entry(
+        "RoundStraightThrough",
+        9,
+        &[],
+        "as a node of its own: stands for the rounding of QuantizeLinear",
+        |context| pointwise::unary(context, [], |[]| Unary::RoundStraightThrough),
+    ),
     entry("Selu", 9, &["alpha", "gamma"], "", |context| {
         let attributes = [("alpha", 1.673_263_2), ("gamma", 1.050_701)];
         pointwise::unary(context, attributes, |[alpha, gamma]| Unary::Selu { alpha, gamma })
     }),
     entry("Shape", 9, &["end", "start"], "", shape::shape),
     entry("Sigmoid", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Sigmoid)),
+    entry("Sign", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Sign)),
     entry("Size", 9, &[], "", shape::size),
     entry(
         "Slice",
@@ -295,9 +316,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     entry("Sum", 9, &[], "a constant that varies over the batch", |context| {
         pointwise::arithmetic(context, Arithmetic::Add)
     }),
-    entry("Swish", 9, &[], "as a node of its own: stands for x * Sigmoid(x)", |context| {
-        pointwise::unary(context, [], |[]| Unary::Silu)
-    }),
+    entry("Swish", 9, &["alpha"], "", pointwise::swish),
     entry("Tanh", 9, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Tanh)),
     entry("ThresholdedRelu", 10, &["alpha"], "", |context| {
         pointwise::unary(context, [("alpha", 1.0)], |[alpha]| Unary::ThresholdedRelu { alpha })
@@ -305,6 +324,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     entry("Transpose", 9, &["perm"], "", shape::transpose),
     entry("Unsqueeze", 9, &["axes"], "", shape::unsqueeze),
     entry("Upsample", 9, &["mode", "scales"], "scales that are no constants", resize::resize),
+    entry("Where", 9, &[], "a constant that varies over the batch", pointwise::choose),
 ];
 
 #[cfg(test)]

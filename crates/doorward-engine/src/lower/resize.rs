@@ -21,7 +21,7 @@ pub(super) fn resize(context: &Context<'_>) -> Result<Lowered, Error> {
         Operand::Constant(constant) if constant.values.len() > 0 => Some(index),
         _ => None,
     };
-    let old = context.node.op == "Upsample" || context.opset < 11;
+    let old = context.node.op == "Upsample" || context.node.opset < 11;
     let (scales, sizes) = match old {
         true => (given(1), None),
         false => (given(2), given(3)),

@@ -1,8 +1,9 @@
 //! The registry as people read it.
 
+use super::expand;
 use super::registry::{Entry, REGISTRY};
 use crate::fold;
-use crate::onnx::graph::OPSETS;
+use crate::onnx::node::OPSETS;
 
 /// The supported operators as a Markdown document.
 ///
@@ -24,6 +25,8 @@ pub fn operator_table() -> String {
             attributes.iter().map(|attribute| format!("`{attribute}`")).collect();
         table += &format!("| {name} | {since} | {} | {refused} |\n", attributes.join(", "));
     }
+    let expanded: Vec<&str> = expand::names().collect();
+    table += &format!("\nMade of those: {}.\n", expanded.join(", "));
     let folded: Vec<&str> = fold::names().collect();
     table += &format!(
         "\nOn constants and shapes alone, computed once while loading: {}.\n",

@@ -2,7 +2,7 @@
 //! activations, which are lowered.
 
 use crate::error::Error;
-use crate::onnx::graph::Node;
+use crate::onnx::node::Node;
 
 /// The start of a slice of an axis, its step, which stays within the axis, and its length.
 pub(crate) type Cut = (isize, isize, usize);

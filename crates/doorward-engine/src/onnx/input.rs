@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::layout::row_values;
 use crate::onnx::constant::type_name;
 
-/// An input as the graph declares it.
-#[derive(Debug)]
+/// An input, or an output, as the graph declares it.
+#[derive(Clone, Debug)]
 pub(crate) struct Input {
     pub(crate) name: String,
     /// `None` for a tensor without a shape, or for what is no tensor.
@@ -62,9 +62,14 @@ impl Input {
         self.element == DataType::Float as i32
     }
 
-    /// True if the input's values are read as `f32`.
-    fn is_float(&self) -> bool {
+    /// True if the values are of a float type.
+    pub(super) fn is_float(&self) -> bool {
         FLOATS.iter().any(|&float| self.element == float as i32)
+    }
+
+    /// True if no type is declared.
+    pub(super) fn is_untyped(&self) -> bool {
+        self.element == 0
     }
 
     /// The sizes behind the first dimension, or all of them.

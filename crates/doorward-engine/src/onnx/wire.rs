@@ -1,7 +1,7 @@
 //! The protobuf messages of an ONNX file, read in place.
 //!
-//! Names and raw data stay slices of the file, and of what this program has no use for (subgraphs,
-//! training, documentation) nothing is read at all. So memory is bounded by the file's size, where
+//! Names and raw data stay slices of the file, and of what this program has no use for (training,
+//! documentation) nothing is read at all. So memory is bounded by the file's size, where
 //! a general decoder turns two bytes into a message of hundreds; and nesting costs no stack.
 //! Numbers of fields are those of `onnx.proto3`.
 
@@ -26,8 +26,23 @@ pub(super) struct ModelProto<'a> {
     pub(super) graph: Option<&'a [u8]>,
     /// Version of the default operator set.
     pub(super) opset: Option<i64>,
-    /// A function that replaces one of the default operators.
-    pub(super) replaced: Option<&'a str>,
+    pub(super) functions: Vec<FunctionProto<'a>>,
+}
+
+/// An operator that the file itself defines by others.
+#[derive(Debug, Default)]
+pub(super) struct FunctionProto<'a> {
+    pub(super) name: &'a str,
+    pub(super) domain: &'a str,
+    pub(super) overload: &'a str,
+    pub(super) input: Vec<&'a str>,
+    pub(super) output: Vec<&'a str>,
+    /// For [`NodeProto::read`].
+    pub(super) nodes: Vec<&'a [u8]>,
+    /// Defaults of its attributes, for [`AttributeProto::read`].
+    pub(super) attributes: Vec<&'a [u8]>,
+    /// Version of the default operator set inside of it.
+    pub(super) opset: Option<i64>,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +50,7 @@ pub(super) struct NodeProto {
     pub(super) name: String,
     pub(super) op_type: String,
     pub(super) domain: String,
+    pub(super) overload: String,
     pub(super) input: Vec<String>,
     pub(super) output: Vec<String>,
 }
@@ -47,6 +63,10 @@ pub(super) struct AttributeProto<'a> {
     pub(super) i: i64,
     pub(super) s: &'a [u8],
     pub(super) t: Option<TensorProto<'a>>,
+    /// A graph, for [`Fields`].
+    pub(super) g: Option<&'a [u8]>,
+    /// The attribute of the calling node whose value this one has, inside of a function.
+    pub(super) reference: &'a str,
     pub(super) floats: Vec<f32>,
     pub(super) ints: Vec<i64>,
 }
@@ -237,36 +257,53 @@ impl<'a> ModelProto<'a> {
         for field in Fields::of("ModelProto", bytes) {
             match field? {
                 (7, graph) => once(&mut model.graph, graph.bytes()?, "graph")?,
-                (8, import) => {
-                    let (mut domain, mut version) = ("", 0);
-                    for field in Fields::of("OperatorSetIdProto", import.bytes()?) {
-                        match field? {
-                            (1, name) => domain = name.text()?,
-                            (2, number) => version = number.number()?,
-                            _ => {}
-                        }
-                    }
-                    if is_default(domain) {
-                        once(&mut model.opset, version, "default operator set")?;
-                    }
-                }
-                (25, function) => {
-                    let (mut domain, mut name) = ("", "");
-                    for field in Fields::of("FunctionProto", function.bytes()?) {
-                        match field? {
-                            (1, value) => name = value.text()?,
-                            (10, value) => domain = value.text()?,
-                            _ => {}
-                        }
-                    }
-                    if is_default(domain) {
-                        model.replaced = Some(name);
-                    }
-                }
+                (8, import) => default_opset(&mut model.opset, import.bytes()?)?,
+                (25, function) => model.functions.push(FunctionProto::read(function.bytes()?)?),
                 _ => {}
+            }
+            if model.functions.len() > MAX_FUNCTIONS {
+                return Err(format!("it has more than {MAX_FUNCTIONS} functions"));
             }
         }
         Ok(model)
+    }
+}
+
+/// Reads an import of an operator set, if it is that of the default operators.
+fn default_opset(opset: &mut Option<i64>, import: &[u8]) -> Result<(), String> {
+    let (mut domain, mut version) = ("", 0);
+    for field in Fields::of("OperatorSetIdProto", import) {
+        match field? {
+            (1, name) => domain = name.text()?,
+            (2, number) => version = number.number()?,
+            _ => {}
+        }
+    }
+    match is_default(domain) {
+        true => once(opset, version, "default operator set"),
+        false => Ok(()),
+    }
+}
+
+// === impl FunctionProto ===
+
+impl<'a> FunctionProto<'a> {
+    fn read(bytes: &'a [u8]) -> Result<Self, String> {
+        let mut function = Self::default();
+        for field in Fields::of("FunctionProto", bytes) {
+            match field? {
+                (1, name) => function.name = name.text()?,
+                (4, name) => function.input.push(name.text()?),
+                (5, name) => function.output.push(name.text()?),
+                (7, node) => function.nodes.push(node.bytes()?),
+                (9, import) => default_opset(&mut function.opset, import.bytes()?)?,
+                (10, domain) => function.domain = domain.text()?,
+                (11, attribute) => function.attributes.push(attribute.bytes()?),
+                (13, overload) => function.overload = overload.text()?,
+                _ => {}
+            }
+        }
+        Ok(function)
     }
 }
 
@@ -300,6 +337,7 @@ impl NodeProto {
                 (4, name) => node.op_type = name.text()?.to_owned(),
                 (5, attribute) => attributes.push(attribute.bytes()?),
                 (7, name) => node.domain = name.text()?.to_owned(),
+                (8, name) => node.overload = name.text()?.to_owned(),
                 _ => {}
             }
             let most = node.input.len().max(node.output.len());
@@ -329,12 +367,11 @@ impl<'a> AttributeProto<'a> {
                 (5, value) => {
                     once(&mut attribute.t, TensorProto::read(value.bytes()?)?, "tensor")?;
                 }
+                (6, graph) => once(&mut attribute.g, graph.bytes()?, "graph")?,
                 (7, values) => values.floats(&mut attribute.floats)?,
                 (8, values) => values.numbers(&mut attribute.ints, |value| value as i64)?,
                 (20, kind) => attribute.r#type = kind.small()?,
-                (21, name) if !name.text()?.is_empty() => {
-                    return Err(format!("it refers to {:?} of a function", name.text()?));
-                }
+                (21, name) => attribute.reference = name.text()?,
                 _ => {}
             }
         }
@@ -408,6 +445,9 @@ const MAX_EDGES: usize = 1 << 12;
 
 /// ONNX's own operators have up to 15.
 const MAX_ATTRIBUTES: usize = 64;
+
+/// The new exporter of PyTorch writes some hundred, one for each kind of module.
+const MAX_FUNCTIONS: usize = 1 << 12;
 
 /// ONNX defines four.
 const MAX_ENTRIES: usize = 16;

@@ -25,6 +25,9 @@ pub(crate) struct Binary {
 pub(crate) enum Arithmetic {
     Add,
     Div,
+    Equal,
+    Greater,
+    GreaterOrEqual,
     Max,
     Min,
     Mul,
@@ -71,6 +74,9 @@ impl Arithmetic {
         match self {
             Self::Add => a + b,
             Self::Div => a / b,
+            Self::Equal => f32::from(u8::from(a == b)),
+            Self::Greater => f32::from(u8::from(a > b)),
+            Self::GreaterOrEqual => f32::from(u8::from(a >= b)),
             Self::Max => a.max(b),
             Self::Min => a.min(b),
             Self::Mul => a * b,
@@ -85,6 +91,7 @@ impl Arithmetic {
         match self {
             Self::Add | Self::Sub => 1.0,
             Self::Div => 1.0 / b,
+            Self::Equal | Self::Greater | Self::GreaterOrEqual => 0.0,
             Self::Max => share(a > b, a == b),
             Self::Min => share(a < b, a == b),
             Self::Mul => b,
@@ -98,6 +105,7 @@ impl Arithmetic {
         match self {
             Self::Add => 1.0,
             Self::Div => -a / (b * b),
+            Self::Equal | Self::Greater | Self::GreaterOrEqual => 0.0,
             Self::Max => share(b > a, a == b),
             Self::Min => share(b < a, a == b),
             Self::Mul => a,
@@ -123,7 +131,10 @@ fn share(wins: bool, equal: bool) -> f32 {
 /// it is compiled for each.
 macro_rules! specialised {
     ($function:expr, $f:ident, $body:expr) => {
-        specialised!(@ $function, $f, $body, Add, Div, Max, Min, Mul, Pow, Sub)
+        specialised!(
+            @ $function, $f, $body,
+            Add, Div, Equal, Greater, GreaterOrEqual, Max, Min, Mul, Pow, Sub
+        )
     };
     (@ $function:expr, $f:ident, $body:expr, $($name:ident),*) => {
         match $function {

@@ -7,7 +7,9 @@ use crate::kernels::activation::Activation;
 use crate::kernels::affine::ChannelAffine;
 use crate::kernels::window::Window;
 use crate::operators::binary::{Arithmetic, Binary, Term};
+use crate::operators::choose::Choose;
 use crate::operators::conv::Conv;
+use crate::operators::dynamic::{Dynamic, Part};
 use crate::operators::einsum::Einsum;
 use crate::operators::folded::Folded;
 use crate::operators::linear::Linear;
@@ -74,11 +76,13 @@ fn functions_of_one_value() {
     let (alpha, beta, gamma) = (0.5, 0.25, 1.5);
     let functions = [
         Abs,
+        Ceil,
         Celu { alpha },
         Clip { low: -1.0, high: 2.0 },
         Elu { alpha },
         Erf,
         Exp,
+        Floor,
         Gelu,
         GeluTanh,
         HardSigmoid { alpha, beta },
@@ -91,8 +95,11 @@ fn functions_of_one_value() {
         Power { exponent: 3.0 },
         Power { exponent: -2.0 },
         Reciprocal,
+        Round,
+        RoundStraightThrough,
         Selu { alpha, gamma },
         Sigmoid,
+        Sign,
         Silu,
         Softplus,
         Softsign,
@@ -109,7 +116,7 @@ fn functions_of_one_value() {
 #[test]
 fn functions_of_two_values() {
     use Arithmetic::*;
-    for function in [Add, Div, Max, Min, Mul, Pow, Sub] {
+    for function in [Add, Div, Equal, Greater, GreaterOrEqual, Max, Min, Mul, Pow, Sub] {
         for activation in [Activation::Identity, Activation::Relu, CLIP] {
             if function == Pow && activation != Activation::Identity {
                 // Infinities, of which the loops take no gradient behind a ReLU.
@@ -132,6 +139,23 @@ fn functions_of_two_values() {
         }
     }
     check(PRelu::new(values(&[1, 3, 1], 4), vec![3, 5]), &[values(&[2, 3, 5], 2)]);
+}
+
+#[test]
+fn choices_and_ranges() {
+    let condition = values(&[1, 1, 4], 3).gt(0f32).unwrap();
+    let condition = condition.to_dtype(candle_core::DType::F32).unwrap();
+    let (row, whole) = (vec![5, 4], Term::Input(vec![5, 4]));
+    let low = Term::Constant(Tensor::full(f32::NEG_INFINITY, (1, 1, 1), &Device::Cpu).unwrap());
+    let terms = [Term::Constant(condition.clone()), whole.clone(), low];
+    check(Choose { terms, row: row.clone() }, &[values(&[3, 5, 4], 2)]);
+    let conditions = condition.broadcast_as((3, 1, 4)).unwrap().contiguous().unwrap();
+    let terms = [Term::Input(vec![1, 4]), whole, Term::Input(vec![5, 1])];
+    let inputs = [conditions, values(&[3, 5, 4], 2), values(&[3, 5], 7)];
+    check(Choose { terms, row }, &inputs);
+    for part in [Part::Scale, Part::Values, Part::ZeroPoint] {
+        check(Dynamic { part }, &[values(&[3, 5, 4], 2)]);
+    }
 }
 
 #[test]

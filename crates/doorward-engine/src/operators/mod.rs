@@ -2,7 +2,9 @@
 
 pub(crate) mod affine;
 pub(crate) mod binary;
+pub(crate) mod choose;
 pub(crate) mod conv;
+pub(crate) mod dynamic;
 pub(crate) mod einsum;
 pub(crate) mod folded;
 pub(crate) mod linear;

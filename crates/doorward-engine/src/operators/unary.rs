@@ -11,6 +11,7 @@ use crate::operators::{Backward, Kernel, Operator};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Unary {
     Abs,
+    Ceil,
     Celu {
         alpha: f32,
     },
@@ -24,6 +25,7 @@ pub(crate) enum Unary {
     },
     Erf,
     Exp,
+    Floor,
     /// `x Phi(x)`
     Gelu,
     /// The same with `Phi` by a hyperbolic tangent.
@@ -44,11 +46,16 @@ pub(crate) enum Unary {
         exponent: f32,
     },
     Reciprocal,
+    /// To the nearest integer, to the even one of two.
+    Round,
+    /// The same, with the derivative of a function that does not round: quantisation.
+    RoundStraightThrough,
     Selu {
         alpha: f32,
         gamma: f32,
     },
     Sigmoid,
+    Sign,
     /// `x sigmoid(x)`
     Silu,
     Softplus,
@@ -67,8 +74,8 @@ pub(crate) enum Unary {
 macro_rules! specialised {
     ($function:expr, $f:ident, $body:expr) => {
         specialised!(@ $function, $f, $body,
-            Abs, Erf, Exp, Gelu, GeluTanh, HardSwish, Log, Mish, Neg, Reciprocal, Sigmoid, Silu, Softplus,
-            Softsign, Sqrt, Square, Tanh;
+            Abs, Ceil, Erf, Exp, Floor, Gelu, GeluTanh, HardSwish, Log, Mish, Neg, Reciprocal, Round,
+            RoundStraightThrough, Sigmoid, Sign, Silu, Softplus, Softsign, Sqrt, Square, Tanh;
             Celu { alpha }, Clip { low, high }, Elu { alpha }, HardSigmoid { alpha, beta },
             LeakyRelu { slope }, Power { exponent }, Selu { alpha, gamma }, ThresholdedRelu { alpha })
     };
@@ -85,6 +92,7 @@ impl Unary {
     fn value(self, x: f32) -> f32 {
         match self {
             Self::Abs => x.abs(),
+            Self::Ceil => x.ceil(),
             Self::Celu { alpha } => x.max(0.0) + (alpha * (math::exp(x / alpha) - 1.0)).min(0.0),
             Self::Clip { low, high } => x.max(low).min(high),
             Self::Elu { alpha } => {
@@ -96,6 +104,7 @@ impl Unary {
             }
             Self::Erf => math::erf(x),
             Self::Exp => math::exp(x),
+            Self::Floor => x.floor(),
             Self::Gelu => 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)),
             Self::GeluTanh => 0.5 * x * (1.0 + math::tanh(GELU * (x + GELU_CUBIC * x * x * x))),
             Self::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
@@ -112,10 +121,12 @@ impl Unary {
             Self::Neg => -x,
             Self::Power { exponent } => x.powf(exponent),
             Self::Reciprocal => 1.0 / x,
+            Self::Round | Self::RoundStraightThrough => x.round_ties_even(),
             Self::Selu { alpha, gamma } => {
                 gamma * if x > 0.0 { x } else { alpha * (math::exp(x) - 1.0) }
             }
             Self::Sigmoid => math::sigmoid(x),
+            Self::Sign => f32::from(i8::from(x > 0.0) - i8::from(x < 0.0)),
             Self::Silu => x * math::sigmoid(x),
             Self::Softplus => softplus(x),
             Self::Softsign => x / (1.0 + x.abs()),
@@ -190,6 +201,8 @@ impl Unary {
                 t + x * (1.0 - t * t) * math::sigmoid(x)
             }
             Self::Neg => -1.0,
+            Self::Ceil | Self::Floor | Self::Round | Self::Sign => 0.0,
+            Self::RoundStraightThrough => 1.0,
             Self::Power { exponent } => exponent * x.powf(exponent - 1.0),
             Self::Reciprocal => -1.0 / (x * x),
             Self::Selu { alpha, gamma } => gamma * if x > 0.0 { 1.0 } else { alpha * math::exp(x) },

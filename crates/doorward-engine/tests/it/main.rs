@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod backend;
+mod endings;
 mod engine;
 mod external_data;
 mod gradients;

@@ -43,6 +43,9 @@ impl Arithmetic {
         match self {
             Self::Add => a.broadcast_add(b),
             Self::Div => a.broadcast_div(b),
+            Self::Equal => a.broadcast_eq(b)?.to_dtype(DType::F32),
+            Self::Greater => a.broadcast_gt(b)?.to_dtype(DType::F32),
+            Self::GreaterOrEqual => a.broadcast_ge(b)?.to_dtype(DType::F32),
             Self::Max => a.broadcast_maximum(b),
             Self::Min => a.broadcast_minimum(b),
             Self::Mul => a.broadcast_mul(b),
@@ -60,6 +63,7 @@ impl Arithmetic {
         match (self, side) {
             (Self::Add, _) | (Self::Sub, Side::Left) => a.ones_like(),
             (Self::Sub, Side::Right) => b.ones_like()?.neg(),
+            (Self::Equal | Self::Greater | Self::GreaterOrEqual, _) => a.zeros_like(),
             (Self::Div, Side::Left) => b.recip(),
             (Self::Div, Side::Right) => a.broadcast_div(&b.sqr()?)?.neg(),
             (Self::Max, Side::Left) | (Self::Min, Side::Right) => {
@@ -110,6 +114,9 @@ impl Operator for Binary {
         match self.function {
             Arithmetic::Add => "Add",
             Arithmetic::Div => "Div",
+            Arithmetic::Equal => "Equal",
+            Arithmetic::Greater => "Greater",
+            Arithmetic::GreaterOrEqual => "GreaterOrEqual",
             Arithmetic::Max => "Max",
             Arithmetic::Min => "Min",
             Arithmetic::Mul => "Mul",

@@ -10,6 +10,7 @@ impl Unary {
     fn composed(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Abs => x.abs(),
+            Self::Ceil => x.ceil(),
             Self::Celu { alpha } => {
                 let alpha = f64::from(alpha);
                 let below = (((x / alpha)?.exp()? - 1.0)? * alpha)?;
@@ -19,6 +20,7 @@ impl Unary {
             Self::Elu { alpha } => x.elu(alpha.into()),
             Self::Erf => x.erf(),
             Self::Exp => x.exp(),
+            Self::Floor => x.floor(),
             Self::Gelu => x.gelu_erf(),
             Self::GeluTanh => x.gelu(),
             Self::HardSigmoid { alpha, beta } => {
@@ -31,8 +33,10 @@ impl Unary {
             Self::Neg => x.neg(),
             Self::Power { exponent } => x.powf(exponent.into()),
             Self::Reciprocal => x.recip(),
+            Self::Round | Self::RoundStraightThrough => round(x),
             Self::Selu { alpha, gamma } => x.elu(alpha.into())? * f64::from(gamma),
             Self::Sigmoid => sigmoid(x),
+            Self::Sign => x.sign(),
             Self::Silu => x.silu(),
             Self::Softplus => softplus(x),
             Self::Softsign => x / (x.abs()? + 1.0)?,
@@ -87,6 +91,8 @@ impl Unary {
                 t + (x * curve)?
             }
             Self::Neg => one()?.neg(),
+            Self::Ceil | Self::Floor | Self::Round | Self::Sign => x.zeros_like(),
+            Self::RoundStraightThrough => one(),
             Self::Power { exponent } => x.powf(f64::from(exponent) - 1.0)? * f64::from(exponent),
             Self::Reciprocal => x.sqr()?.recip()?.neg(),
             Self::Selu { alpha, gamma } => {
@@ -116,6 +122,14 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
     (x.neg()?.exp()? + 1.0)?.recip()
 }
 
+/// To the nearest integer, to the even one of two: candle's own rounds those away from zero.
+fn round(x: &Tensor) -> Result<Tensor> {
+    let up = (x + 0.5)?.floor()?;
+    let tie = (&up - x)?.eq(0.5f32)?.to_dtype(DType::F32)?;
+    let odd = (&up - ((&up * 0.5)?.floor()? * 2.0)?)?;
+    up - (tie * odd)?
+}
+
 fn softplus(x: &Tensor) -> Result<Tensor> {
     x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
 }
@@ -124,11 +138,13 @@ impl Operator for Unary {
     fn name(&self) -> &'static str {
         match self {
             Self::Abs => "Abs",
+            Self::Ceil => "Ceil",
             Self::Celu { .. } => "Celu",
             Self::Clip { .. } => "Clip",
             Self::Elu { .. } => "Elu",
             Self::Erf => "Erf",
             Self::Exp => "Exp",
+            Self::Floor => "Floor",
             Self::Gelu | Self::GeluTanh => "Gelu",
             Self::HardSigmoid { .. } => "HardSigmoid",
             Self::HardSwish => "HardSwish",
@@ -138,8 +154,11 @@ impl Operator for Unary {
             Self::Neg => "Neg",
             Self::Power { .. } | Self::Square => "Pow",
             Self::Reciprocal => "Reciprocal",
+            Self::Round => "Round",
+            Self::RoundStraightThrough => "QuantizeLinear",
             Self::Selu { .. } => "Selu",
             Self::Sigmoid => "Sigmoid",
+            Self::Sign => "Sign",
             Self::Silu => "Silu",
             Self::Softplus => "Softplus",
             Self::Softsign => "Softsign",
