@@ -26,15 +26,16 @@ pub(super) struct EvaluationSources {
 
 pub(super) fn load_model(config: &Config) -> Result<Arc<Model>> {
     let path = &config.server.model.path;
-    let model = Model::load(
+    let model = Model::load_chosen(
         path,
+        &config.choice,
         &config.detection.preprocess.mean,
         &config.detection.preprocess.std,
         &device(),
     )
     .map_err(|error| match error {
         Error::Channels { .. } => anyhow!("preprocess.{error}"),
-        error => error.into(),
+        error => anyhow::Error::from_boxed(advice::of_model(error)),
     })
     .with_context(|| format!("cannot load the model {}", path.display()))?;
     prepare::frame(&config.detection.preprocess, model.domain().shape)?;

@@ -2,6 +2,7 @@
 
 use doorward_detection::artifact;
 use doorward_detection::prepare::{Error, Which};
+use doorward_engine::{Error as ModelError, FileKind};
 
 use super::Location;
 
@@ -12,6 +13,49 @@ pub struct Advised {
     text: String,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Says behind an error about a model's file what to do about it.
+pub fn of_model(error: ModelError) -> Box<dyn std::error::Error + Send + Sync> {
+    let advice = match &error {
+        ModelError::Foreign { kind } => match kind {
+            FileKind::PyTorch | FileKind::Pickle | FileKind::Safetensors => {
+                "export it in Python, torch.onnx.export(model.eval(), images, \"model.onnx\"), and set model.path to the result"
+            }
+            FileKind::Keras | FileKind::TfLite => {
+                "convert it, python -m tf2onnx.convert --help says how, and set model.path to the result"
+            }
+            FileKind::GitLfs => "run `git lfs pull` in its repository",
+            FileKind::Html => "fetch it again: what came is the page about it, or an error",
+            FileKind::Zip | FileKind::Compressed => {
+                "unpack it, and set model.path to the .onnx file in it"
+            }
+            FileKind::OpenVino => "set model.path to the ONNX model that it was made from",
+            _ => "set model.path to an .onnx file",
+        },
+        ModelError::OpenShape { .. } => {
+            "set model.input_shape to the sizes of one image as the file has them, such as [3, 224, 224]"
+        }
+        ModelError::InputShape { .. } => {
+            "set model.input_shape to the sizes of one image as the file has them, or leave it away"
+        }
+        ModelError::Outputs { .. } | ModelError::NoOutput { .. } => {
+            "set model.output to the one that holds a score for each label; a detector or a segmentation has none"
+        }
+        ModelError::Output { .. } => {
+            "Doorward judges classifiers of images: a detector, a segmentation or an embedding has no scores of labels"
+        }
+        ModelError::Decisions { .. } => "export the model without its last step",
+        ModelError::Opset { .. } => {
+            "export it with another (opset_version=17), or convert it with onnx.version_converter"
+        }
+        ModelError::Operator { .. } => {
+            "docs/operators.md lists those that are; another exporter, or onnxsim, may do without it"
+        }
+        ModelError::Bytes { .. } => "leave preprocess.mean and preprocess.std away",
+        _ => return error.into(),
+    };
+    Advised { text: format!("{error}; {advice}"), source: None }.into()
 }
 
 /// Names the key that a failed preparation is about; other errors stay as they are.

@@ -18,6 +18,7 @@ mod value;
 pub use doorward_detection::{
     Algorithm, Calibration, Inspection, Perturbation, Preprocess, Probability, Rule,
 };
+pub use doorward_engine::Choice;
 pub use doorward_images::{ChannelOrder, ExifOrientation, Interpolation, Pictures, Resize};
 pub use doorward_protocol::{ImageProtocol, ImageRoutes};
 pub use doorward_proxy::settings::{
@@ -37,6 +38,8 @@ pub struct Config {
     pub server: doorward_proxy::Settings,
     /// The settings of preparation and judging.
     pub detection: doorward_detection::Settings,
+    /// What the model's file leaves open.
+    pub choice: Choice,
     /// The place of the artifact.
     pub artifact: Artifact,
 }

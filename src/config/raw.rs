@@ -16,9 +16,9 @@ use super::value::{
     probability, required, sha256, share,
 };
 use super::{
-    Action, Address, Admin, Algorithm, Artifact, Breaker, Calibration, Config, Inspection, Limits,
-    Listen, Mode, Model, Origin, Perturbation, Policy, Predictions, Result, Rule, Unverified,
-    Upstream,
+    Action, Address, Admin, Algorithm, Artifact, Breaker, Calibration, Choice, Config, Inspection,
+    Limits, Listen, Mode, Model, Origin, Perturbation, Policy, Predictions, Result, Rule,
+    Unverified, Upstream,
 };
 
 /// The file as users write it; a layer may leave out any key.
@@ -91,6 +91,8 @@ struct RawModel {
     path: Option<PathBuf>,
     name: Option<String>,
     predictions: Option<Predictions>,
+    input_shape: Option<Vec<usize>>,
+    output: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -191,6 +193,7 @@ impl RawConfig {
                 "one of the rules both, calibrated, either, patch, uap with it",
             );
         }
+        let choice = choice(self.model.input_shape, self.model.output)?;
         let url = endpoint("upstream.url", self.upstream.url)?;
         let (grpc, grpc_url) = grpc(self.listen.grpc, self.upstream.grpc_url)?;
         let pause = duration("upstream.breaker_seconds", self.upstream.breaker_seconds)?;
@@ -234,8 +237,24 @@ impl RawConfig {
             inspection: self.inspection.convert()?,
             policy: judged,
         };
-        Ok(Config { server, detection, artifact })
+        Ok(Config { server, detection, choice, artifact })
     }
+}
+
+fn choice(input_shape: Option<Vec<usize>>, output: Option<String>) -> Result<Choice> {
+    if let Some(shape) = &input_shape
+        && (shape.is_empty() || shape.contains(&0))
+    {
+        return invalid(
+            "model.input_shape",
+            format!("{shape:?}"),
+            "the sizes of one image without the batch, such as [3, 224, 224]",
+        );
+    }
+    if output.as_deref() == Some("") {
+        return invalid("model.output", "\"\"", "the name of one of the model's outputs");
+    }
+    Ok(Choice { input_shape, output })
 }
 
 /// Both ends of gRPC, or neither.

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 use super::support::models_cannot_be_loaded;
 use super::support::onnx::{Graph, input};
+use candle_onnx::onnx::type_proto::Value;
+use prost::Message;
 
 /// A folder with a small model, images and settings, all valid until a test changes them.
 struct Workplace {
@@ -82,6 +84,11 @@ impl Workplace {
         }
     }
 
+    fn check_passes(&self) {
+        let (code, errors) = self.run(&["config", "check", "doorward.toml"]);
+        assert_eq!(code, Some(0), "{errors}");
+    }
+
     fn check_fails(&self, expected: &[&str]) {
         self.fails(&["config", "check", "doorward.toml"], expected);
     }
@@ -136,14 +143,33 @@ fn file_that_is_no_model() {
         workplace.write("model.onnx", bytes);
         workplace.check_fails(&["cannot load the model", "model.onnx", "not an ONNX model"]);
     }
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 45\n";
+    for (bytes, kind, advice) in [
+        (b"PK\x03\x04\0\0\0\0archive/data.pklFB".as_slice(), "a PyTorch file", "torch.onnx.export"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a Python pickle", "torch.onnx.export"),
+        (b"\x89HDF\r\n\x1a\n\0\0", "a Keras model", "tf2onnx"),
+        (b"\x1c\0\0\0TFL3\x14\0", "a TensorFlow Lite model", "tf2onnx"),
+        (b"\x58\x09\0\0\0\0\0\0{\"w\":{\"dtype\"", "a safetensors file", "torch.onnx.export"),
+        (pointer, "a git-lfs pointer", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page", "fetch it again"),
+        (b"\x1f\x8b\x08\0\0", "a compressed file", "unpack it"),
+        (b"PK\x03\x04\x14\0\0\0model.onnx", "a zip archive", "unpack it"),
+    ] {
+        workplace.write("model.onnx", bytes);
+        workplace.check_fails(&["model.onnx", &format!("it is {kind}"), advice]);
+    }
 }
 
 #[test]
 fn operator_that_is_not_known() {
     let workplace = Workplace::new();
     let graph = Graph::new(&[1, 4, 4]).node("Flatten", &["x"], "f", vec![]);
-    workplace.write("model.onnx", &graph.node("Hardmax", &["f"], "y", vec![]).encode());
-    workplace.check_fails(&["model.onnx", "node \"Hardmax_1\": operator Hardmax is not supported"]);
+    workplace.write("model.onnx", &graph.node("Shrink", &["f"], "y", vec![]).encode());
+    workplace.check_fails(&[
+        "model.onnx",
+        "node \"Shrink_1\": operator Shrink is not supported",
+        "docs/operators.md",
+    ]);
 }
 
 #[test]
@@ -161,18 +187,59 @@ fn model_that_gives_no_logits() {
     workplace
         .write("model.onnx", &Graph::new(&[1, 4, 4]).node("Relu", &["x"], "y", vec![]).encode());
     workplace.check_fails(&[
-        "\"y\" of shape [batch, 1, 4, 4], expected logits of shape [batch, labels]",
+        "\"y\" of shape [batch, 1, 4, 4], expected one score for each label",
+        "a detector",
     ]);
-    // One number is no choice between labels.
-    workplace.write("model.onnx", &linear(1).encode());
-    workplace.check_fails(&["\"y\" of shape [batch, 1], expected logits", "two or more labels"]);
+    // The softmax of one number is one.
+    let one = Graph { output: "p".into(), ..linear(1) };
+    workplace.write("model.onnx", &one.node("Softmax", &["y"], "p", vec![]).encode());
+    workplace.check_fails(&["\"p\" of shape [batch, 1], expected one score for each label"]);
+    let decided = Graph { output: "p".into(), ..linear(2) };
+    workplace.write("model.onnx", &decided.node("Sign", &["y"], "p", vec![]).encode());
+    workplace.check_fails(&["\"p\"", "Sign", "export the model without its last step"]);
+}
+
+#[test]
+fn model_whose_sizes_or_outputs_are_open() {
+    if models_cannot_be_loaded() {
+        return;
+    }
+    let workplace = Workplace::new();
+    let mut model = linear(3).model();
+    let graph = model.graph.as_mut().unwrap();
+    graph.input = vec![input("x", &[1, 4, 4])];
+    let Some(Value::TensorType(tensor)) =
+        graph.input[0].r#type.as_mut().and_then(|kind| kind.value.as_mut())
+    else {
+        panic!("no tensor");
+    };
+    for dim in &mut tensor.shape.as_mut().unwrap().dim[2..] {
+        dim.value = None;
+    }
+    workplace.write("model.onnx", &model.encode_to_vec());
+    workplace.check_fails(&["FLOAT of shape [batch, 1, ?, ?]", "set model.input_shape"]);
+    workplace.with("model.input_shape = [3, 4, 4]");
+    workplace.check_fails(&["[batch, 1, ?, ?]", "[3, 4, 4]"]);
+    workplace.with("model.input_shape = [1, 4, 4]");
+    workplace.check_passes();
+    let graph = linear(3).node("Tanh", &["y"], "z", vec![]).node("Exp", &["x"], "e", vec![]);
+    let mut two =
+        Graph { output: "z".into(), ..graph }.node("Flatten", &["e"], "v", vec![]).model();
+    let outputs = &mut two.graph.as_mut().unwrap().output;
+    outputs.push(input("v", &[16]));
+    outputs[0] = input("z", &[3]);
+    workplace.write("model.onnx", &two.encode_to_vec());
+    workplace.with("");
+    workplace.check_fails(&["the model gives [\"z\", \"v\"]", "set model.output"]);
+    workplace.with("model.output = 'z'");
+    workplace.check_passes();
 }
 
 #[test]
 fn model_that_takes_no_image() {
     let workplace = Workplace::new();
     workplace.write("model.onnx", &Graph::new(&[16]).node("Relu", &["x"], "y", vec![]).encode());
-    workplace.check_fails(&["input \"x\" is FLOAT of shape [batch, 16], expected FLOAT of shape"]);
+    workplace.check_fails(&["input \"x\" is FLOAT of shape [batch, 16], expected an image"]);
 }
 
 #[test]

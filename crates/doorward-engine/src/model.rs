@@ -33,6 +33,40 @@ pub struct Model {
     runtime: Option<onnxruntime::Runtime>,
 }
 
+/// What a model file leaves open.
+///
+/// ```
+/// # if cfg!(feature = "ort") { return Ok(()); } // It needs a library.
+/// use candle_core::Device;
+/// use doorward_engine::{Choice, Classifier, Model};
+///
+/// // Heights and widths are open in this file.
+/// let path = "tests/golden/files/open-height-width.onnx".as_ref();
+/// let choice = Choice { input_shape: Some(vec![3, 9, 8]), ..Choice::default() };
+/// let model = Model::load_chosen(path, &choice, &[0.0], &[1.0], &Device::Cpu)?;
+/// assert_eq!(model.domain().shape, [3, 9, 8]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// The shape of one row of the input, as the file has it, without the batch.
+    pub input_shape: Option<Vec<usize>>,
+    /// The output that holds a score for each label.
+    pub output: Option<String>,
+}
+
+// === impl Choice ===
+
+impl Choice {
+    /// The digest of a file with this choice: its own where nothing is chosen.
+    fn mixed_into(&self, file: String) -> String {
+        match self {
+            Self { input_shape: None, output: None } => file,
+            chosen => hex::encode(Sha256::digest(format!("{file} {chosen:?}"))),
+        }
+    }
+}
+
 // === impl Model ===
 
 impl Model {
@@ -53,15 +87,29 @@ impl Model {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn load(path: &Path, mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
+        Self::load_chosen(path, &Choice::default(), mean, std, device)
+    }
+
+    /// Compiles the ONNX file at `path` with what it leaves open chosen.
+    ///
+    /// Fails as [`Model::load`] does, and if the file does not have what is chosen.
+    pub fn load_chosen(
+        path: &Path,
+        choice: &Choice,
+        mean: &[f32],
+        std: &[f32],
+        device: &Device,
+    ) -> Result<Self, Error> {
         let bytes = read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let graph = Graph::decode(&bytes, path.parent(), None)?;
-        let digest = digest(&bytes, &graph.external);
+        let graph = Graph::decode(&bytes, path.parent(), choice.output.as_deref())?;
+        let digest = choice.mixed_into(digest(&bytes, &graph.external));
         #[cfg(feature = "ort")]
         let beside = (!graph.external.is_empty()).then_some(path);
         // Not needed any more, and as large as the program that is made of it.
         #[cfg(not(feature = "ort"))]
         drop(bytes);
-        let model = Self::new(Program::of_logits(graph, device)?, mean, std, digest)?;
+        let program = Program::of_logits(graph, choice.input_shape.as_deref(), device)?;
+        let model = Self::new(program, mean, std, digest)?;
         #[cfg(feature = "ort")]
         let model = model.with_onnxruntime(&bytes, beside)?;
         Ok(model)
@@ -83,7 +131,7 @@ impl Model {
     /// ```
     pub fn decode(bytes: &[u8], mean: &[f32], std: &[f32], device: &Device) -> Result<Self, Error> {
         let model = Self::new(
-            Program::of_logits(Graph::decode(bytes, None, None)?, device)?,
+            Program::of_logits(Graph::decode(bytes, None, None)?, None, device)?,
             mean,
             std,
             hex::encode(Sha256::digest(bytes)),
@@ -120,7 +168,18 @@ impl Model {
         let normalised =
             |pixel: f32| mean.iter().zip(&std).map(|(mean, std)| (pixel - mean) / std).collect();
         let channels_last = program.channels_last();
-        let (lower, upper) = (normalised(0.0), normalised(1.0));
+        let (mut lower, mut upper): (Vec<f32>, Vec<f32>) = (normalised(0.0), normalised(1.0));
+        if program.takes_bytes() {
+            let as_they_are = |lower: f32, upper: f32| {
+                move |(a, b): (&f32, &f32)| (a - lower).abs() < 0.5 && (b - upper).abs() < 0.5
+            };
+            let mut ends = lower.iter().zip(&upper);
+            if ends.clone().all(as_they_are(0.0, 1.0)) || ends.all(as_they_are(0.0, 255.0)) {
+                (lower, upper) = (vec![0.0; shape[0]], vec![255.0; shape[0]]);
+            } else {
+                return Err(Error::Bytes { name: program.input_name().into(), mean, std });
+            }
+        }
         let fp32 = program.takes_fp32();
         let domain = InputDomain { shape, lower, upper, channels_last, fp32 };
         let (program, scores) = match scores {
@@ -163,7 +222,7 @@ impl Model {
     /// SHA-256 of the ONNX file, hexadecimal.
     ///
     /// If tensors are kept in other files, it is the SHA-256 of the ONNX file followed by those of
-    /// these files, 32 bytes each, in the order of their names.
+    /// these files, 32 bytes each, in the order of their names. A [`Choice`] is mixed into it.
     pub fn digest(&self) -> &str {
         &self.digest
     }

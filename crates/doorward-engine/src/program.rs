@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::classifier::{Cotangent, Trace};
 use crate::compile::{Compiled, Compiler};
 use crate::composition::with_rows;
-use crate::error::{Error, MAX_SHOWN};
+use crate::error::Error;
 use crate::fuse;
 use crate::kernels::loops;
 use crate::layout::Layout;
@@ -56,6 +56,7 @@ pub struct Program {
     rows: Vec<Vec<usize>>,
     channels_last: bool,
     fp32: bool,
+    bytes: bool,
     rows_per_part: usize,
     /// Most shares that the work of a row is worth cutting into, by step.
     shares: Vec<usize>,
@@ -83,21 +84,44 @@ impl Program {
     pub fn compile(bytes: &[u8], device: &Device) -> Result<Self, Error> {
         let mut graph = Graph::decode(bytes, None, None)?;
         patterns::rewrite(&mut graph);
-        let (compiled, channels_last) = Self::lower(&mut graph, device)?;
+        let input = graph.only_input()?;
+        let (name, row) = (input.name(), input.row(true)?);
+        let channels_last = graph.moves_channels(&row);
+        let mut compiler = Compiler::new(&mut graph, device);
+        match *row.as_slice() {
+            [height, width, channels] if channels_last => {
+                compiler.channels_last_input(&name, [height, width, channels]);
+            }
+            _ => compiler.input(&name, Layout::batch_first(&row)),
+        }
+        let compiled = compiler.lower(&graph)?;
         Ok(Self { channels_last, ..Self::new(graph, compiled, 1, device)? })
     }
 
     /// Compiles a graph of one input that ends in scores of labels, for `device`: to logits,
     /// whatever these are turned into at its end. Returns what the graph's output holds as well.
     ///
-    /// One score is that of the second of two labels, which is compared with zero.
-    pub(super) fn of_logits(mut graph: Graph, device: &Device) -> Result<(Self, Scores), Error> {
+    /// One score is that of the second of two labels, which is compared with zero. `input_shape`
+    /// is that of a row, where the graph leaves it open.
+    pub(super) fn of_logits(
+        mut graph: Graph,
+        input_shape: Option<&[usize]>,
+        device: &Device,
+    ) -> Result<(Self, Scores), Error> {
+        let input = graph.only_input()?;
+        let (name, image) = (input.name(), input.image(input_shape)?);
+        let channels_last = graph.channels_last(&name, image);
         patterns::rewrite(&mut graph);
         if let Some(op) = ending::decides(&graph) {
             return Err(Error::Decisions { output: graph.output.clone(), op: op.into() });
         }
         let scores = ending::take_back(&mut graph);
-        let (mut compiled, channels_last) = Self::lower(&mut graph, device)?;
+        let mut compiler = Compiler::new(&mut graph, device);
+        match channels_last {
+            true => compiler.channels_last_input(&name, image),
+            false => compiler.input(&name, Layout::batch_first(&image)),
+        }
+        let mut compiled = compiler.lower(&graph)?;
         compiled.drop_log_softmax();
         let shape = compiled.row();
         let single = shape.iter().product::<usize>() == 1;
@@ -118,24 +142,6 @@ impl Program {
         }
         let program = Self::new(graph, compiled, 1, device)?;
         Ok((Self { logits_name, channels_last, ..program }, scores))
-    }
-
-    /// The steps of a graph of one input, and whether that is an image with its channels last.
-    fn lower(graph: &mut Graph, device: &Device) -> Result<(Compiled, bool), Error> {
-        let [input] = graph.inputs.as_slice() else {
-            let names = graph.inputs.iter().take(MAX_SHOWN).map(Input::name).collect();
-            return Err(Error::Inputs { got: graph.inputs.len(), names });
-        };
-        let (name, row) = (input.name.clone(), input.row(true)?);
-        let channels_last = graph.channels_last(&row);
-        let mut compiler = Compiler::new(graph, device);
-        match *row.as_slice() {
-            [height, width, channels] if channels_last => {
-                compiler.channels_last_input(&name, [height, width, channels]);
-            }
-            _ => compiler.input(&name, Layout::batch_first(&row)),
-        }
-        Ok((compiler.lower(graph)?, channels_last))
     }
 
     /// Compiles a graph that knows of no batch: a row of the program is one evaluation of it.
@@ -192,6 +198,7 @@ impl Program {
         let largest = rows.iter().map(|row| row.iter().product::<usize>()).max().unwrap_or(1);
         Ok(Self {
             fp32: graph.inputs.first().is_some_and(Input::is_fp32),
+            bytes: graph.inputs.first().is_some_and(Input::is_bytes),
             input_name: graph.inputs.first().map(Input::name).unwrap_or_default(),
             output_name: graph.output,
             logits_name: None,
@@ -230,6 +237,11 @@ impl Program {
     /// True if the graph declares its first input as FLOAT.
     pub fn takes_fp32(&self) -> bool {
         self.fp32
+    }
+
+    /// True if the graph declares its first input as UINT8.
+    pub(crate) fn takes_bytes(&self) -> bool {
+        self.bytes
     }
 
     /// Shape of one row of the output.

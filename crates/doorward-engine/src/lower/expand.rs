@@ -95,8 +95,9 @@ fn lp_normalization(node: &mut Expanding<'_>) -> Result<(), Error> {
     };
     let axes = node.integers(&[axis]);
     let norm = node.one(norm, &[x, &axes]);
-    let least = node.scalar(f32::MIN_POSITIVE);
-    let norm = node.one("Max", &[&norm, &least]);
+    let zero = node.scalar(0.0);
+    let one_for_zero = node.one("Equal", &[&norm, &zero]);
+    let norm = node.one("Add", &[&norm, &one_for_zero]);
     node.one("Div", &[x, &norm]);
     node.end()
 }

@@ -18,15 +18,21 @@ pub(super) fn quantize(node: &mut Expanding<'_>) -> Result<(), Error> {
         true => along(node, 2, rank)?,
         false => node.scalar(0.0),
     };
-    let scaled = node.one("Div", &[x, &scale]);
     if node.is_constant(0)? {
+        let scaled = node.one("Div", &[x, &scale]);
         let rounded = node.one("Round", &[&scaled]);
         let moved = node.one("Add", &[&rounded, &zero]);
         let [low, high] = limits.map(|limit| node.scalar(limit));
         let clipped = node.one("Clip", &[&moved, &low, &high]);
         node.node(node.node.made("Cast", &[&clipped], "").with_int("to", INT32));
-    } else {
-        rounded(node, &scaled, &zero, limits);
+        return node.end();
+    }
+    match node.floats(1)?.1.as_slice() {
+        &[scale] => rounded(node, x, scale, &zero, limits),
+        _ => {
+            let scaled = node.one("Div", &[x, &scale]);
+            rounded(node, &scaled, 1.0, &zero, limits);
+        }
     }
     node.end()
 }
@@ -201,9 +207,10 @@ fn dequantized(node: &mut Expanding<'_>, [x, scale, zero]: [usize; 3]) -> Result
 fn quantized(node: &mut Expanding<'_>, y: &str, scale: usize) -> Result<(), Error> {
     let limits = limits(node, scale + 1)?;
     let zero = along(node, scale + 1, 0)?;
-    let scale = along(node, scale, 0)?;
-    let scaled = node.one("Div", &[y, &scale]);
-    rounded(node, &scaled, &zero, limits);
+    match node.floats(scale)?.1.as_slice() {
+        &[scale] => rounded(node, y, scale, &zero, limits),
+        other => return Err(node.error(format!("{} scales of the result", other.len()))),
+    }
     node.end()
 }
 
@@ -219,13 +226,15 @@ fn requantized(
     let scales = node.keep_floats(shape, scales);
     let scaled = node.one("Mul", &[sum, &scales]);
     let zero = along(node, zero, 0)?;
-    rounded(node, &scaled, &zero, limits);
+    rounded(node, &scaled, 1.0, &zero, limits);
     node.end()
 }
 
-/// Appends the rounding to integers within limits, after a zero point is added.
-fn rounded(node: &mut Expanding<'_>, scaled: &str, zero: &str, [low, high]: [f32; 2]) {
-    let rounded = node.one("RoundStraightThrough", &[scaled]);
+/// Appends the rounding of a value over a scale to integers within limits, after a zero point is
+/// added.
+fn rounded(node: &mut Expanding<'_>, x: &str, scale: f32, zero: &str, [low, high]: [f32; 2]) {
+    let steps = node.node.made("RoundedSteps", &[x], "").with_float("scale", scale);
+    let rounded = node.node(steps);
     let moved = node.one("Add", &[&rounded, zero]);
     let (low, high) = (node.scalar(low), node.scalar(high));
     node.one("Clip", &[&moved, &low, &high]);

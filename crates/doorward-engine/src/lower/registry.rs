@@ -274,11 +274,13 @@ pub(crate) const REGISTRY: &[Entry] = &[
     ),
     entry("Round", 11, &[], "", |context| pointwise::unary(context, [], |[]| Unary::Round)),
     entry(
-        "RoundStraightThrough",
+        "RoundedSteps",
         9,
-        &[],
+        &["scale"],
         "as a node of its own: stands for the rounding of QuantizeLinear",
-        |context| pointwise::unary(context, [], |[]| Unary::RoundStraightThrough),
+        |context| {
+            pointwise::unary(context, [("scale", 1.0)], |[scale]| Unary::RoundedSteps { scale })
+        },
     ),
     entry("Selu", 9, &["alpha", "gamma"], "", |context| {
         let attributes = [("alpha", 1.673_263_2), ("gamma", 1.050_701)];

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_onnx::onnx::tensor_proto::DataType;
 
-use crate::error::Error;
+use crate::error::{Error, FileKind, MAX_SHOWN};
 use crate::onnx::calls::{Reader, Scope, narrow};
 use crate::onnx::constant::Constant;
 use crate::onnx::external::{Digests, External};
@@ -192,13 +192,50 @@ impl<'a> Order<'a> {
 }
 
 impl Graph {
+    /// The input, if there is one only.
+    pub(crate) fn only_input(&self) -> Result<&Input, Error> {
+        match self.inputs.as_slice() {
+            [input] => Ok(input),
+            inputs => Err(Error::Inputs {
+                got: inputs.len(),
+                names: inputs.iter().take(MAX_SHOWN).map(Input::name).collect(),
+            }),
+        }
+    }
+
     /// True if the input is an image with its channels last: few values in the last dimension, many
     /// in the first, and a transposition that moves the last to the front.
-    pub(crate) fn channels_last(&self, row: &[usize]) -> bool {
+    pub(crate) fn moves_channels(&self, row: &[usize]) -> bool {
         let to_front = |node: &Node| {
             node.op == "Transpose" && matches!(node.ints("perm"), Ok(Some([0, 3, 1, 2])))
         };
         matches!(row, &[height, _, 1..=4] if height > 4) && self.nodes.iter().any(to_front)
+    }
+
+    /// The same of an image, which may as well be reshaped for one channel, or to a list: nothing
+    /// that takes its channels first may read it then.
+    pub(crate) fn channels_last(&self, input: &str, image: [usize; 3]) -> bool {
+        let last = matches!(image, [height, width, 1 | 3] if height > 4 && width > 4);
+        self.moves_channels(&image) || last && !self.reads_channels_first(input)
+    }
+
+    /// True if an operator that takes channels first reads a tensor, or what is computed from its
+    /// values one by one.
+    fn reads_channels_first(&self, input: &str) -> bool {
+        let (mut open, mut seen) = (vec![input], HashSet::from([input]));
+        while let Some(name) = open.pop() {
+            for node in self.nodes.iter().filter(|node| node.reads().any(|read| read == name)) {
+                let op = node.op.rsplit('.').next().unwrap_or_default();
+                if CHANNELS_FIRST.contains(&op) {
+                    return true;
+                }
+                if VALUE_BY_VALUE.contains(&op) {
+                    let outputs = node.outputs.iter().map(String::as_str);
+                    open.extend(outputs.filter(|output| seen.insert(output)));
+                }
+            }
+        }
+        false
     }
 }
 
@@ -208,8 +245,10 @@ fn named(bytes: &[u8]) -> Result<&str, Error> {
 
 /// The error about bytes that are no ONNX model.
 fn foreign(bytes: &[u8], reason: String) -> Error {
-    let _ = bytes;
-    Error::not_onnx(reason)
+    match FileKind::of(bytes) {
+        Some(kind) => Error::Foreign { kind },
+        None => Error::not_onnx(reason),
+    }
 }
 
 /// The initializers.
@@ -251,3 +290,40 @@ impl Constants {
 
 /// A transformer that gives every layer's states and attentions has a hundred.
 const MAX_OUTPUTS: usize = 1 << 10;
+
+/// Operators that take images with their channels first.
+const CHANNELS_FIRST: &[&str] = &[
+    "AveragePool",
+    "BatchNormalization",
+    "Conv",
+    "ConvInteger",
+    "ConvTranspose",
+    "DepthToSpace",
+    "FusedConv",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LRN",
+    "MaxPool",
+    "PRelu",
+    "QLinearConv",
+    "SpaceToDepth",
+];
+
+/// Operators that exporters put between an image and what takes it.
+const VALUE_BY_VALUE: &[&str] = &[
+    "Add",
+    "Cast",
+    "Clip",
+    "DequantizeLinear",
+    "Div",
+    "DynamicQuantizeLinear",
+    "Identity",
+    "Mul",
+    "Neg",
+    "Pad",
+    "QuantizeLinear",
+    "Relu",
+    "Sub",
+];

@@ -72,20 +72,56 @@ impl Input {
         self.element == 0
     }
 
+    /// True if the values are bytes.
+    pub(crate) fn is_bytes(&self) -> bool {
+        self.element == DataType::Uint8 as i32
+    }
+
+    /// The sizes of an image behind the batch, those that are open as `chosen` gives all of them.
+    ///
+    /// Fails if the input holds neither floats nor bytes, is no image, or if `chosen` leaves sizes
+    /// open or contradicts those that are fixed.
+    pub(crate) fn image(&self, chosen: Option<&[usize]>) -> Result<[usize; 3], Error> {
+        if !self.is_float() && !self.is_bytes() {
+            return Err(self.wrong());
+        }
+        let row: Vec<Option<usize>> = match (&self.dims, chosen) {
+            (Some(dims), _) => dims.iter().skip(1).map(Dim::size).collect(),
+            (None, Some(chosen)) => vec![None; chosen.len()],
+            (None, None) => return Err(self.wrong()),
+        };
+        if let Some(chosen) = chosen {
+            let fits =
+                |(own, chosen): (&Option<usize>, &usize)| own.is_none_or(|own| own == *chosen);
+            if chosen.len() != row.len() || !row.iter().zip(chosen).all(fits) {
+                return Err(Error::InputShape {
+                    name: self.name.clone(),
+                    got: self.described(),
+                    chosen: chosen.to_vec(),
+                });
+            }
+        }
+        let sizes: Option<Vec<usize>> = match chosen {
+            Some(chosen) => Some(chosen.to_vec()),
+            None => row.into_iter().collect(),
+        };
+        match sizes {
+            Some(sizes) if row_values(&sizes).is_some() => {
+                <[usize; 3]>::try_from(sizes).map_err(|_| self.wrong())
+            }
+            Some(_) => Err(self.wrong()),
+            None => Err(Error::OpenShape { name: self.name.clone(), got: self.described() }),
+        }
+    }
+
     /// The sizes behind the first dimension, or all of them.
     pub(crate) fn row(&self, batch_first: bool) -> Result<Vec<usize>, Error> {
         if !self.is_float() {
             return Err(self.wrong());
         }
         let dims = self.dims.as_deref().unwrap_or_default();
-        let fixed: Option<Vec<usize>> = dims
-            .iter()
-            .skip(usize::from(batch_first))
-            .map(|dim| match dim {
-                Dim::Fixed(size) if *size > 0 => usize::try_from(*size).ok(),
-                _ => None,
-            })
-            .collect();
+        let fixed: Option<Vec<usize>> =
+            dims.iter().skip(usize::from(batch_first)).map(Dim::size).collect();
         match fixed {
             Some(row) if row_values(&row).is_some() && !(batch_first && row.is_empty()) => Ok(row),
             _ => Err(self.wrong()),
@@ -102,15 +138,31 @@ impl Input {
 
     /// An error that says what it is.
     pub(crate) fn wrong(&self) -> Error {
+        Error::InputType { name: self.name.clone(), got: self.described() }
+    }
+
+    /// Its type and shape.
+    fn described(&self) -> String {
         let kind = type_name(self.element);
-        let got = match &self.dims {
+        match &self.dims {
             None => format!("{kind} without a shape"),
             Some(dims) => {
                 let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
                 format!("{kind} of shape [{}]", dims.join(", "))
             }
-        };
-        Error::InputType { name: self.name.clone(), got }
+        }
+    }
+}
+
+// === impl Dim ===
+
+impl Dim {
+    /// The size, if it is fixed to one that a tensor can have.
+    fn size(&self) -> Option<usize> {
+        match self {
+            Self::Fixed(size) if *size > 0 => usize::try_from(*size).ok(),
+            _ => None,
+        }
     }
 }
 

@@ -96,7 +96,7 @@ fn functions_of_one_value() {
         Power { exponent: -2.0 },
         Reciprocal,
         Round,
-        RoundStraightThrough,
+        RoundedSteps { scale: 0.3 },
         Selu { alpha, gamma },
         Sigmoid,
         Sign,

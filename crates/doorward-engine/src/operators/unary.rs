@@ -48,8 +48,10 @@ pub(crate) enum Unary {
     Reciprocal,
     /// To the nearest integer, to the even one of two.
     Round,
-    /// The same, with the derivative of a function that does not round: quantisation.
-    RoundStraightThrough,
+    /// The same of `x / scale`, with the derivative of what is not rounded: quantisation.
+    RoundedSteps {
+        scale: f32,
+    },
     Selu {
         alpha: f32,
         gamma: f32,
@@ -75,9 +77,9 @@ macro_rules! specialised {
     ($function:expr, $f:ident, $body:expr) => {
         specialised!(@ $function, $f, $body,
             Abs, Ceil, Erf, Exp, Floor, Gelu, GeluTanh, HardSwish, Log, Mish, Neg, Reciprocal, Round,
-            RoundStraightThrough, Sigmoid, Sign, Silu, Softplus, Softsign, Sqrt, Square, Tanh;
+            Sigmoid, Sign, Silu, Softplus, Softsign, Sqrt, Square, Tanh;
             Celu { alpha }, Clip { low, high }, Elu { alpha }, HardSigmoid { alpha, beta },
-            LeakyRelu { slope }, Power { exponent }, Selu { alpha, gamma }, ThresholdedRelu { alpha })
+            LeakyRelu { slope }, Power { exponent }, RoundedSteps { scale }, Selu { alpha, gamma }, ThresholdedRelu { alpha })
     };
     (@ $function:expr, $f:ident, $body:expr, $($plain:ident),*; $($with:ident { $($field:ident),* }),*) => {
         match $function {
@@ -121,7 +123,8 @@ impl Unary {
             Self::Neg => -x,
             Self::Power { exponent } => x.powf(exponent),
             Self::Reciprocal => 1.0 / x,
-            Self::Round | Self::RoundStraightThrough => x.round_ties_even(),
+            Self::Round => x.round_ties_even(),
+            Self::RoundedSteps { scale } => (x / scale).round_ties_even(),
             Self::Selu { alpha, gamma } => {
                 gamma * if x > 0.0 { x } else { alpha * (math::exp(x) - 1.0) }
             }
@@ -202,7 +205,7 @@ impl Unary {
             }
             Self::Neg => -1.0,
             Self::Ceil | Self::Floor | Self::Round | Self::Sign => 0.0,
-            Self::RoundStraightThrough => 1.0,
+            Self::RoundedSteps { scale } => 1.0 / scale,
             Self::Power { exponent } => exponent * x.powf(exponent - 1.0),
             Self::Reciprocal => -1.0 / (x * x),
             Self::Selu { alpha, gamma } => gamma * if x > 0.0 { 1.0 } else { alpha * math::exp(x) },

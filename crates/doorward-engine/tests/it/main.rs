@@ -7,6 +7,7 @@ mod backend;
 mod endings;
 mod engine;
 mod external_data;
+mod files;
 mod gradients;
 mod hostile_files;
 mod hostile_models;

@@ -33,7 +33,10 @@ impl Unary {
             Self::Neg => x.neg(),
             Self::Power { exponent } => x.powf(exponent.into()),
             Self::Reciprocal => x.recip(),
-            Self::Round | Self::RoundStraightThrough => round(x),
+            Self::Round => round(x),
+            Self::RoundedSteps { scale } => {
+                round(&x.broadcast_div(&Tensor::new(scale, x.device())?)?)
+            }
             Self::Selu { alpha, gamma } => x.elu(alpha.into())? * f64::from(gamma),
             Self::Sigmoid => sigmoid(x),
             Self::Sign => x.sign(),
@@ -92,7 +95,7 @@ impl Unary {
             }
             Self::Neg => one()?.neg(),
             Self::Ceil | Self::Floor | Self::Round | Self::Sign => x.zeros_like(),
-            Self::RoundStraightThrough => one(),
+            Self::RoundedSteps { scale } => one()? / f64::from(scale),
             Self::Power { exponent } => x.powf(f64::from(exponent) - 1.0)? * f64::from(exponent),
             Self::Reciprocal => x.sqr()?.recip()?.neg(),
             Self::Selu { alpha, gamma } => {
@@ -155,7 +158,7 @@ impl Operator for Unary {
             Self::Power { .. } | Self::Square => "Pow",
             Self::Reciprocal => "Reciprocal",
             Self::Round => "Round",
-            Self::RoundStraightThrough => "QuantizeLinear",
+            Self::RoundedSteps { .. } => "QuantizeLinear",
             Self::Selu { .. } => "Selu",
             Self::Sigmoid => "Sigmoid",
             Self::Sign => "Sign",
