@@ -91,7 +91,7 @@ fn every_bit_of_a_small_model_can_flip() {
 
 #[test]
 fn bytes_that_are_no_protobuf_are_refused() {
-    refuses(&[], "no graph");
+    refuses(&[], "an empty file");
     refuses(b"not a model at all", "not an ONNX model");
     refuses(&[0xff; 64], "longer than 64 bits");
     refuses(&[0x3a, 0xff, 0xff, 0xff, 0xff, 0x0f], "ends too early");
