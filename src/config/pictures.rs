@@ -18,6 +18,7 @@ pub(super) struct RawPreprocess {
     interpolation: Option<Interpolation>,
     channel_order: Option<ChannelOrder>,
     exif_orientation: Option<ExifOrientation>,
+    range_slack: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -39,6 +40,14 @@ enum RawResize {
 // === impl RawPreprocess ===
 
 impl RawPreprocess {
+    pub(super) fn range_slack(&self) -> Result<f32> {
+        let slack = required("preprocess.range_slack", self.range_slack)?;
+        match (0.0..=1.0).contains(&slack) {
+            true => Ok(slack as f32),
+            false => invalid("preprocess.range_slack", slack, "a share from 0 to 1"),
+        }
+    }
+
     pub(super) fn convert(self) -> Result<Preprocess> {
         let side_key = "preprocess.shortest_side";
         let resize = match (required("preprocess.resize", self.resize)?, self.shortest_side) {
@@ -84,6 +93,16 @@ impl RawImages {
             return invalid("images.part", format!("{part:?}"), expected);
         }
         Ok(ImageRoutes { protocols, path, part })
+    }
+}
+
+/// Paths that are spelled plainly.
+pub(super) fn paths(key: &'static str, paths: Vec<String>) -> Result<Vec<String>> {
+    match paths.iter().find(|path| !is_path(path)) {
+        None => Ok(paths),
+        Some(path) => {
+            invalid(key, format!("{path:?}"), "paths such as /docs, of letters, digits and -._~")
+        }
     }
 }
 

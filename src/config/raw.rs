@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::operations::{RawAudit, RawTls, RawUpstreamTls};
-use super::pictures::{RawImages, RawPreprocess};
+use super::pictures::{RawImages, RawPreprocess, paths};
 use super::telemetry::RawTelemetry;
 use super::value::{
-    OneOrMany, address, count, duration, endpoint, file, invalid, location, model_name, positive,
-    probability, required, sha256, share,
+    OneOrMany, address, count, duration, endpoint, file, invalid, location, model_name,
+    model_version, positive, probability, required, sha256, share,
 };
 use super::{
     Action, Address, Admin, Algorithm, Artifact, Breaker, Calibration, Choice, Config, Inspection,
@@ -64,6 +64,7 @@ struct RawOwn {
 struct RawListen {
     http: Option<String>,
     grpc: Option<String>,
+    reads: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -90,6 +91,8 @@ struct RawUpstream {
 struct RawModel {
     path: Option<PathBuf>,
     name: Option<String>,
+    version: Option<String>,
+    signature: Option<String>,
     predictions: Option<Predictions>,
     input_shape: Option<Vec<usize>>,
     output: Option<String>,
@@ -147,6 +150,7 @@ struct RawUnverified {
     deadline: Option<RawAction>,
     internal: Option<RawAction>,
     overload: Option<RawAction>,
+    range: Option<RawAction>,
     undecodable: Option<RawAction>,
 }
 
@@ -201,9 +205,11 @@ impl RawConfig {
         let failures = required("upstream.breaker_failures", self.upstream.breaker_failures)?;
         let breaker = NonZeroU32::new(failures).map(|failures| Breaker { failures, pause });
         let (calibration, artifact) = self.calibration.convert()?;
+        let range_slack = self.preprocess.range_slack()?;
         let preprocess = self.preprocess.convert()?;
+        let reads = paths("listen.reads", required("listen.reads", self.listen.reads)?)?;
         let server = doorward_proxy::Settings {
-            listen: Listen { http: endpoint("listen.http", self.listen.http)?, grpc },
+            listen: Listen { http: endpoint("listen.http", self.listen.http)?, grpc, reads },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
             upstream: Upstream {
                 tls: self.upstream.tls.convert(&url, grpc_url.as_ref())?,
@@ -220,10 +226,13 @@ impl RawConfig {
             model: Model {
                 path: file("model.path", self.model.path)?,
                 name: self.model.name.map(model_name).transpose()?,
+                version: self.model.version.map(model_version).transpose()?,
+                signature: required("model.signature", self.model.signature)?,
                 predictions,
             },
             images: self.images.convert()?,
             pictures: preprocess.pictures,
+            range_slack,
             judging: judged,
             policy,
             limits,
@@ -375,6 +384,7 @@ impl RawUnverified {
             deadline: action("policy.unverified.deadline", self.deadline)?,
             internal: action("policy.unverified.internal", self.internal)?,
             overload: action("policy.unverified.overload", self.overload)?,
+            range: action("policy.unverified.range", self.range)?,
             undecodable: action("policy.unverified.undecodable", self.undecodable)?,
         })
     }

@@ -95,6 +95,14 @@ pub(super) fn model_name(name: String) -> Result<String> {
     Ok(name)
 }
 
+pub(super) fn model_version(version: String) -> Result<String> {
+    if version.is_empty() {
+        let expected = "a version, or no such key to take requests that name none";
+        return invalid("model.version", "\"\"", expected);
+    }
+    Ok(version)
+}
+
 pub(super) fn channels(key: &'static str, value: Option<OneOrMany<f64>>) -> Result<Vec<f32>> {
     let values = required(key, value)?.into_vec();
     let narrowed: Vec<f32> = values.iter().map(|&value| value as f32).collect();

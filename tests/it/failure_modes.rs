@@ -401,8 +401,10 @@ async fn readiness_follows_the_detector() {
     let ready = admin.get("/readyz").await;
     assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(ready.body.starts_with(b"calibrating"));
-    // Health of the upstream does not wait for the detector.
-    assert_eq!(setup.client.get("/v2/health/ready").await.body, REPLY);
+    // The life of the upstream does not wait for the detector; that it is ready would be no use.
+    assert_eq!(setup.client.get("/v2/health/live").await.body, REPLY);
+    let ready = setup.client.get("/v2/health/ready").await;
+    assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
     setup.server.ready(setup.judge.clone(), &manifest()).expect("the first detector");
     assert_eq!(admin.get("/readyz").await.status, StatusCode::OK);
     let page = admin.get("/metrics").await;

@@ -8,6 +8,7 @@ mod audit;
 mod bypasses;
 mod bypasses_grpc;
 mod calibrate_roundtrip;
+mod clients;
 mod config_files;
 mod differential;
 mod documents;

@@ -158,7 +158,6 @@ async fn reads_pass_and_everything_else_is_refused() {
         "/inference.GRPCInferenceService/SystemSharedMemoryRegister",
         "/inference.GRPCInferenceService/CudaSharedMemoryRegister",
         "/inference.GRPCInferenceService/RepositoryModelLoad",
-        "/inference.GRPCInferenceService/RepositoryIndex",
         "/inference.GRPCInferenceService/TraceSetting",
         "/inference.GRPCInferenceService/Modelinfer",
         "/inference.GRPCInferenceService/ModelInfer/",
@@ -199,12 +198,38 @@ async fn monitor_mode_flags_and_changes_nothing() {
     let mut request = raw_request(&[CLEAN]);
     request.model_name = "other".to_owned();
     setup.infer(request).await.expect("the upstream takes it");
-    let answer = setup
-        .raw
-        .send("/inference.GRPCInferenceService/RepositoryIndex", &[], framed(0, b""))
-        .await;
+    let answer =
+        setup.raw.send("/inference.GRPCInferenceService/TraceSetting", &[], framed(0, b"")).await;
     assert_eq!((answer.status, answer.message.as_str()), (12, ""), "the upstream's own words");
-    assert_eq!(setup.verdicts("bypassed"), 2.0);
+    assert_eq!(setup.verdicts("unverified_passed"), 3.0);
+    assert_eq!(setup.setup.metric("unverified_total{reason=\"unrecognised\"}"), 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_waits_for_the_detector_and_a_version_for_its_setting() {
+    let setup = GrpcSetup::calibrating("").await;
+    let mut client = setup.client.clone();
+    let ready = |name: &str| ModelReadyRequest { name: name.to_owned(), ..Default::default() };
+    assert!(client.server_live(ServerLiveRequest {}).await.expect("a reply").into_inner().live);
+    assert!(!client.server_ready(ServerReadyRequest {}).await.expect("a reply").into_inner().ready);
+    assert!(!client.model_ready(ready("m")).await.expect("a reply").into_inner().ready);
+    let health = setup.raw.send("/grpc.health.v1.Health/Check", &[], framed(0, b"")).await;
+    assert_eq!((health.status, &health.body[..]), (0, &framed(0, &[8, 2])[..]), "NOT_SERVING");
+    setup.setup.server.ready(setup.setup.judge.clone(), &manifest()).expect("the first detector");
+    assert!(client.server_ready(ServerReadyRequest {}).await.expect("a reply").into_inner().ready);
+    assert!(client.model_ready(ready("m")).await.expect("a reply").into_inner().ready);
+    // The list of models passes on, as it was understood; the fake upstream has none.
+    let index = [field(1, b""), vec![16, 1], field(9, b"odd")].concat();
+    let path = "/inference.GRPCInferenceService/RepositoryIndex";
+    let answer = setup.raw.send(path, &[], framed(0, &index)).await;
+    assert_eq!((answer.status, answer.message.as_str()), (12, ""), "the upstream's own words");
+    let answer = setup.raw.send(path, &[], framed(0, &[16])).await;
+    assert_eq!(answer.status, 3, "{}", answer.message);
+    let mut versioned = raw_request(&[CLEAN]);
+    versioned.model_version = "999".to_owned();
+    let status = setup.infer(versioned).await.expect_err("another version");
+    assert_eq!(status.code(), Code::NotFound);
+    assert!(status.message().contains("model.version"), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

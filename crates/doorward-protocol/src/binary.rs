@@ -61,5 +61,5 @@ pub(super) fn raw(body: &Bytes, bounds: Bounds<'_>) -> Result<Checked, DecodeErr
     let media_type = Some(media::BYTES.into());
     let values = bounds.input.rows_of_sent(values);
     let encoded = Encoded { body: body.clone(), json_length: Some(0), media_type };
-    Ok(Checked { encoded, rows, values })
+    Ok(Checked { encoded, rows, values, dropped: Vec::new() })
 }

@@ -13,6 +13,10 @@ pub struct Bounds<'a> {
     pub input: Input<'a>,
     /// Most rows in one request.
     pub rows: usize,
+    /// The share of a channel's range by which a value may lie outside of it.
+    pub slack: f32,
+    /// The only signature that a V1 request may name.
+    pub signature: &'a str,
     /// The way of images to rows.
     pub pictures: Pictures<'a>,
 }

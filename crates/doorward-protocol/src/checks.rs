@@ -2,7 +2,6 @@
 
 use crate::bounds::Bounds;
 use crate::error::DecodeError;
-use crate::input::Input;
 
 pub(super) fn check_shape(shape: &[usize], bounds: Bounds<'_>) -> Result<(), DecodeError> {
     let row = bounds.input.sent_shape();
@@ -23,15 +22,15 @@ pub(super) fn check_rows(rows: usize, bounds: Bounds<'_>) -> Result<(), DecodeEr
 }
 
 pub(super) fn check_range(values: &[f32], bounds: Bounds<'_>) -> Result<(), DecodeError> {
-    match outside(values, bounds.input) {
+    match outside(values, bounds) {
         None => Ok(()),
         Some(Outside { index, value, lower, upper }) => {
-            Err(DecodeError::Range { index, value, lower, upper })
+            Err(DecodeError::Range { index, value, lower, upper, slack: bounds.slack })
         }
     }
 }
 
-/// A value that no image can give.
+/// A value outside the range that the model's preprocessing can give.
 pub(super) struct Outside {
     pub(super) index: usize,
     pub(super) value: f32,
@@ -39,8 +38,10 @@ pub(super) struct Outside {
     pub(super) upper: f32,
 }
 
-/// The first value, of rows as they are sent, that no image can give.
-pub(super) fn outside(values: &[f32], input: Input<'_>) -> Option<Outside> {
+/// The first value, of rows as they are sent, that is further outside than the slack.
+pub(super) fn outside(values: &[f32], bounds: Bounds<'_>) -> Option<Outside> {
+    let input = bounds.input;
+    let slack = bounds.slack.max(ROUNDING);
     // Values of one channel that lie side by side.
     let run = if input.channels_last { 1 } else { input.shape[1] * input.shape[2] };
     if run == 0 {
@@ -48,7 +49,7 @@ pub(super) fn outside(values: &[f32], input: Input<'_>) -> Option<Outside> {
     }
     let limits: Vec<(f32, f32)> = (input.lower.iter().zip(input.upper))
         .map(|(&lower, &upper)| {
-            let tolerance = ROUNDING * (upper - lower);
+            let tolerance = slack * (upper - lower);
             (lower - tolerance, upper + tolerance)
         })
         .collect();

@@ -1,10 +1,13 @@
-//! The JSON document of an Open Inference Protocol request, each key known and at most once.
+//! The JSON document of an Open Inference Protocol request, each key at most once.
 //!
-//! The visitors take objects only as objects: derived ones would also read an array as a struct.
+//! Keys that the protocol does not have are dropped and named. The visitors are written by hand:
+//! derived ones read an array as a struct, and see neither the names nor the repetition of keys that
+//! they do not know.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::datatype::Datatype;
@@ -14,9 +17,14 @@ use super::json::{Numbers, NumbersSeed, StrictObject};
 #[derive(Default)]
 pub(super) struct Document {
     pub(super) id: Option<String>,
+    /// The model, as KServe's clients name it here once more.
+    pub(super) model_name: Option<Box<RawValue>>,
+    pub(super) model_version: Option<Box<RawValue>>,
     pub(super) parameters: Option<Map<String, Value>>,
     pub(super) input: Option<Input>,
     pub(super) outputs: Option<Vec<Value>>,
+    /// Paths of the keys that were dropped.
+    pub(super) dropped: Vec<String>,
 }
 
 pub(super) struct Input {
@@ -25,6 +33,7 @@ pub(super) struct Input {
     pub(super) datatype: String,
     pub(super) parameters: Option<Map<String, Value>>,
     pub(super) numbers: Option<Numbers>,
+    unknown: Vec<String>,
 }
 
 pub(super) struct DocumentSeed {
@@ -48,7 +57,17 @@ pub(super) struct Nullable<S>(pub(super) S);
 
 /// The keys of one object so far.
 #[derive(Default)]
-pub(super) struct Seen(u32);
+pub(super) struct Seen {
+    known: u32,
+    /// The others, in their order.
+    pub(super) unknown: Vec<String>,
+}
+
+/// The outputs that a client asks for, and the paths of keys in them that were dropped.
+type Outputs = (Vec<Value>, Vec<String>);
+
+/// Most keys of one object that the protocol does not have: each is remembered.
+const MOST_UNKNOWN: usize = 64;
 
 // === impl DocumentSeed ===
 
@@ -68,22 +87,40 @@ impl<'de> Visitor<'de> for DocumentSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Document, A::Error> {
-        const KEYS: &[&str] = &["id", "parameters", "inputs", "outputs"];
+        const KEYS: &[&str] =
+            &["id", "model_name", "model_version", "parameters", "inputs", "outputs"];
         let mut seen = Seen::default();
         let mut document = Document::default();
+        let mut in_outputs = Vec::new();
         while let Some(key) = entries.next_key::<String>()? {
-            match seen.check(KEYS, &key)? {
-                "id" => document.id = entries.next_value()?,
-                "parameters" => {
+            match seen.check(KEYS, key)? {
+                Some("id") => document.id = entries.next_value()?,
+                Some("model_name") => document.model_name = entries.next_value()?,
+                Some("model_version") => document.model_version = entries.next_value()?,
+                Some("parameters") => {
                     document.parameters = entries.next_value_seed(Nullable(StrictObject))?
                 }
-                "inputs" => {
+                Some("inputs") => {
                     let seed = InputsSeed { limit: self.limit };
                     document.input = Some(entries.next_value_seed(seed)?);
                 }
-                _ => document.outputs = entries.next_value_seed(Nullable(OutputsSeed))?,
+                Some(_) => {
+                    let outputs: Option<Outputs> =
+                        entries.next_value_seed(Nullable(OutputsSeed))?;
+                    document.outputs = outputs.map(|(outputs, dropped)| {
+                        in_outputs = dropped;
+                        outputs
+                    });
+                }
+                None => {
+                    entries.next_value::<IgnoredAny>()?;
+                }
             }
         }
+        document.dropped = seen.unknown;
+        let in_input = document.input.iter_mut().flat_map(|input| input.unknown.drain(..));
+        document.dropped.extend(in_input.map(|key| format!("inputs[0].{key}")));
+        document.dropped.append(&mut in_outputs);
         Ok(document)
     }
 }
@@ -141,18 +178,20 @@ impl<'de> Visitor<'de> for InputSeed {
         let mut datatype: Option<String> = None;
         let (mut parameters, mut numbers) = (None, None);
         while let Some(key) = entries.next_key::<String>()? {
-            match seen.check(KEYS, &key)? {
-                "name" => name = Some(entries.next_value()?),
-                "shape" => shape = Some(entries.next_value()?),
-                "datatype" => datatype = Some(entries.next_value()?),
-                "parameters" => parameters = entries.next_value_seed(Nullable(StrictObject))?,
-                // The datatype is about to be refused; an error about its data would hide that.
-                _ if datatype.as_deref().is_some_and(|name| Datatype::parse(name).is_none()) => {
-                    entries.next_value::<IgnoredAny>()?;
+            match seen.check(KEYS, key)? {
+                Some("name") => name = Some(entries.next_value()?),
+                Some("shape") => shape = Some(entries.next_value()?),
+                Some("datatype") => datatype = Some(entries.next_value()?),
+                Some("parameters") => {
+                    parameters = entries.next_value_seed(Nullable(StrictObject))?;
                 }
-                _ => {
+                // The datatype is about to be refused; an error about its data would hide that.
+                Some(_) if datatype.as_deref().is_none_or(is_judged) => {
                     let seed = NumbersSeed { limit: self.limit };
-                    numbers = Some(entries.next_value_seed(seed)?);
+                    numbers = entries.next_value_seed(Nullable(seed))?;
+                }
+                Some(_) | None => {
+                    entries.next_value::<IgnoredAny>()?;
                 }
             }
         }
@@ -162,6 +201,7 @@ impl<'de> Visitor<'de> for InputSeed {
             datatype: datatype.ok_or_else(|| A::Error::missing_field("datatype"))?,
             parameters,
             numbers,
+            unknown: seen.unknown,
         })
     }
 }
@@ -169,27 +209,42 @@ impl<'de> Visitor<'de> for InputSeed {
 // === impl OutputsSeed ===
 
 impl<'de> DeserializeSeed<'de> for OutputsSeed {
-    type Value = Vec<Value>;
+    type Value = Outputs;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<Value>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Outputs, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
 impl<'de> Visitor<'de> for OutputsSeed {
-    type Value = Vec<Value>;
+    type Value = Outputs;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an array of output objects")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<Value>, A::Error> {
-        let mut outputs = Vec::new();
-        while let Some(output) = items.next_element_seed(StrictObject)? {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Outputs, A::Error> {
+        const KEYS: &[&str] = &["name", "parameters"];
+        let (mut outputs, mut dropped) = (Vec::new(), Vec::new());
+        while let Some(mut output) = items.next_element_seed(StrictObject)? {
+            output.retain(|key, _| {
+                let known = KEYS.contains(&key.as_str());
+                // One that repeats from output to output is named once.
+                let path = format!("outputs[].{key}");
+                if !known && dropped.len() < MOST_UNKNOWN && !dropped.contains(&path) {
+                    dropped.push(path);
+                }
+                known
+            });
             outputs.push(Value::Object(output));
         }
-        Ok(outputs)
+        Ok((outputs, dropped))
     }
+}
+
+/// True if the datatype is one whose values are judged.
+fn is_judged(datatype: &str) -> bool {
+    Datatype::parse(datatype).is_some()
 }
 
 // === impl Nullable ===
@@ -221,20 +276,29 @@ impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Nullable<S> {
 // === impl Seen ===
 
 impl Seen {
-    /// The known key that `key` is; each at most once.
+    /// The known key that `key` is, `None` for any other; each at most once, whatever it is.
     pub(super) fn check<E: Error>(
         &mut self,
         known: &'static [&'static str],
-        key: &str,
-    ) -> Result<&'static str, E> {
+        key: String,
+    ) -> Result<Option<&'static str>, E> {
         let Some(position) = known.iter().position(|&known| known == key) else {
-            return Err(E::unknown_field(key, known));
+            if self.unknown.contains(&key) {
+                return Err(E::custom(format_args!("duplicate key {key:?}")));
+            }
+            if self.unknown.len() == MOST_UNKNOWN {
+                return Err(E::custom(format_args!(
+                    "more than {MOST_UNKNOWN} keys that the protocol does not have, the last is {key:?}"
+                )));
+            }
+            self.unknown.push(key);
+            return Ok(None);
         };
         let bit = 1 << position;
-        if self.0 & bit != 0 {
+        if self.known & bit != 0 {
             return Err(E::duplicate_field(known[position]));
         }
-        self.0 |= bit;
-        Ok(known[position])
+        self.known |= bit;
+        Ok(Some(known[position]))
     }
 }

@@ -101,7 +101,8 @@ pub enum DecodeError {
     },
     /// A V1 value outside the range that the model's preprocessing can give.
     #[error(
-        "{field}, flattened, holds {value} at {index}, expected a number from {lower} to {upper}"
+        "{field}, flattened, holds {value} at {index}, expected a number from {lower} to {upper}{}",
+        advise(*value, *slack)
     )]
     FieldRange {
         /// The key of the document.
@@ -114,6 +115,8 @@ pub enum DecodeError {
         lower: f32,
         /// The channel's largest value.
         upper: f32,
+        /// The share of the range by which a value may lie outside of it.
+        slack: f32,
     },
     /// A V1 number that does not fit FP32.
     #[error("{field}, flattened, holds {value} at {index}, which does not fit FP32")]
@@ -165,6 +168,16 @@ pub enum DecodeError {
         /// The key of the document.
         field: &'static str,
     },
+    /// A model in the body that is not the path's.
+    #[error("{key} is {received}, but the path names {expected:?}: expected the same, or no {key}")]
+    Named {
+        /// The key of the document.
+        key: &'static str,
+        /// The JSON value.
+        received: String,
+        /// The name in the path.
+        expected: String,
+    },
     /// Nested data whose lengths are not those of the shape.
     #[error("inputs[0].data is nested as {received:?}, expected {expected:?} or a flat array")]
     Nesting {
@@ -174,7 +187,10 @@ pub enum DecodeError {
         expected: Vec<usize>,
     },
     /// A value outside the range that the model's preprocessing can give.
-    #[error("inputs[0].data[{index}] is {value}, expected a number from {lower} to {upper}")]
+    #[error(
+        "inputs[0].data[{index}] is {value}, expected a number from {lower} to {upper}{}",
+        advise(*value, *slack)
+    )]
     Range {
         /// Position in the flat data.
         index: usize,
@@ -184,6 +200,8 @@ pub enum DecodeError {
         lower: f32,
         /// The channel's largest value.
         upper: f32,
+        /// The share of the range by which a value may lie outside of it.
+        slack: f32,
     },
     /// More rows than one request may hold, or none.
     #[error("inputs[0] holds {received} rows, expected 1 to {limit}")]
@@ -210,6 +228,16 @@ pub enum DecodeError {
         /// The parameter that asks for it.
         key: String,
     },
+    /// A V1 signature that is not the protected one.
+    #[error(
+        "signature_name is {received:?}, but Doorward judges for {expected:?} alone: see model.signature"
+    )]
+    Signature {
+        /// The value that was sent.
+        received: String,
+        /// The only one that is taken.
+        expected: String,
+    },
     /// A number that the datatype does not have.
     #[error("inputs[0].data[{index}] is {value}, which does not fit {datatype}")]
     Value {
@@ -220,6 +248,24 @@ pub enum DecodeError {
         /// The tensor's datatype.
         datatype: &'static str,
     },
+}
+
+/// What would help against a value outside the range: nothing, where it is no number.
+fn advise(value: f32, slack: f32) -> String {
+    if !value.is_finite() {
+        return String::new();
+    }
+    format!(", or outside by at most {slack} of that range (preprocess.range_slack)")
+}
+
+impl DecodeError {
+    /// True if the request was understood, but a number lies outside the range that is judged.
+    pub fn is_out_of_range(&self) -> bool {
+        match self {
+            Self::Range { value, .. } | Self::FieldRange { value, .. } => value.is_finite(),
+            _ => false,
+        }
+    }
 }
 
 /// Why bytes behind the JSON are not a tensor.

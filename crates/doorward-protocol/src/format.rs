@@ -16,7 +16,7 @@ use crate::kserve_v1;
 use crate::oip_http;
 use crate::raw_image;
 use crate::request::Checked;
-use crate::route::Route;
+use crate::route::{Allowed, Route, read, without_end};
 use crate::settings::{ImageProtocol, ImageRoutes};
 
 /// A REST format.
@@ -35,6 +35,7 @@ pub enum Format {
 impl Format {
     /// The format whose path it is.
     pub fn of(path: &str, images: &ImageRoutes) -> Self {
+        let path = without_end(path);
         match raw_image::of(path, images) {
             _ if path.starts_with("/v1/") => Self::KserveV1,
             _ if path == "/v2" || path.starts_with("/v2/") => Self::Oip,
@@ -43,33 +44,45 @@ impl Format {
         }
     }
 
-    /// The route of a request. `model` is the only model name taken, if given.
+    /// The route of a request. A slash at the end of its path changes nothing.
     pub fn route(
         self,
         method: &str,
         path: &str,
         query: Option<&str>,
-        model: Option<&str>,
+        allowed: Allowed<'_>,
     ) -> Route {
+        let path = without_end(path);
+        if allowed.reads.iter().any(|read| read == path) && matches!(read(method), Route::Read) {
+            return Route::Read;
+        }
         match self {
-            Self::Image(protocol) => raw_image::route(protocol, method, path, query, model),
-            Self::KserveV1 => kserve_v1::route(method, path, query, model),
-            Self::Oip => oip_http::route(method, path, query, model),
+            Self::Image(protocol) => raw_image::route(protocol, method, path, query, allowed),
+            Self::KserveV1 => kserve_v1::route(method, path, allowed),
+            Self::Oip => oip_http::route(method, path, allowed),
         }
     }
 
-    /// Reads an inference request, whose content coding is undone, and writes it again.
+    /// Reads an inference request, whose content coding is undone, and writes it again. A model that
+    /// the body names has to be that of `path`.
     pub fn check(
         self,
+        path: &str,
         headers: &HeaderMap,
         body: &Bytes,
         bounds: Bounds<'_>,
     ) -> Result<Checked, DecodeError> {
+        let path = without_end(path);
         match self {
             Self::Image(_) => raw_image::check(headers, body, bounds),
-            Self::KserveV1 => kserve_v1::check(headers, body, bounds),
-            Self::Oip => oip_http::check(headers, body, bounds),
+            Self::KserveV1 => kserve_v1::check(kserve_v1::named(path), headers, body, bounds),
+            Self::Oip => oip_http::check(oip_http::named(path), headers, body, bounds),
         }
+    }
+
+    /// Reads the body of a [`Route::Index`] and writes it again.
+    pub fn check_index(self, body: &Bytes) -> Result<Encoded, DecodeError> {
+        oip_http::check_index(body)
     }
 
     /// As metrics name it.

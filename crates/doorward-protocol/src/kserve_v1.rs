@@ -7,7 +7,6 @@
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::header::CONTENT_TYPE;
 use serde::de::DeserializeSeed;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -22,50 +21,78 @@ use crate::checks::{Outside, check_rows, outside};
 use crate::error::DecodeError;
 use crate::kserve_v1_images;
 use crate::media;
+use crate::oip_http::agree;
 use crate::request::{Checked, Encoded};
-use crate::route::{Refusal, Route, infer, is_plain, read};
+use crate::route::{Allowed, Refusal, Route, Target, infer, is_plain, read, ready};
 
-/// The content type that curl gives a body by itself, and that V1 servers ignore.
-const FORM: &str = "application/x-www-form-urlencoded";
-
-/// The route of a request. `model` is the only model name taken, if given.
-pub(crate) fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
-    let refused = Route::Refused(Refusal::Path);
-    let Some(rest) = path.strip_prefix('/') else {
-        return refused;
+/// The route of a request, whose path has no slash at its end.
+pub(crate) fn route(method: &str, path: &str, allowed: Allowed<'_>) -> Route {
+    let Some((named, action)) = target(path) else {
+        return match path {
+            "/v1/models" => read(method),
+            _ => Route::Refused(Refusal::Path),
+        };
     };
-    let segments: Vec<&str> = rest.split('/').collect();
-    if !segments.iter().all(|segment| is_plain(segment)) {
-        return refused;
+    if allowed.model.is_some() && allowed.model != named.model {
+        return Route::Refused(Refusal::Model);
     }
-    let (place, action) = match segments.as_slice() {
-        ["v1", "models"] => return read(method),
-        ["v1", "models", last] => match last.split_once(':') {
-            Some((name, action)) => (name, Some(action)),
-            None => (*last, None),
-        },
-        ["v1", "models", name, "metadata"] => (*name, None),
-        ["v1", "models", name, "versions", last] => match last.split_once(':') {
-            Some(("", _)) => return refused,
-            Some((_, action)) => (*name, Some(action)),
-            None => (*name, None),
-        },
-        ["v1", "models", name, "versions", _, "metadata"] => (*name, None),
-        _ => return refused,
-    };
     match action {
-        Some("predict") | None if place.is_empty() || place.contains(':') => refused,
-        Some("predict") | None if model.is_some_and(|model| model != place) => {
-            Route::Refused(Refusal::Model)
-        }
-        Some("predict") => infer(method, query),
-        None => read(method),
-        Some(_) => refused,
+        Action::Metadata => read(method),
+        Action::Predict => infer(method, named, allowed),
+        Action::Status => ready(method),
     }
+}
+
+/// The model that a path names.
+pub(crate) fn named(path: &str) -> Target<'_> {
+    target(path).map(|(named, _)| named).unwrap_or_default()
+}
+
+/// What a path asks a model for.
+#[derive(Clone, Copy)]
+enum Action {
+    Metadata,
+    Predict,
+    Status,
+}
+
+/// The model that a path names, and what it asks it for.
+fn target(path: &str) -> Option<(Target<'_>, Action)> {
+    let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
+    if !segments.iter().all(|segment| is_plain(segment)) {
+        return None;
+    }
+    let (model, version, action) = match *segments.as_slice() {
+        ["v1", "models", last] => {
+            let (name, action) = name_and_action(last)?;
+            (name, None, action)
+        }
+        ["v1", "models", name, "metadata"] => (name, None, Action::Metadata),
+        ["v1", "models", name, "versions", last] => {
+            let (version, action) = name_and_action(last)?;
+            (name, Some(version), action)
+        }
+        ["v1", "models", name, "versions", version, "metadata"] => {
+            (name, Some(version), Action::Metadata)
+        }
+        _ => return None,
+    };
+    (!model.contains(':')).then_some((Target { model: Some(model), version }, action))
+}
+
+/// `name` or `name:predict`.
+fn name_and_action(segment: &str) -> Option<(&str, Action)> {
+    let (name, action) = match segment.split_once(':') {
+        None => (segment, Action::Status),
+        Some((name, "predict")) => (name, Action::Predict),
+        Some(_) => return None,
+    };
+    (!name.is_empty()).then_some((name, action))
 }
 
 /// Reads a prediction request and writes it again.
 pub(crate) fn check(
+    named: Target<'_>,
     headers: &HeaderMap,
     body: &Bytes,
     bounds: Bounds<'_>,
@@ -73,13 +100,20 @@ pub(crate) fn check(
     if headers.contains_key(binary::JSON_LENGTH) {
         return Err(DecodeError::Header { name: binary::JSON_LENGTH });
     }
-    media::check(headers, |media_type| media_type == FORM || media::is_json(media_type))?;
+    media::check_json(headers)?;
     let limit = bounds.input.len().saturating_mul(bounds.rows);
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let document = DocumentSeed { limit }.deserialize(&mut deserializer)?;
     deserializer.end()?;
-    let named = headers.get(CONTENT_TYPE).is_some_and(|media_type| media_type != FORM);
-    document.check(bounds, (!named).then_some(media::JSON))
+    agree("model_name", document.model_name.as_deref(), named.model)?;
+    agree("model_version", document.model_version.as_deref(), named.version)?;
+    if let Some(received) = &document.signature_name
+        && received != bounds.signature
+    {
+        let (received, expected) = (received.clone(), bounds.signature.to_owned());
+        return Err(DecodeError::Signature { received, expected });
+    }
+    document.check(bounds)
 }
 
 /// The rows in the form that they came in.
@@ -109,14 +143,10 @@ struct Instances<'a>(&'a Predict<'a>);
 // === impl Document ===
 
 impl Document {
-    fn check(
-        self,
-        bounds: Bounds<'_>,
-        media_type: Option<&'static str>,
-    ) -> Result<Checked, DecodeError> {
+    fn check(self, bounds: Bounds<'_>) -> Result<Checked, DecodeError> {
         let field = self.form.key();
         if !self.images.is_empty() {
-            return kserve_v1_images::check(&self, bounds, media_type);
+            return kserve_v1_images::check(self, bounds);
         }
         let row = bounds.input.sent_shape();
         let shape = match *self.numbers.lengths.as_slice() {
@@ -132,8 +162,9 @@ impl Document {
             let narrowed = Datatype::Fp32.narrow(number);
             values.push(narrowed.ok_or(DecodeError::FieldValue { field, index, value: number })?);
         }
-        if let Some(Outside { index, value, lower, upper }) = outside(&values, bounds.input) {
-            return Err(DecodeError::FieldRange { field, index, value, lower, upper });
+        if let Some(Outside { index, value, lower, upper }) = outside(&values, bounds) {
+            let slack = bounds.slack;
+            return Err(DecodeError::FieldRange { field, index, value, lower, upper, slack });
         }
         let predict = Predict {
             signature_name: self.signature_name.as_deref(),
@@ -144,10 +175,10 @@ impl Document {
             numbers: EncodedNumbers { values: &values, integers: self.numbers.integers },
         };
         let body = spelling::to_vec(&predict, values.len());
-        let media_type = media_type.map(Into::into);
+        let media_type = Some(media::JSON.into());
         let encoded = Encoded { body: body.into(), json_length: None, media_type };
         let values = bounds.input.rows_of_sent(values);
-        Ok(Checked { encoded, rows: shape[0], values })
+        Ok(Checked { encoded, rows: shape[0], values, dropped: self.dropped })
     }
 }
 

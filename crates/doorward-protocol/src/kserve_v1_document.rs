@@ -1,8 +1,12 @@
-//! The JSON document of a V1 prediction request, each key known and at most once.
+//! The JSON document of a V1 prediction request, each key at most once.
+//!
+//! The visitors are written by hand for the reasons that those of V2 have (`document`), and because
+//! an instance is an array, an object of one, or encoded bytes.
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::document::Seen;
 use super::json::{Level, Numbers, Partial};
@@ -10,12 +14,17 @@ use super::json::{Level, Numbers, Partial};
 /// The request as it lies in the text.
 pub(super) struct Document {
     pub(super) signature_name: Option<String>,
+    /// The model, as clients may name it here once more.
+    pub(super) model_name: Option<Box<RawValue>>,
+    pub(super) model_version: Option<Box<RawValue>>,
     pub(super) form: Form,
     /// The input's name, where rows or columns are objects.
     pub(super) name: Option<String>,
     pub(super) numbers: Numbers,
     /// Encoded bytes that stand for numbers.
     pub(super) images: Vec<String>,
+    /// The keys that were dropped.
+    pub(super) dropped: Vec<String>,
 }
 
 /// The place of the rows in the document.
@@ -78,37 +87,59 @@ impl<'de> Visitor<'de> for DocumentSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Document, A::Error> {
-        const KEYS: &[&str] = &["signature_name", "instances", "inputs"];
+        const KEYS: &[&str] =
+            &["model_name", "model_version", "signature_name", "instances", "inputs"];
         let mut seen = Seen::default();
-        let mut signature_name = None;
-        let mut tensor =
-            Tensor { numbers: Partial::new(self.limit), name: None, images: Vec::new() };
-        let mut form = None;
+        let (mut signature_name, mut model_name, mut model_version) = (None, None, None);
+        let mut content: Option<(Form, Tensor)> = None;
         while let Some(key) = entries.next_key::<String>()? {
-            let found = match seen.check(KEYS, &key)? {
-                "signature_name" => {
-                    signature_name = Some(entries.next_value()?);
-                    continue;
+            let mut tensor = Tensor::new(self.limit);
+            let form = match seen.check(KEYS, key)? {
+                Some("model_name") => {
+                    model_name = entries.next_value()?;
+                    None
                 }
-                "instances" => Form::Rows,
-                _ => Form::Columns,
+                Some("model_version") => {
+                    model_version = entries.next_value()?;
+                    None
+                }
+                Some("signature_name") => {
+                    signature_name = entries.next_value()?;
+                    None
+                }
+                Some(_) if content.is_some() => {
+                    return Err(A::Error::custom(
+                        "both instances and inputs, expected one of them",
+                    ));
+                }
+                Some("instances") => {
+                    entries.next_value_seed(RowsSeed(&mut tensor))?;
+                    Some(Form::Rows)
+                }
+                Some(_) => {
+                    entries.next_value_seed(NamedSeed { tensor: &mut tensor, depth: 0 })?;
+                    Some(Form::Columns)
+                }
+                None => {
+                    entries.next_value::<IgnoredAny>()?;
+                    None
+                }
             };
-            if form.replace(found).is_some() {
-                return Err(A::Error::custom("both instances and inputs, expected one of them"));
-            }
-            match found {
-                Form::Rows => entries.next_value_seed(RowsSeed(&mut tensor))?,
-                Form::Columns => {
-                    entries.next_value_seed(NamedSeed { tensor: &mut tensor, depth: 0 })?
-                }
+            if let Some(form) = form {
+                content = Some((form, tensor));
             }
         }
+        let (form, tensor) =
+            content.ok_or_else(|| A::Error::custom("neither instances nor inputs"))?;
         Ok(Document {
             signature_name,
-            form: form.ok_or_else(|| A::Error::custom("neither instances nor inputs"))?,
+            model_name,
+            model_version,
+            form,
             name: tensor.name.flatten(),
             numbers: tensor.numbers.finish(),
             images: tensor.images,
+            dropped: seen.unknown,
         })
     }
 }
@@ -225,6 +256,10 @@ impl<'de> Visitor<'de> for Array<'_> {
 // === impl Tensor ===
 
 impl Tensor {
+    fn new(limit: usize) -> Self {
+        Self { numbers: Partial::new(limit), name: None, images: Vec::new() }
+    }
+
     /// A row has this name, or none; an error if another row's is different.
     fn called<E: Error>(&mut self, name: Option<String>) -> Result<(), E> {
         let first = self.name.get_or_insert_with(|| name.clone());

@@ -8,15 +8,12 @@ use super::kserve_v1_document::{Document, Form};
 use crate::bounds::Bounds;
 use crate::checks::check_rows;
 use crate::error::DecodeError;
+use crate::media;
 use crate::request::{Checked, Encoded};
 use doorward_images::decode;
 
 /// Decodes the images of a document and writes them again: their bytes, in base64 of one spelling.
-pub(super) fn check(
-    document: &Document,
-    bounds: Bounds<'_>,
-    media_type: Option<&'static str>,
-) -> Result<Checked, DecodeError> {
+pub(super) fn check(document: Document, bounds: Bounds<'_>) -> Result<Checked, DecodeError> {
     let field = document.form.key();
     if !bounds.pictures.in_instances || document.form != Form::Rows {
         return Err(DecodeError::EncodedBytes { field });
@@ -49,7 +46,7 @@ pub(super) fn check(
     let encoded = Encoded {
         body: body.to_string().into(),
         json_length: None,
-        media_type: media_type.map(Into::into),
+        media_type: Some(media::JSON.into()),
     };
-    Ok(Checked { encoded, rows, values })
+    Ok(Checked { encoded, rows, values, dropped: document.dropped })
 }

@@ -48,5 +48,5 @@ pub use format::Format;
 pub use input::Input;
 pub use protocol::Protocol;
 pub use request::{Checked, Encoded};
-pub use route::{Refusal, Route};
+pub use route::{Allowed, Refusal, Route};
 pub use settings::{ImageProtocol, ImageRoutes};

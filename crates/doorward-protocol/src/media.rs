@@ -1,50 +1,77 @@
-//! Content types: which are taken, and which the upstream is told where the client names none.
+//! Content types of requests: which are taken, and what the upstream is told.
+//!
+//! The body is parsed strictly and sent on in the firewall's own encoding with its own content
+//! type, so a client's is no more than a hint. The ones that clients write by themselves are taken,
+//! whatever the body is; another coding of characters is not, for then the text is another one.
 
 use crate::error::DecodeError;
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;
 
-/// The content types of JSON.
+/// The content type of JSON.
 pub(super) const JSON: &str = "application/json";
 
-/// The content type of bytes behind JSON.
+/// The content type of bytes, alone or behind JSON.
 pub(super) const BYTES: &str = "application/octet-stream";
 
-/// At most one content type, and one that `expected` takes.
-pub(super) fn check(headers: &HeaderMap, expected: fn(&str) -> bool) -> Result<(), DecodeError> {
+/// The content types that clients give JSON: by the specification, and by themselves, where nobody
+/// chose one (curl and wget, fetch of a string, aiohttp with bytes).
+const TAKEN: [&str; 5] =
+    [JSON, "text/json", "text/plain", "application/x-www-form-urlencoded", BYTES];
+
+/// Codings of characters whose ASCII is ASCII. JSON's own syntax and its numbers are nothing else.
+const ASCII: [&str; 7] =
+    ["utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252"];
+
+/// The one content type of a request, with its parameters; the header may be repeated identically.
+pub(super) fn declared(
+    headers: &HeaderMap,
+    expected: &'static str,
+) -> Result<Option<String>, DecodeError> {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     // tritonclient sends none.
     let Some(first) = types.next() else {
+        return Ok(None);
+    };
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    if let Some(other) = types.find(|value| *value != first) {
+        let received = format!("{}, {}", text(first.as_bytes()), text(other.as_bytes()));
+        return Err(DecodeError::MediaType { received, expected });
+    }
+    Ok(Some(text(first.as_bytes())))
+}
+
+/// Takes no content type, or one that clients give JSON.
+pub(super) fn check_json(headers: &HeaderMap) -> Result<(), DecodeError> {
+    const EXPECTED: &str = "application/json in UTF-8 (text/plain, \
+                            application/x-www-form-urlencoded and application/octet-stream are read \
+                            as such)";
+    let Some(received) = declared(headers, EXPECTED)? else {
         return Ok(());
     };
-    let received = String::from_utf8_lossy(first.as_bytes()).into_owned();
-    if types.next().is_some() || !expected(&received) {
-        return Err(DecodeError::MediaType { received, expected: JSON });
+    // A proxy may have joined two headers into one.
+    let mut types = received.split(',').map(|media_type| media_type.trim().to_ascii_lowercase());
+    let first = types.next().unwrap_or_default();
+    if is_json(&first) && types.all(|media_type| media_type == first) {
+        return Ok(());
     }
-    Ok(())
+    Err(DecodeError::MediaType { received, expected: EXPECTED })
 }
 
-/// `usual` where the client names no content type; some servers want one.
-pub(super) fn missing(headers: &HeaderMap, usual: &'static str) -> Option<&'static str> {
-    (!headers.contains_key(CONTENT_TYPE)).then_some(usual)
+/// The type without its parameters.
+pub(super) fn essence(media_type: &str) -> &str {
+    media_type.split(';').next().unwrap_or_default().trim()
 }
 
-/// The content types that clients give JSON with bytes behind it.
-pub(super) fn is_binary(media_type: &str) -> bool {
-    media_type.eq_ignore_ascii_case(BYTES) || is_json(media_type)
-}
-
-/// `application/json` or `application/...+json`, in UTF-8.
-pub(super) fn is_json(media_type: &str) -> bool {
-    let lower = media_type.to_ascii_lowercase();
-    let mut parts = lower.split(';').map(str::trim);
-    let json = parts.next().is_some_and(|essence| {
-        essence == "application/json"
-            || (essence.starts_with("application/") && essence.ends_with("+json"))
-    });
-    let utf8 = |parameter: &str| match parameter.strip_prefix("charset=") {
-        Some(charset) => matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii"),
-        None => true,
-    };
-    json && parts.all(utf8)
+/// `media_type` is in lower case.
+fn is_json(media_type: &str) -> bool {
+    let essence = essence(media_type);
+    let taken = TAKEN.contains(&essence)
+        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    let mut parameters = media_type.split(';').skip(1).map(str::trim);
+    taken
+        && parameters.all(|parameter| match parameter.strip_prefix("charset=") {
+            Some(charset) => ASCII.contains(&charset.trim_matches('"')),
+            None => true,
+        })
 }

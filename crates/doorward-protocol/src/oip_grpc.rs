@@ -15,7 +15,7 @@ use crate::bounds::Bounds;
 use crate::checks::{check_range, check_shape};
 use crate::error::{DecodeError, GrpcError};
 use crate::request::{Checked, Encoded};
-use crate::route::Refusal;
+use crate::route::{Allowed, Refusal};
 use messages::{InferTensorContents, ModelInferRequest, ModelStreamInferResponse};
 
 /// The protocol's messages.
@@ -30,14 +30,41 @@ pub enum Call {
     /// One inference; its input is inspected.
     Infer,
     /// A health or metadata read; it carries no input and passes.
-    Read {
-        /// The path.
-        path: &'static str,
-        /// True if the request names a model.
-        model: bool,
-    },
+    Read(Read),
     /// A stream of inferences; the input of each is inspected.
     StreamInfer,
+}
+
+/// A read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The path.
+    pub path: &'static str,
+    /// The message that it takes.
+    pub request: ReadMessage,
+    /// The answer where inference requests are not answered; `None`: the read is about something
+    /// else.
+    pub readiness: Option<Readiness>,
+}
+
+/// The messages that reads take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadMessage {
+    /// The filter of a list of models: a repository, and whether only those that are ready.
+    Index,
+    /// A model and a version.
+    Model,
+    /// At most the name of a service.
+    Server,
+}
+
+/// How a read says that inference requests are not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// `ready` is false, which is how an empty message reads.
+    Ready,
+    /// The status of `grpc.health.v1` is `NOT_SERVING`.
+    Serving,
 }
 
 /// The fields that all requests that name a model begin with.
@@ -52,19 +79,32 @@ struct Named {
 /// Path of the inferences.
 pub const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 
+/// Path of the statistics.
+const STATISTICS: &str = "/inference.GRPCInferenceService/ModelStatistics";
+
 /// Path of the streams of inferences.
 pub const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
-/// Paths of the reads, and whether they name a model. Kubernetes' probes use the last one.
-const READS: [(&str, bool); 8] = [
-    ("/inference.GRPCInferenceService/ServerLive", false),
-    ("/inference.GRPCInferenceService/ServerReady", false),
-    ("/inference.GRPCInferenceService/ServerMetadata", false),
-    ("/inference.GRPCInferenceService/ModelReady", true),
-    ("/inference.GRPCInferenceService/ModelMetadata", true),
-    ("/inference.GRPCInferenceService/ModelConfig", true),
-    ("/inference.GRPCInferenceService/ModelStatistics", true),
-    ("/grpc.health.v1.Health/Check", false),
+/// The fields of the filter of a list of models.
+#[derive(Clone, PartialEq, Message)]
+struct Index {
+    #[prost(string, tag = "1")]
+    repository: String,
+    #[prost(bool, tag = "2")]
+    ready: bool,
+}
+
+/// The reads. Kubernetes' probes use the last one.
+const READS: [(&str, ReadMessage, Option<Readiness>); 9] = [
+    ("/inference.GRPCInferenceService/ServerLive", ReadMessage::Server, None),
+    ("/inference.GRPCInferenceService/ServerReady", ReadMessage::Server, Some(Readiness::Ready)),
+    ("/inference.GRPCInferenceService/ServerMetadata", ReadMessage::Server, None),
+    ("/inference.GRPCInferenceService/ModelReady", ReadMessage::Model, Some(Readiness::Ready)),
+    ("/inference.GRPCInferenceService/ModelMetadata", ReadMessage::Model, None),
+    ("/inference.GRPCInferenceService/ModelConfig", ReadMessage::Model, None),
+    (STATISTICS, ReadMessage::Model, None),
+    ("/inference.GRPCInferenceService/RepositoryIndex", ReadMessage::Index, None),
+    ("/grpc.health.v1.Health/Check", ReadMessage::Server, Some(Readiness::Serving)),
 ];
 
 /// The call that a request makes. `path` is the whole of it, also what follows a question mark.
@@ -73,9 +113,9 @@ pub fn call(method: &str, path: &str, media_types: &[&[u8]]) -> Result<Call, Ref
         INFER => Call::Infer,
         STREAM_INFER => Call::StreamInfer,
         _ => {
-            let read = READS.into_iter().find(|(read, _)| *read == path);
-            let (path, model) = read.ok_or(Refusal::Call)?;
-            Call::Read { path, model }
+            let read = READS.into_iter().find(|(read, ..)| *read == path);
+            let (path, request, readiness) = read.ok_or(Refusal::Call)?;
+            Call::Read(Read { path, request, readiness })
         }
     };
     if method != "POST" {
@@ -88,19 +128,37 @@ pub fn call(method: &str, path: &str, media_types: &[&[u8]]) -> Result<Call, Ref
     }
 }
 
-/// Checks the message of a read, without its frame, and writes it again.
-///
-/// All of them have a name and a version at most.
-pub fn check_read(
-    message: Bytes,
-    names_model: bool,
-    model: Option<&str>,
-) -> Result<Bytes, DecodeError> {
+/// Checks the message of a read, without its frame, and writes it again. A statistics read without a
+/// name asks about all models.
+pub fn check_read(message: Bytes, read: Read, allowed: Allowed<'_>) -> Result<Bytes, DecodeError> {
+    if read.request == ReadMessage::Index {
+        let index = Index::decode(message).map_err(GrpcError::Protobuf)?;
+        return Ok(grpc_frame::encode(&index));
+    }
     let named = Named::decode(message).map_err(GrpcError::Protobuf)?;
-    if names_model {
-        check_model(&named.name, model)?;
+    if read.request == ReadMessage::Model && !(named.name.is_empty() && read.path == STATISTICS) {
+        check_model(&named.name, allowed)?;
     }
     Ok(grpc_frame::encode(&named))
+}
+
+// === impl Readiness ===
+
+impl Readiness {
+    /// The message, in its frame, that says no.
+    pub fn refusal(self) -> Bytes {
+        /// The status is the only field of the answers of `grpc.health.v1`.
+        #[derive(Clone, PartialEq, Message)]
+        struct Health {
+            #[prost(int32, tag = "1")]
+            status: i32,
+        }
+        const NOT_SERVING: i32 = 2;
+        match self {
+            Self::Ready => grpc_frame::encode(&Health::default()),
+            Self::Serving => grpc_frame::encode(&Health { status: NOT_SERVING }),
+        }
+    }
 }
 
 /// The model that an inference request names, where it can be read.
@@ -108,16 +166,19 @@ pub fn model_in(message: &[u8]) -> Option<String> {
     Named::decode(message).ok().map(|named| named.name)
 }
 
-/// Reads an inference request, without its frame, and writes it again, in one. `model` is the only
-/// model name taken, if given.
+/// Reads an inference request, without its frame, and writes it again, in one.
 pub fn check(
     message: Bytes,
     bounds: Bounds<'_>,
-    model: Option<&str>,
+    allowed: Allowed<'_>,
 ) -> Result<Checked, DecodeError> {
     grpc_fields::check(&message)?;
     let request = ModelInferRequest::decode(message).map_err(GrpcError::Protobuf)?;
-    check_model(&request.model_name, model)?;
+    check_model(&request.model_name, allowed)?;
+    let version = request.model_version.as_str();
+    if !version.is_empty() && allowed.version != Some(version) {
+        return Err(DecodeError::Refused(Refusal::Version));
+    }
     let outputs = request.outputs.iter().map(|output| &output.parameters);
     let inputs = request.inputs.iter().map(|input| &input.parameters);
     for key in inputs.chain(outputs).chain([&request.parameters]).flat_map(|map| map.keys()) {
@@ -162,6 +223,7 @@ pub fn check(
         encoded: Encoded { body, json_length: None, media_type: None },
         rows: shape[0],
         values,
+        dropped: Vec::new(),
     })
 }
 
@@ -189,8 +251,8 @@ struct Ids {
     id: String,
 }
 
-fn check_model(name: &str, model: Option<&str>) -> Result<(), DecodeError> {
-    if model.is_some_and(|model| model != name) {
+fn check_model(name: &str, allowed: Allowed<'_>) -> Result<(), DecodeError> {
+    if allowed.model.is_some_and(|model| model != name) {
         return Err(DecodeError::Refused(Refusal::Model));
     }
     Ok(())

@@ -4,28 +4,29 @@
 //! shape, datatype, parameters?, data}], outputs?}`. One input of shape `[n, C, H, W]` is taken,
 //! `data` flat or nested exactly as the shape says, or bytes behind the JSON as `binary` describes.
 //!
-//! The decoder is the gate that an attacker works on. It refuses duplicate and unknown keys, bytes
-//! that belong to nothing, arrays where the protocol has objects, shared-memory tensors, and values
-//! that no image can give.
+//! The decoder is the gate that an attacker works on. It refuses duplicate keys, bytes that belong to
+//! nothing, arrays where the protocol has objects, shared-memory tensors, and values that no image
+//! can give. Keys that the protocol does not have go no further.
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use serde::Serialize;
 use serde::de::{DeserializeSeed, Error as _};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::binary;
 use super::datatype::Datatype;
 use super::document::{Document, DocumentSeed};
 use super::json::{EncodedNumbers, Numbers};
-use super::media::{self, JSON};
+use super::media::{self, BYTES, JSON};
 use super::spelling;
 use crate::bounds::Bounds;
 use crate::checks::{check_range, check_shape};
 use crate::error::BinaryError;
 use crate::error::DecodeError;
 use crate::request::{Checked, Encoded};
-use crate::route::{Refusal, Route, infer, is_plain, read};
+use crate::route::{Allowed, Refusal, Route, Target, infer, is_plain, read, ready};
 
 /// A decoded inference request.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,30 +41,40 @@ pub(crate) struct InferRequest {
     /// The tensor as it was sent behind the JSON.
     binary: Option<Bytes>,
     outputs: Option<Vec<Value>>,
+    /// Paths of the keys that were dropped.
+    dropped: Vec<String>,
 }
 
-/// The route of a request. `model` is the only model name taken, if given.
-pub(crate) fn route(method: &str, path: &str, query: Option<&str>, model: Option<&str>) -> Route {
+/// The route of a request, whose path has no slash at its end.
+pub(crate) fn route(method: &str, path: &str, allowed: Allowed<'_>) -> Route {
     let refused = Route::Refused(Refusal::Path);
-    let Some(rest) = path.strip_prefix('/') else {
+    let Some(segments) = segments(path) else {
         return refused;
     };
-    let segments: Vec<&str> = rest.split('/').collect();
-    if !segments.iter().all(|segment| is_plain(segment)) {
-        return refused;
-    }
-    let named = |name: &str| model.is_none_or(|model| model == name);
-    match segments.as_slice() {
-        ["v2"] | ["v2", "health", "live" | "ready"] => read(method),
-        ["v2", "models", name, rest @ ..] => {
-            let action = match rest {
-                ["versions", _, action @ ..] => action,
-                action => action,
-            };
-            match action {
-                [] | ["config" | "ready" | "stats"] if named(name) => read(method),
-                ["infer"] if named(name) => infer(method, query),
-                [] | ["config" | "infer" | "ready" | "stats"] => Route::Refused(Refusal::Model),
+    match *segments.as_slice() {
+        // KServe's liveness, and its metrics, which it has on the same port.
+        [""] | ["metrics"] => match read(method) {
+            Route::Read => Route::Read,
+            _ => refused,
+        },
+        ["v2"] | ["v2", "health", "live"] | ["v2", "models"] => read(method),
+        ["v2", "health", "ready"] => ready(method),
+        // Triton's statistics of all models. Not those of a model of this name: it has none.
+        ["v2", "models", "stats"] if allowed.model != Some("stats") => read(method),
+        ["v2", "repository", "index"] => match method {
+            "POST" => Route::Index,
+            _ => Route::Refused(Refusal::Method { allow: "POST" }),
+        },
+        ["v2", "models", name, ref rest @ ..] => {
+            let (version, action) = version_and_action(rest);
+            let takes = allowed.model.is_none_or(|model| model == name);
+            match *action {
+                [] | ["config" | "infer" | "ready" | "stats"] if !takes => {
+                    Route::Refused(Refusal::Model)
+                }
+                [] | ["config" | "stats"] => read(method),
+                ["ready"] => ready(method),
+                ["infer"] => infer(method, Target { model: Some(name), version }, allowed),
                 _ => refused,
             }
         }
@@ -71,35 +82,97 @@ pub(crate) fn route(method: &str, path: &str, query: Option<&str>, model: Option
     }
 }
 
+/// The model that a path names.
+pub(crate) fn named(path: &str) -> Target<'_> {
+    match segments(path).as_deref() {
+        Some(&["v2", "models", name, ref rest @ ..]) => {
+            Target { model: Some(name), version: version_and_action(rest).0 }
+        }
+        _ => Target::default(),
+    }
+}
+
+/// The plain segments of a path; one that is empty for the root.
+fn segments(path: &str) -> Option<Vec<&str>> {
+    let rest = path.strip_prefix('/')?;
+    let segments: Vec<&str> = rest.split('/').collect();
+    (rest.is_empty() || segments.iter().all(|segment| is_plain(segment))).then_some(segments)
+}
+
+/// The part of a path behind the model's name.
+fn version_and_action<'a, 'b>(rest: &'b [&'a str]) -> (Option<&'a str>, &'b [&'a str]) {
+    match rest {
+        ["versions", version, action @ ..] => (Some(version), action),
+        action => (None, action),
+    }
+}
+
 /// Reads an inference request and writes it again.
 pub(crate) fn check(
+    named: Target<'_>,
     headers: &HeaderMap,
     body: &Bytes,
     bounds: Bounds<'_>,
 ) -> Result<Checked, DecodeError> {
     match binary::json_length(headers, body.len())? {
         Some(0) => {
-            media::check(headers, media::is_binary)?;
+            media::check_json(headers)?;
             binary::raw(body, bounds)
         }
-        _ => Ok(decode(headers, body, bounds)?.into_checked(headers, bounds)),
+        _ => Ok(decode(named, headers, body, bounds)?.into_checked(bounds)),
     }
 }
 
 /// Reads the body of an inference request that has a JSON part.
 pub(crate) fn decode(
+    named: Target<'_>,
     headers: &HeaderMap,
     body: &Bytes,
     bounds: Bounds<'_>,
 ) -> Result<InferRequest, DecodeError> {
     let length = binary::json_length(headers, body.len())?;
-    media::check(headers, if length.is_some() { media::is_binary } else { media::is_json })?;
+    media::check_json(headers)?;
     let limit = bounds.input.len().saturating_mul(bounds.rows);
     let text = &body[..length.unwrap_or(body.len())];
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let document = DocumentSeed { limit }.deserialize(&mut deserializer)?;
     deserializer.end()?;
+    agree("model_name", document.model_name.as_deref(), named.model)?;
+    agree("model_version", document.model_version.as_deref(), named.version)?;
     document.check(length.map(|length| (length, body.slice(length..))), bounds)
+}
+
+/// Refuses a body that names another model, or version, than its path. Where the path names none the
+/// server goes by its own choice, and never sees what the body says.
+pub(super) fn agree(
+    key: &'static str,
+    received: Option<&RawValue>,
+    expected: Option<&str>,
+) -> Result<(), DecodeError> {
+    let (Some(received), Some(expected)) = (received.map(RawValue::get), expected) else {
+        return Ok(());
+    };
+    // A version may be a number.
+    let text: String = serde_json::from_str(received).unwrap_or_else(|_| received.to_owned());
+    if text == expected {
+        return Ok(());
+    }
+    Err(DecodeError::Named { key, received: received.to_owned(), expected: expected.to_owned() })
+}
+
+/// Reads the filter of a list of models and writes it again; there may be none.
+pub(crate) fn check_index(body: &Bytes) -> Result<Encoded, DecodeError> {
+    #[derive(Default, Deserialize, Serialize)]
+    struct Filter {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ready: Option<bool>,
+    }
+    let body = match body.is_empty() {
+        true => body.clone(),
+        false => spelling::to_vec(&serde_json::from_slice::<Filter>(body)?, 0).into(),
+    };
+    let media_type = (!body.is_empty()).then_some(JSON.into());
+    Ok(Encoded { body, json_length: None, media_type })
 }
 
 /// The JSON part that is sent to the upstream.
@@ -161,20 +234,18 @@ impl InferRequest {
         spelling::to_vec(&request, data.map_or(0, |data| data.values.len()))
     }
 
-    fn into_checked(self, headers: &HeaderMap, bounds: Bounds<'_>) -> Checked {
+    fn into_checked(self, bounds: Bounds<'_>) -> Checked {
         let mut body = self.encode();
         let json_length = self.binary.as_ref().map(|tensor| {
             let length = body.len();
             body.extend_from_slice(tensor);
             length
         });
-        // Where bytes follow, the client's own word goes on, or its silence: servers that do not
-        // know the extension then answer as they would without the firewall.
-        let missing = || media::missing(headers, JSON).map(Into::into);
-        let media_type = if json_length.is_none() { missing() } else { None };
+        let media_type = Some(if json_length.is_none() { JSON } else { BYTES }.into());
         let encoded = Encoded { body: body.into(), json_length, media_type };
         let rows = self.rows();
-        Checked { encoded, rows, values: bounds.input.rows_of_sent(self.values) }
+        let values = bounds.input.rows_of_sent(self.values);
+        Checked { encoded, rows, values, dropped: self.dropped }
     }
 }
 
@@ -187,7 +258,7 @@ impl Document {
         tail: Option<(usize, Bytes)>,
         bounds: Bounds<'_>,
     ) -> Result<InferRequest, DecodeError> {
-        let input = self.input.ok_or_else(|| serde_json::Error::missing_field("inputs"))?;
+        let mut input = self.input.ok_or_else(|| serde_json::Error::missing_field("inputs"))?;
         check_parameters(self.parameters.as_ref(), Some("parameters"))?;
         check_parameters(input.parameters.as_ref(), None)?;
         for output in self.outputs.iter().flatten() {
@@ -198,6 +269,10 @@ impl Document {
             return Err(DecodeError::Datatype { received: input.datatype });
         };
         check_shape(&input.shape, bounds)?;
+        // As if it were not there.
+        if let (Some(parameters), Some(_)) = (&mut input.parameters, &input.numbers) {
+            parameters.retain(|key, value| key != binary::SIZE || !value.is_null());
+        }
         let size = input.parameters.as_ref().and_then(|parameters| parameters.get(binary::SIZE));
         let (values, binary) = match (input.numbers, size, tail) {
             (Some(_), Some(_), _) => return Err(BinaryError::Both.into()),
@@ -230,6 +305,7 @@ impl Document {
             values,
             binary,
             outputs: self.outputs,
+            dropped: self.dropped,
         })
     }
 }

@@ -8,13 +8,13 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::header::CONTENT_TYPE;
 
 use crate::bounds::Bounds;
 use crate::error::DecodeError;
 use crate::form;
+use crate::media::{self, BYTES};
 use crate::request::{Checked, Encoded};
-use crate::route::{Refusal, Route, infer, is_plain, read};
+use crate::route::{Allowed, Refusal, Route, Target, infer, is_plain, read, ready};
 use crate::settings::{ImageProtocol, ImageRoutes};
 use doorward_images::{Kind, decode};
 
@@ -35,30 +35,44 @@ pub(crate) fn of(path: &str, images: &ImageRoutes) -> Option<ImageProtocol> {
     images.protocols.iter().find(is_its_own).copied()
 }
 
-/// The route of a request. `model` is the only model name taken, if given.
+/// The route of a request, whose path has no slash at its end.
 pub(crate) fn route(
     protocol: ImageProtocol,
     method: &str,
     path: &str,
     query: Option<&str>,
-    model: Option<&str>,
+    allowed: Allowed<'_>,
 ) -> Route {
-    if matches!(path, "/health" | "/healthz" | "/livez" | "/ping" | "/readyz") {
+    if path == "/livez" {
         return read(method);
     }
+    if matches!(path, "/health" | "/healthz" | "/ping" | "/readyz") {
+        return ready(method);
+    }
+    // Unlike those of V1 and V2, these servers may read it.
+    let infer = |method: &str, named| match infer(method, named, allowed) {
+        Route::Infer if query.is_some() => Route::Refused(Refusal::Query),
+        route => route,
+    };
     if protocol != ImageProtocol::TorchServe {
-        return infer(method, query);
+        return infer(method, Target::default());
     }
     let segments: Vec<&str> = path.split('/').skip(2).collect();
-    match *segments {
-        _ if !segments.iter().all(|segment| is_plain(segment)) => Route::Refused(Refusal::Path),
-        [name] | [name, _] if model.is_some_and(|model| model != name) => {
+    if !segments.iter().all(|segment| is_plain(segment)) {
+        return Route::Refused(Refusal::Path);
+    }
+    let named = match *segments {
+        [name] => Target { model: Some(name), version: None },
+        [name, version] => Target { model: Some(name), version: Some(version) },
+        _ => return Route::Refused(Refusal::Path),
+    };
+    match method {
+        _ if allowed.model.is_some() && allowed.model != named.model => {
             Route::Refused(Refusal::Model)
         }
         // `curl -T`, which TorchServe's manual uses, sends PUT.
-        [_] | [_, _] if method == "PUT" => infer("POST", query),
-        [_] | [_, _] => infer(method, query),
-        _ => Route::Refused(Refusal::Path),
+        "PUT" => infer("POST", named),
+        _ => infer(method, named),
     }
 }
 
@@ -71,40 +85,50 @@ pub(crate) fn check(
     if headers.contains_key(TARGET_MODEL) {
         return Err(DecodeError::Header { name: TARGET_MODEL });
     }
-    let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let media_type =
-        types.next().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    if types.next().is_some() {
-        return Err(unsupported("several"));
-    }
+    let media_type = media::declared(headers, EXPECTED)?;
     if let Some(media_type) = media_type.as_deref().filter(|media_type| form::is_form(media_type)) {
         let name = bounds.pictures.part;
         let part = form::read(media_type, body, name)?;
-        let (values, kind) = one(&part.content, part.media_type.as_deref(), bounds)?;
+        let declared = part.media_type.as_deref().map(taken).transpose()?;
+        let (values, kind) = one(&part.content, declared, bounds)?;
         let (body, media_type) = form::write(name, kind, &part.content);
         let encoded = Encoded {
             body: body.into(),
             json_length: None,
             media_type: Some(Cow::Owned(media_type)),
         };
-        return Ok(Checked { encoded, rows: 1, values });
+        return Ok(Checked { encoded, rows: 1, values, dropped: Vec::new() });
     }
-    let (values, _) = one(body, media_type.as_deref(), bounds)?;
-    let encoded = Encoded { body: body.clone(), json_length: None, media_type: None };
-    Ok(Checked { encoded, rows: 1, values })
+    let declared = media_type.as_deref().map(taken).transpose()?;
+    let (values, _) = one(body, declared, bounds)?;
+    let media_type = declared.map(Cow::Borrowed);
+    let encoded = Encoded { body: body.clone(), json_length: None, media_type };
+    Ok(Checked { encoded, rows: 1, values, dropped: Vec::new() })
+}
+
+/// The content types of images that are taken, as the upstream is told them.
+const TAKEN: [&str; 5] = [BYTES, "application/x-image", "image/jpeg", "image/jpg", "image/png"];
+
+const EXPECTED: &str = "image/png, image/jpeg, application/octet-stream or multipart/form-data";
+
+/// The content type of an image, without its parameters.
+fn taken(media_type: &str) -> Result<&'static str, DecodeError> {
+    let essence = media::essence(media_type);
+    let taken = TAKEN.into_iter().find(|taken| taken.eq_ignore_ascii_case(essence));
+    let received = media_type.to_owned();
+    taken.ok_or(DecodeError::MediaType { received, expected: EXPECTED })
 }
 
 /// The row of the one image of a request.
 fn one(
     image: &[u8],
-    media_type: Option<&str>,
+    media_type: Option<&'static str>,
     bounds: Bounds<'_>,
 ) -> Result<(Vec<f32>, Kind), DecodeError> {
-    let declared = match media_type.map(str::to_ascii_lowercase).as_deref() {
-        None | Some("application/octet-stream" | "application/x-image") => None,
+    let declared = match media_type {
         Some("image/jpeg" | "image/jpg") => Some(Kind::Jpeg),
         Some("image/png") => Some(Kind::Png),
-        Some(other) => return Err(unsupported(other)),
+        _ => None,
     };
     let decoded = decode(image, bounds.pictures.frame, bounds.pictures.pixels)?;
     let kind = decoded.kind;
@@ -112,9 +136,4 @@ fn one(
         Some(declared) if declared != kind => Err(DecodeError::ImageType { declared, kind }),
         _ => Ok(((bounds.pictures.normalise)(&decoded.bytes), kind)),
     }
-}
-
-fn unsupported(received: &str) -> DecodeError {
-    let expected = "image/png, image/jpeg, application/octet-stream or multipart/form-data";
-    DecodeError::MediaType { received: received.to_owned(), expected }
 }

@@ -13,6 +13,9 @@ pub struct Checked {
     pub rows: usize,
     /// The rows, one after another, channels first.
     pub values: Vec<f32>,
+    /// The keys of the request that the protocol does not have, as paths into its document. They do
+    /// not reach the upstream.
+    pub dropped: Vec<String>,
 }
 
 /// A request in the firewall's own spelling.
@@ -22,6 +25,6 @@ pub struct Encoded {
     pub body: Bytes,
     /// The number of bytes of `body` are JSON, where bytes of a tensor follow.
     pub json_length: Option<usize>,
-    /// The content type, where the client's will not do.
+    /// The content type; `None`: none is named.
     pub media_type: Option<Cow<'static, str>>,
 }

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 
 use super::binary::JSON_LENGTH;
 use super::oip_http::{InferRequest, decode, route};
-use super::{Bounds, Checked, DecodeError, Input, Pictures, Refusal, Route, kserve_v1, oip_http};
+use super::route::Target;
+use super::{
+    Allowed, Bounds, Checked, DecodeError, Input, Pictures, Refusal, Route, kserve_v1, oip_http,
+};
 use doorward_images::Frame;
 
 const CHANNELS: usize = 3;
@@ -37,9 +40,13 @@ fn pictures() -> Pictures<'static> {
     }
 }
 
+fn bounds(input: Input<'static>) -> Bounds<'static> {
+    let signature = "serving_default";
+    Bounds { input, rows: 4, slack: 0.0, signature, pictures: pictures() }
+}
+
 fn read(body: &[u8]) -> Result<InferRequest, DecodeError> {
-    let bounds = Bounds { input: INPUT, rows: 4, pictures: pictures() };
-    decode(&HeaderMap::new(), &Bytes::copy_from_slice(body), bounds)
+    decode(Target::default(), &HeaderMap::new(), &Bytes::copy_from_slice(body), bounds(INPUT))
 }
 
 /// Any finite `f32`, each bit pattern as likely.
@@ -153,13 +160,14 @@ proptest! {
         body[position] = byte;
         if let Ok(request) = read(&body) {
             let again = read(&request.encode()).expect("a request");
-            prop_assert_eq!(again, request);
+            prop_assert_eq!(bits(again.values()), bits(request.values()));
+            prop_assert_eq!(again.encode(), request.encode());
         }
     }
 
     #[test]
     fn only_plain_paths_are_open(path in "[/v2modelsinfr.%;~ -]{0,24}") {
-        if route("POST", &path, None, None) == Route::Infer {
+        if route("POST", &path, Allowed::default()) == Route::Infer {
             let plain = path.strip_prefix("/v2/models/").expect("the prefix");
             prop_assert!(!plain.contains("//") && !plain.contains("..") || plain.contains('/'));
             prop_assert!(path.ends_with("/infer"));
@@ -177,27 +185,40 @@ fn values_are_held_to_their_channels_range() {
         channels_last: false,
         fp32: true,
     };
-    let bounds = Bounds { input, rows: 4, pictures: pictures() };
+    let bounds = bounds(input);
     let mut values = vec![0.5; 2 * CHANNELS * HEIGHT * WIDTH];
     // The second row's second channel, rounded past its end.
     values[8] = 2.000_002;
     let body = document(&values, &Value::Null).to_string();
-    assert!(decode(&HeaderMap::new(), &body.into(), bounds).is_ok());
+    assert!(decode(Target::default(), &HeaderMap::new(), &body.into(), bounds).is_ok());
     values[8] = -2.1;
     let body = document(&values, &Value::Null).to_string();
-    let error = decode(&HeaderMap::new(), &body.into(), bounds).expect_err("out of range");
-    assert_eq!(error.to_string(), "inputs[0].data[8] is -2.1, expected a number from -2 to 2");
+    let sent = Bytes::from(body);
+    let read = |bounds| decode(Target::default(), &HeaderMap::new(), &sent, bounds);
+    assert!(read(Bounds { slack: 0.03, ..bounds }).is_ok());
+    let error = read(bounds).expect_err("out of range");
+    assert!(error.is_out_of_range());
+    assert_eq!(
+        error.to_string(),
+        "inputs[0].data[8] is -2.1, expected a number from -2 to 2, or outside by at most 0 of that range (preprocess.range_slack)"
+    );
 }
 
 #[test]
-fn routes_name_the_model_and_the_method() {
+fn routes_name_the_model_the_version_and_the_method() {
     let infer = "/v2/models/m/versions/3/infer";
-    assert_eq!(route("POST", infer, None, Some("m")), Route::Infer);
-    assert_eq!(route("POST", infer, None, Some("n")), Route::Refused(Refusal::Model));
-    assert_eq!(route("GET", infer, None, None), Route::Refused(Refusal::Method { allow: "POST" }));
-    assert_eq!(route("POST", infer, Some(""), None), Route::Refused(Refusal::Query));
-    for path in ["", "*", "v2", "/v2/models", "/v2/models/m/versions", "/v2/models/../infer"] {
-        assert_eq!(route("POST", path, None, None), Route::Refused(Refusal::Path));
+    let allowed = |model, version| Allowed { model: Some(model), version, reads: &[] };
+    let refused = |refusal| Route::Refused(refusal);
+    let get = Refusal::Method { allow: "POST, OPTIONS" };
+    assert_eq!(route("POST", infer, allowed("m", Some("3"))), Route::Infer);
+    assert_eq!(route("POST", infer, allowed("m", Some("4"))), refused(Refusal::Version));
+    assert_eq!(route("POST", infer, allowed("m", None)), refused(Refusal::Version));
+    assert_eq!(route("POST", infer, allowed("n", Some("3"))), refused(Refusal::Model));
+    assert_eq!(route("GET", infer, Allowed::default()), refused(get));
+    assert_eq!(route("OPTIONS", infer, Allowed::default()), Route::Read);
+    assert_eq!(route("HEAD", "/v2/health/ready", Allowed::default()), Route::Ready);
+    for path in ["", "*", "v2", "/v2/models/m/versions", "/v2/models/../infer"] {
+        assert_eq!(route("POST", path, Allowed::default()), refused(Refusal::Path), "{path}");
     }
 }
 
@@ -210,16 +231,24 @@ fn images_with_their_channels_last_are_checked_as_sent_and_judged_with_them_firs
         channels_last: true,
         fp32: true,
     };
-    let bounds = Bounds { input, rows: 4, pictures: pictures() };
+    let bounds = bounds(input);
     let sent = |values: &[f32], shape: [usize; 4]| {
         let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": values});
-        decode(&HeaderMap::new(), &json!({"inputs": [input]}).to_string().into(), bounds)
+        decode(
+            Target::default(),
+            &HeaderMap::new(),
+            &json!({"inputs": [input]}).to_string().into(),
+            bounds,
+        )
     };
     let last = [1, HEIGHT, WIDTH, CHANNELS];
     let request = sent(&[0.1, -1.5, 0.3, 0.4, 1.5, 0.6], last).expect("in range");
     assert_eq!(input.rows_of_sent(request.values().to_vec()), [0.1, 0.4, -1.5, 1.5, 0.3, 0.6]);
     let error = sent(&[0.1, -1.5, 0.3, 1.5, 0.5, 0.6], last).expect_err("out of range");
-    assert_eq!(error.to_string(), "inputs[0].data[3] is 1.5, expected a number from 0 to 1");
+    assert_eq!(
+        error.to_string(),
+        "inputs[0].data[3] is 1.5, expected a number from 0 to 1, or outside by at most 0 of that range (preprocess.range_slack)"
+    );
     let error = sent(&[0.5; 6], [1, CHANNELS, HEIGHT, WIDTH]).expect_err("channels first");
     assert_eq!(error.to_string(), "inputs[0].shape is [1, 3, 1, 2], expected [n, 1, 2, 3]");
 }
@@ -238,7 +267,7 @@ fn binary_request(values: &[f32]) -> (HeaderMap, Bytes) {
 }
 
 fn check_all(headers: &HeaderMap, body: &Bytes) -> Result<Checked, DecodeError> {
-    oip_http::check(headers, body, Bounds { input: INPUT, rows: 4, pictures: pictures() })
+    oip_http::check(Target::default(), headers, body, bounds(INPUT))
 }
 
 proptest! {
@@ -252,7 +281,7 @@ proptest! {
         prop_assert_eq!(&checked.encoded.body[length..], &*tensor);
         let mut again = HeaderMap::new();
         again.insert(JSON_LENGTH, length.into());
-        prop_assert_eq!(checked.encoded.media_type, None);
+        prop_assert_eq!(checked.encoded.media_type.as_deref(), Some("application/octet-stream"));
         let twice = check_all(&again, &checked.encoded.body).expect("a request");
         prop_assert_eq!(twice.encoded.body, checked.encoded.body);
         prop_assert_eq!(bits(&twice.values), bits(&values));
@@ -282,16 +311,17 @@ fn bytes_without_a_datatype_are_taken_for_fp32_models_only() {
     let mut headers = HeaderMap::new();
     headers.insert(JSON_LENGTH, 0.into());
     let body = Bytes::from(vec![0; CHANNELS * HEIGHT * WIDTH * 4]);
-    let error = oip_http::check(&headers, &body, Bounds { input, rows: 4, pictures: pictures() });
+    let error = oip_http::check(Target::default(), &headers, &body, bounds(input));
     assert!(error.expect_err("another datatype").to_string().contains("only a FP32 model"));
 }
 
 #[test]
 fn v1_integers_are_integers_as_long_as_fp32_holds_them() {
-    let bounds = Bounds { input: INPUT, rows: 4, pictures: pictures() };
+    let bounds = bounds(INPUT);
     let sent = |last: &str| {
         let body = format!(r#"{{"instances":[[[[1,2]],[[3,4]],[[5,{last}]]]]}}"#);
-        let checked = kserve_v1::check(&HeaderMap::new(), &body.into(), bounds).expect("a request");
+        let checked = kserve_v1::check(Target::default(), &HeaderMap::new(), &body.into(), bounds)
+            .expect("a request");
         (checked.values[5], String::from_utf8(checked.encoded.body.to_vec()).expect("text"))
     };
     for (last, value, ending) in [

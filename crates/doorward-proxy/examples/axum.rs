@@ -15,7 +15,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use doorward_detection::{Error, Judge, Judgement, Scores};
 use doorward_engine::InputDomain;
-use doorward_proxy::settings::{Limits, Policy, Predictions, Screening};
+use doorward_proxy::settings::{Allowed, Limits, Policy, Predictions, Screening};
 use doorward_proxy::{Metrics, ScreenLayer};
 use serde_json::{Value, json};
 
@@ -47,11 +47,13 @@ async fn infer(Json(request): Json<Value>) -> Json<Value> {
 /// The server, and the layer that waits for its judge.
 pub(crate) fn app(policy: &Policy) -> Result<(Router, ScreenLayer), Box<dyn std::error::Error>> {
     let settings = Screening {
-        model: Some("dark"),
+        allowed: Allowed { model: Some("dark"), ..Allowed::default() },
+        signature: "serving_default",
         predictions: Predictions::Local,
         max_rows: None,
         images: &Default::default(),
         pictures: Default::default(),
+        range_slack: 0.0,
         policy,
         limits: &Limits::default(),
     };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use doorward_detection::Probability;
 use doorward_images::Pictures;
+pub use doorward_protocol::Allowed;
 use doorward_protocol::ImageRoutes;
 use serde::Deserialize;
 use url::Url;
@@ -30,6 +31,8 @@ pub struct Settings {
     pub images: ImageRoutes,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
+    /// The share of a channel's range by which a value may lie outside of it and still be judged.
+    pub range_slack: f32,
     /// By what rule inputs are judged.
     pub judging: doorward_detection::Policy,
     /// The effect of a verdict.
@@ -45,8 +48,10 @@ pub struct Settings {
 /// The settings that judging the requests of one model takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Screening<'a> {
-    /// The only model name taken; `None` takes any.
-    pub model: Option<&'a str>,
+    /// What a path may name.
+    pub allowed: Allowed<'a>,
+    /// The only signature that a V1 request may name.
+    pub signature: &'a str,
     /// The source of the predictions that a verdict rests on.
     pub predictions: Predictions,
     /// Most rows that the model server takes in one request; `None`: not known.
@@ -55,6 +60,8 @@ pub struct Screening<'a> {
     pub images: &'a ImageRoutes,
     /// From a picture to bytes in the model's shape.
     pub pictures: Pictures,
+    /// The share of a channel's range by which a value may lie outside of it and still be judged.
+    pub range_slack: f32,
     /// The effect of a verdict.
     pub policy: &'a Policy,
     /// Bounds on everything a client can send or occupy.
@@ -68,6 +75,8 @@ pub struct Listen {
     pub http: Address,
     /// Address of the inspected gRPC listener; `None`: there is none.
     pub grpc: Option<Address>,
+    /// More paths whose reads pass.
+    pub reads: Vec<String>,
 }
 
 /// `[admin]`
@@ -139,6 +148,10 @@ pub struct Model {
     pub path: PathBuf,
     /// The model's name on the upstream; `None` takes any name.
     pub name: Option<String>,
+    /// The only version that an inference may name; `None`: it names none.
+    pub version: Option<String>,
+    /// The only signature that a V1 request may name.
+    pub signature: String,
     /// The source of the predictions that a verdict rests on.
     pub predictions: Predictions,
 }
@@ -182,6 +195,8 @@ pub struct Unverified {
     pub internal: Action,
     /// The queue or the concurrency limit is full.
     pub overload: Action,
+    /// A value lies further outside the model's range than the slack.
+    pub range: Action,
     /// The body is not a request the firewall understands.
     pub undecodable: Action,
 }
@@ -305,11 +320,17 @@ impl Settings {
     /// The part that judging takes.
     pub fn screening(&self) -> Screening<'_> {
         Screening {
-            model: self.model.name.as_deref(),
+            allowed: Allowed {
+                model: self.model.name.as_deref(),
+                version: self.model.version.as_deref(),
+                reads: &self.listen.reads,
+            },
+            signature: &self.model.signature,
             predictions: self.model.predictions,
             max_rows: self.upstream.max_rows,
             images: &self.images,
             pictures: self.pictures,
+            range_slack: self.range_slack,
             policy: &self.policy,
             limits: &self.limits,
         }
@@ -335,6 +356,7 @@ impl Unverified {
             deadline: action,
             internal: action,
             overload: action,
+            range: action,
             undecodable: action,
         }
     }

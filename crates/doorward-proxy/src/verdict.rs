@@ -30,8 +30,12 @@ pub enum Reason {
     Internal,
     /// The queue or the concurrency limit is full.
     Overload,
+    /// A value lies further outside the model's range than the slack.
+    Range,
     /// The request is not one the firewall understands.
     Undecodable,
+    /// The method and path are not of an inference or a read that the firewall knows.
+    Unrecognised,
 }
 
 /// Why the upstream gave no answer.
@@ -87,8 +91,15 @@ impl Verdict {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 5] =
-        [Self::Artifact, Self::Deadline, Self::Internal, Self::Overload, Self::Undecodable];
+    pub const ALL: [Self; 7] = [
+        Self::Artifact,
+        Self::Deadline,
+        Self::Internal,
+        Self::Overload,
+        Self::Range,
+        Self::Undecodable,
+        Self::Unrecognised,
+    ];
 
     /// The label value.
     pub fn label(self) -> &'static str {
@@ -97,7 +108,9 @@ impl Reason {
             Self::Deadline => "deadline",
             Self::Internal => "internal",
             Self::Overload => "overload",
+            Self::Range => "range",
             Self::Undecodable => "undecodable",
+            Self::Unrecognised => "unrecognised",
         }
     }
 }

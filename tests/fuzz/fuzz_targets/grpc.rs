@@ -5,7 +5,7 @@
 use bytes::{Bytes, BytesMut};
 use doorward_images::Frame;
 use doorward_protocol::oip_grpc::messages::ModelInferRequest;
-use doorward_protocol::{Bounds, Input, Pictures, grpc_frame, oip_grpc};
+use doorward_protocol::{Allowed, Bounds, Input, Pictures, grpc_frame, oip_grpc};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -15,27 +15,42 @@ mod served;
 
 const SHAPE: [usize; 3] = [1, 2, 2];
 
+/// One of each message that reads take.
+const READS: [&str; 3] = [
+    "/grpc.health.v1.Health/Check",
+    "/inference.GRPCInferenceService/ModelReady",
+    "/inference.GRPCInferenceService/RepositoryIndex",
+];
+
 fuzz_target!(|bytes: &[u8]| {
     let body = Bytes::copy_from_slice(bytes);
     // As a frame, part of a stream, a read, and what a rejection repeats of a message: nothing panics.
     let _ = grpc_frame::single(&body);
     let _ = grpc_frame::cut(&mut BytesMut::from(bytes), 1 << 20);
-    let _ = oip_grpc::check_read(body.clone(), true, Some("m"));
+    for call in READS {
+        let Ok(oip_grpc::Call::Read(read)) = oip_grpc::call("POST", call, &[b"application/grpc"])
+        else {
+            panic!("{call} is a read");
+        };
+        let _ = oip_grpc::check_read(body.clone(), read, Allowed::default());
+    }
     let _ = oip_grpc::stream_error(String::new(), bytes);
     let input =
         Input { shape: SHAPE, lower: &[-1e30], upper: &[1e30], channels_last: false, fp32: true };
     let frame = Frame::from(SHAPE);
     let pictures =
         Pictures { frame: &frame, normalise: &unit, pixels: 1, part: "data", in_instances: false };
-    let bounds = Bounds { input, rows: 4, pictures };
-    let Ok(checked) = oip_grpc::check(body, bounds, None) else { return };
+    let signature = "serving_default";
+    let bounds = Bounds { input, rows: 4, slack: 0.0, signature, pictures };
+    let Ok(checked) = oip_grpc::check(body, bounds, Allowed::default()) else { return };
     let judged = bits(&checked.values);
     let framed = grpc_frame::single(&checked.encoded.body).expect("one frame");
     assert!(!framed.compressed);
     let request = ModelInferRequest::decode(framed.message.clone()).expect("a message");
     assert_eq!(bits(&read(&request)), judged);
     assert_eq!(request.inputs[0].shape.iter().product::<i64>(), judged.len() as i64);
-    let again = oip_grpc::check(framed.message, bounds, None).expect("the firewall's own encoding");
+    let again = oip_grpc::check(framed.message, bounds, Allowed::default());
+    let again = again.expect("the firewall's own encoding");
     assert_eq!(bits(&again.values), judged);
 });
 

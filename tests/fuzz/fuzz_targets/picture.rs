@@ -71,11 +71,8 @@ fn check(media_type: Option<HeaderValue>, body: &Bytes) -> Result<Checked, Decod
         in_instances: false,
     };
     let headers = HeaderMap::from_iter(media_type.map(|media_type| (CONTENT_TYPE, media_type)));
-    Format::Image(ImageProtocol::TorchServe).check(
-        &headers,
-        body,
-        Bounds { input, rows: 1, pictures },
-    )
+    let bounds = Bounds { input, rows: 1, slack: 0.0, signature: "serving_default", pictures };
+    Format::Image(ImageProtocol::TorchServe).check("/predictions/m", &headers, body, bounds)
 }
 
 /// Bytes as shares of 255.

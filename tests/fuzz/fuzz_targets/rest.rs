@@ -52,7 +52,12 @@ fn check(format: Format, length: Option<usize>, body: &Bytes) -> Result<Checked,
     let headers = HeaderMap::from_iter(
         length.map(|length| (JSON_LENGTH.parse().expect("a name"), length.into())),
     );
-    format.check(&headers, body, Bounds { input, rows: 4, pictures })
+    let path = match format {
+        Format::KserveV1 => "/v1/models/m:predict",
+        _ => "/v2/models/m/infer",
+    };
+    let signature = "serving_default";
+    format.check(path, &headers, body, Bounds { input, rows: 4, slack: 0.0, signature, pictures })
 }
 
 fn read(format: Format, encoded: &Encoded) -> Vec<f32> {

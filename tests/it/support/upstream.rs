@@ -38,6 +38,9 @@ struct Shared {
 /// No encoder writes it like this, so a re-encoded answer would be seen.
 pub(crate) const REPLY: &str = "{ \"model_name\":\"m\",\n\t\"outputs\" : [1.50, 2e0] }";
 
+/// The pages that it lets read its answers. A path that ends in a slash it redirects to the one without.
+pub(crate) const ORIGIN: &str = "https://app.example";
+
 // === impl FakeUpstream ===
 
 impl FakeUpstream {
@@ -107,16 +110,21 @@ fn serve(socket: TcpListener, shared: Arc<Shared>) -> JoinHandle<()> {
 async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.expect("a body").to_bytes();
-    let received = Received {
-        method: parts.method,
-        path: parts.uri.to_string(),
-        headers: parts.headers,
-        body,
-    };
+    let (method, path, headers) = (parts.method, parts.uri.to_string(), parts.headers);
+    let received =
+        Received { method: method.clone(), path: path.clone(), headers: headers.clone(), body };
     shared.received.lock().expect("no panic while held").push(received);
     let mut open = shared.open.subscribe();
     let _ = open.wait_for(|open| *open).await;
-    Response::builder()
+    let mut response = Response::builder();
+    if method == Method::OPTIONS && headers.get("origin").is_some_and(|origin| origin == ORIGIN) {
+        response = response.header("access-control-allow-origin", ORIGIN).header("vary", "origin");
+    }
+    if let Some(plain) = path.strip_suffix('/').filter(|path| !path.is_empty()) {
+        let host = headers["host"].to_str().expect("a host");
+        response = response.status(307).header("location", format!("http://{host}{plain}"));
+    }
+    response
         .header("content-type", "application/json; odd=1")
         .header("x-model", "m")
         .header("set-cookie", "a=1")

@@ -38,8 +38,16 @@ impl Choice {
         if !self.is_plural() {
             return self.strictest();
         }
-        let taker = self.0.iter().find(|proxy| proxy.gate.takes(request.method(), request.uri()));
-        taker.unwrap_or_else(|| self.strictest())
+        let takes = |proxy: &&Arc<Proxy>| proxy.gate.takes(request.method(), request.uri());
+        // What is asked of the server as a whole, all of them take.
+        let takers = self.0.iter().filter(takes);
+        takers.min_by_key(|proxy| proxy.gate.screen.is_open()).unwrap_or_else(|| self.strictest())
+    }
+
+    /// The proxy for a question to the server as a whole, which is ready once all of them are.
+    pub(super) fn least_ready(&self) -> &Arc<Proxy> {
+        let least = self.0.iter().min_by_key(|proxy| proxy.gate.screen.is_open());
+        least.unwrap_or_else(|| self.strictest())
     }
 
     /// The proxy for a gRPC message in its frame.

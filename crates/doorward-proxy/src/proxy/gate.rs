@@ -100,7 +100,7 @@ impl Gate {
             screen: Screen::new(settings),
             places: places(settings.limits),
             limits: settings.limits.clone(),
-            model: settings.model.map(str::to_owned),
+            model: settings.allowed.model.map(str::to_owned),
             predictions: settings.predictions,
             max_rows: settings.max_rows,
             ids: Arc::new(RequestIds::new()?),
@@ -137,7 +137,7 @@ impl Gate {
     pub(super) fn takes(&self, method: &Method, uri: &Uri) -> bool {
         let (path, query) = (uri.path(), uri.query());
         let format = self.screen.format(path);
-        let route = format.route(method.as_str(), path, query, self.model.as_deref());
+        let route = format.route(method.as_str(), path, query, self.screen.allowed());
         !matches!(route, Route::Refused(_))
     }
 
@@ -357,11 +357,14 @@ fn places(limits: &Limits) -> Arc<Semaphore> {
 /// The upstream request.
 pub(super) fn call(parts: Parts, body: Forwarded) -> Call {
     let path = parts.uri.path_and_query();
-    let path = path.map_or("/", |path| path.as_str()).to_owned();
+    let mut path = path.map_or("/", |path| path.as_str()).to_owned();
     let mut headers = parts.headers;
     let body = match body {
         Forwarded::Original(body) => body,
         Forwarded::Reencoded(Encoded { body, json_length, media_type }) => {
+            // The query was not understood.
+            path.truncate(parts.uri.path().len());
+            headers.remove(CONTENT_TYPE);
             headers.remove(CONTENT_ENCODING);
             headers.remove(binary::JSON_LENGTH);
             if let Some(length) = json_length {

@@ -31,9 +31,9 @@ use super::request_id::REQUEST_ID;
 use super::respond::{self, Failure};
 use super::screen::{Pending, Unverified, Wire, unframed};
 use crate::telemetry::spans::Interval;
-use crate::verdict::{UpstreamError, Verdict};
-use doorward_protocol::oip_grpc::{self, Call};
-use doorward_protocol::{DecodeError, Encoded, Protocol, grpc_frame};
+use crate::verdict::{Reason, UpstreamError, Verdict};
+use doorward_protocol::oip_grpc::{self, Call, Read, ReadMessage};
+use doorward_protocol::{DecodeError, Encoded, Protocol, Refusal, grpc_frame};
 
 mod status;
 mod stream;
@@ -70,15 +70,18 @@ impl Choice {
             let mut record = proxy.gate.record(Protocol::OipGrpc, &id, &parts.headers);
             record.continue_trace(&mut parts.headers);
             let ended = match call {
-                Ok(Call::Read { path, model }) => {
-                    proxy.read_grpc(&self, (path, model), parts, body, &mut record).await
+                Ok(Call::Read(read)) => {
+                    proxy.read_grpc(&self, read, parts, body, &mut record).await
                 }
                 Ok(_) => proxy.infer_grpc(&self, parts, body, &mut record).await,
                 // Monitoring changes no answer: the upstream decides what it makes of the call.
-                Err(_) if proxy.gate.screen.monitors() => {
-                    proxy.relay(parts, body, &mut record).await
+                Err(refusal) if proxy.gate.screen.monitors() => {
+                    proxy.relay(refusal, parts, body, &mut record).await
                 }
-                Err(refusal) => Err(Failure::Refused(refusal).into()),
+                Err(refusal) => {
+                    proxy.gate.metrics.unrecognised(&parts.method, parts.uri.path());
+                    Err(Failure::Refused(refusal).into())
+                }
             };
             let (verdict, answer) = ended.unwrap_or_else(|Stopped { verdict, failure }| {
                 record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
@@ -145,13 +148,12 @@ impl Proxy {
             let message = frame.get(grpc_frame::PREFIX..).unwrap_or_default();
             record.model = oip_grpc::model_in(message).map(|name| name.chars().take(128).collect());
         }
-        match self.gate.screen.submit(Wire::Grpc, headers, frame).await {
+        match self.gate.screen.submit(Wire::Grpc, oip_grpc::INFER, headers, frame).await {
             Ok(pending) => Ok(Submitted::Pending(pending)),
-            Err(Unverified { failure: failure @ Failure::Refused(_), .. }) => {
-                match self.gate.screen.monitors() {
-                    true => Ok(Submitted::Passes(Verdict::Bypassed)),
-                    false => Err(failure.into()),
-                }
+            Err(Unverified { failure: failure @ Failure::Refused(_), .. })
+                if !self.gate.screen.monitors() =>
+            {
+                Err(failure.into())
             }
             Err(unverified) => self.gate.settle(Err(unverified), record).map(Submitted::Passes),
         }
@@ -160,21 +162,21 @@ impl Proxy {
     async fn read_grpc(
         &self,
         choice: &Choice,
-        (path, names_model): (&'static str, bool),
+        read: Read,
         mut parts: Parts,
         mut body: Incoming,
         record: &mut Record,
     ) -> Result<(Verdict, GrpcAnswer), Stopped> {
         // Takes no place, as reads over HTTP/1.1.
         let body = self.read_message(&mut body, READ_BYTES, record).await?;
-        let proxy = match names_model {
-            true => choice.of_message(&parts.headers, &body),
-            false => choice.strictest(),
+        let proxy = match read.request {
+            ReadMessage::Model => choice.of_message(&parts.headers, &body),
+            ReadMessage::Index | ReadMessage::Server => choice.least_ready(),
         };
         proxy.gate.adopt(record);
-        let model = proxy.gate.model.as_deref();
+        let allowed = proxy.gate.screen.allowed();
         let checked = unframed(&parts.headers, &body, READ_BYTES)
-            .and_then(|message| oip_grpc::check_read(message, names_model, model));
+            .and_then(|message| oip_grpc::check_read(message, read, allowed));
         let body = match checked {
             Ok(encoded) => {
                 reencoded(&mut parts.headers);
@@ -184,17 +186,26 @@ impl Proxy {
             Err(DecodeError::Refused(refusal)) => return Err(Failure::Refused(refusal).into()),
             Err(error) => return Err(Failure::Decode(error).into()),
         };
-        proxy.send_grpc(Verdict::Bypassed, path, parts.headers, body, record).await
+        if let Some(readiness) = read.readiness
+            && !proxy.gate.screen.is_open()
+        {
+            return Ok((Verdict::Bypassed, status::success(readiness.refusal())));
+        }
+        proxy.send_grpc(Verdict::Bypassed, read.path, parts.headers, body, record).await
     }
 
     /// Passes a call on as it is, both ways, while it lasts.
     async fn relay(
         &self,
+        refusal: Refusal,
         parts: Parts,
         body: Incoming,
         record: &mut Record,
     ) -> Result<(Verdict, GrpcAnswer), Stopped> {
-        let verdict = Verdict::Bypassed;
+        // It may have been an inference, and was not judged.
+        self.gate.metrics.unrecognised(&parts.method, parts.uri.path());
+        let unverified = Unverified::new(Failure::Refused(refusal), Reason::Unrecognised);
+        let verdict = self.gate.settle(Err(unverified), record)?;
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let body = body.map_err(Into::into).boxed_unsync();
         let upstream = self.grpc().map_err(|failure| Stopped { verdict, failure })?;
@@ -246,7 +257,7 @@ impl Proxy {
     }
 }
 
-fn route(parts: &Parts) -> Result<Call, doorward_protocol::Refusal> {
+fn route(parts: &Parts) -> Result<Call, Refusal> {
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let media_types: Vec<&[u8]> =
         parts.headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes).collect();

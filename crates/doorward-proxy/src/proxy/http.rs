@@ -9,18 +9,22 @@
 use bytes::Bytes;
 use doorward_protocol::Format;
 use doorward_protocol::Route;
-use hyper::Request;
 use hyper::body::Body;
 use hyper::header::EXPECT;
 use hyper::http::request::Parts;
+use hyper::{Method, Request};
 
+use super::cors::Preflight;
 use super::gate::{Answer, BodyError, Forwarded, Gate, Serve, Stopped};
 use super::record::{self, Record};
 use super::request_id::REQUEST_ID;
 use super::respond::{self, Failure, respond};
 use super::screen::{Unverified, Wire};
 use crate::settings::Predictions;
-use crate::verdict::Verdict;
+use crate::verdict::{Reason, Verdict};
+
+/// Most bytes in the filter of a list of models.
+const INDEX_BYTES: usize = 4 * 1024;
 
 // === impl Gate ===
 
@@ -41,12 +45,22 @@ impl Gate {
         if record.names_model() && record.model.is_none() {
             record.model = record::model_in(parts.uri.path());
         }
+        let preflight = Preflight::of(&parts);
         let ended = self.dispatch(format, parts, &mut body, to, &mut record).await;
-        let (verdict, mut answer) = ended.unwrap_or_else(|Stopped { verdict, failure }| {
-            sending &= !matches!(failure, Failure::BodyBroken | Failure::BodyTimeout);
-            record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
-            (verdict, respond(format, &failure, record.request_id()))
-        });
+        let (verdict, mut answer) = match ended {
+            Ok(ended) => ended,
+            Err(Stopped { verdict, failure }) => {
+                sending &= !matches!(failure, Failure::BodyBroken | Failure::BodyTimeout);
+                record.detail.get_or_insert_with(|| respond::shorten(failure.to_string()));
+                let mut answer = respond(format, &failure, record.request_id());
+                // The server is not asked about what does not reach it.
+                let reaches = !matches!(failure, Failure::Refused(_) | Failure::Upstream(_));
+                if let Some(preflight) = preflight.filter(|_| reaches) {
+                    preflight.settle(to, &mut answer).await;
+                }
+                (verdict, answer)
+            }
+        };
         answer.headers_mut().insert(REQUEST_ID, id);
         record.answered(verdict);
         if sending {
@@ -68,21 +82,52 @@ impl Gate {
         B::Error: Into<BodyError>,
     {
         let (method, uri) = (parts.method.as_str(), &parts.uri);
-        match format.route(method, uri.path(), uri.query(), self.model.as_deref()) {
-            Route::Infer => self.infer(format, parts, body, to, record).await,
+        match format.route(method, uri.path(), uri.query(), self.screen.allowed()) {
+            Route::Infer => {
+                if uri.query().is_some() {
+                    self.screen.drops("the query string");
+                }
+                self.infer(format, parts, body, to, record).await
+            }
+            Route::Index => {
+                let body = self.read(body, INDEX_BYTES, record).await?;
+                let body = match format.check_index(&body) {
+                    Ok(encoded) => Forwarded::Reencoded(encoded),
+                    Err(_) if self.screen.monitors() => Forwarded::Original(body),
+                    Err(error) => return Err(Failure::Decode(error).into()),
+                };
+                self.forward(Verdict::Bypassed, parts, body, to, record).await
+            }
+            // Liveness goes on to the upstream, for a firewall that waits is no reason to restart
+            // it.
+            Route::Ready if !self.screen.is_open() => {
+                Err(Stopped { verdict: Verdict::Bypassed, failure: Failure::Unready })
+            }
             // Takes no place: a busy firewall must not fail the upstream's health checks. Whatever
             // body it has is not read.
-            Route::Read => {
+            Route::Read | Route::Ready => {
                 let nothing = Forwarded::Original(Bytes::new());
                 self.forward(Verdict::Bypassed, parts, nothing, to, record).await
             }
-            // Monitoring changes no answer: the upstream decides what it makes of the path.
-            Route::Refused(_) if self.screen.monitors() => {
+            // Monitoring changes no answer: the upstream decides what it makes of the path. What may
+            // have been an inference was not judged.
+            Route::Refused(refusal) if self.screen.monitors() => {
+                let verdict = match parts.method {
+                    Method::GET | Method::HEAD | Method::OPTIONS => Verdict::Bypassed,
+                    _ => {
+                        let failure = Failure::Refused(refusal);
+                        let unverified = Unverified::new(failure, Reason::Unrecognised);
+                        self.metrics.unrecognised(&parts.method, uri.path());
+                        self.settle(Err(unverified), record)?
+                    }
+                };
                 let body = self.read(body, self.limits.body_bytes, record).await?;
-                let body = Forwarded::Original(body);
-                self.forward(Verdict::Bypassed, parts, body, to, record).await
+                self.forward(verdict, parts, Forwarded::Original(body), to, record).await
             }
-            Route::Refused(refusal) => Err(Failure::Refused(refusal).into()),
+            Route::Refused(refusal) => {
+                self.metrics.unrecognised(&parts.method, uri.path());
+                Err(Failure::Refused(refusal).into())
+            }
         }
     }
 
@@ -109,7 +154,10 @@ impl Gate {
         if self.predictions == Predictions::Upstream {
             return self.infer_remotely(format, parts, body, to, record).await;
         }
-        let submitted = self.screen.submit(Wire::Rest(format), &parts.headers, &body).await;
+        let submitted = {
+            let path = parts.uri.path();
+            self.screen.submit(Wire::Rest(format), path, &parts.headers, &body).await
+        };
         let pending = match submitted {
             Ok(pending) => pending,
             Err(unverified) => return self.unverified(unverified, parts, body, to, record).await,

@@ -4,17 +4,19 @@
 //! # use std::sync::Arc;
 //! use axum::Router;
 //! use axum::routing::post;
-//! use doorward_proxy::settings::{Limits, Policy, Predictions, Screening};
+//! use doorward_proxy::settings::{Allowed, Limits, Policy, Predictions, Screening};
 //! use doorward_proxy::{Metrics, ScreenLayer};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let layer = ScreenLayer::new(
 //!     Screening {
-//!         model: Some("digits"),
+//!         allowed: Allowed { model: Some("digits"), ..Allowed::default() },
+//!         signature: "serving_default",
 //!         predictions: Predictions::Local,
 //!         max_rows: None,
 //!         images: &Default::default(),
 //!         pictures: Default::default(),
+//!         range_slack: 0.0,
 //!         policy: &Policy::default(),
 //!         limits: &Limits::default(),
 //!     },

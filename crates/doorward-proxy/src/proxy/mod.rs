@@ -5,6 +5,7 @@ mod breaker;
 mod choice;
 mod coding;
 mod connect;
+mod cors;
 mod error;
 mod failed;
 mod gate;

@@ -59,7 +59,10 @@ impl Gate {
         to: &dyn Serve,
         record: &mut Record,
     ) -> Result<(Verdict, Answer), Stopped> {
-        let understood = self.screen.understand(Wire::Rest(format), &parts.headers, &body).await;
+        let understood = self
+            .screen
+            .understand(Wire::Rest(format), parts.uri.path(), &parts.headers, &body)
+            .await;
         let request = match understood {
             Ok(request) => request,
             Err(unverified) => return self.unverified(unverified, parts, body, to, record).await,

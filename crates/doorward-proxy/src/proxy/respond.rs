@@ -58,6 +58,9 @@ pub(super) enum Failure {
     /// The upstream answered to perturbed copies in a form that they cannot be taken out of.
     #[error("the upstream's answer cannot be cut back to the rows of the request: {0}")]
     Uncut(CutError),
+    /// Inference requests would be turned away for want of a detector.
+    #[error("not ready: the firewall is not calibrated yet")]
+    Unready,
     /// The upstream gave no answer.
     #[error("{}", name_upstream_error(*.0))]
     Upstream(UpstreamError),
@@ -104,6 +107,11 @@ enum Body<'a> {
     Error {
         error: &'a str,
     },
+    /// The answer to a question for readiness.
+    Ready {
+        ready: bool,
+        error: &'a str,
+    },
     TorchServe {
         code: u16,
         r#type: &'static str,
@@ -116,7 +124,9 @@ fn line(failure: &Failure) -> Line {
     use Fault::{Client, Firewall, Upstream};
     use Retry::{After, Never, Unknown};
     let (status, fault, retry) = match failure {
-        Failure::Artifact => (StatusCode::SERVICE_UNAVAILABLE, Firewall, After(5)),
+        Failure::Artifact | Failure::Unready => {
+            (StatusCode::SERVICE_UNAVAILABLE, Firewall, After(5))
+        }
         Failure::BodyBroken => (StatusCode::BAD_REQUEST, Client, Unknown),
         Failure::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, Client, Unknown),
         Failure::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Client, Never),
@@ -159,7 +169,8 @@ fn refusal_status(refusal: Refusal) -> StatusCode {
     match refusal {
         Refusal::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
         Refusal::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Refusal::Call | Refusal::Model | Refusal::Path | Refusal::Query => StatusCode::NOT_FOUND,
+        Refusal::Query => StatusCode::BAD_REQUEST,
+        Refusal::Call | Refusal::Model | Refusal::Path | Refusal::Version => StatusCode::NOT_FOUND,
     }
 }
 
@@ -176,6 +187,9 @@ pub(super) fn respond(
         Format::Image(ImageProtocol::LitServe) => Body::Detail { detail: &message },
         Format::Image(ImageProtocol::TorchServe) => {
             Body::TorchServe { code: status.as_u16(), r#type: exception(status), message: &message }
+        }
+        Format::Oip | Format::KserveV1 if matches!(failure, Failure::Unready) => {
+            Body::Ready { ready: false, error: &message }
         }
         _ => Body::Error { error: &message },
     };

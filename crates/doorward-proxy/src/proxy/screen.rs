@@ -1,7 +1,8 @@
 //! Asks for a verdict on a request and says what it means for it.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use doorward_protocol::Format;
 use doorward_protocol::GrpcError;
 use doorward_protocol::ImageProtocol;
 use doorward_protocol::{
-    Bounds, Checked, DecodeError, Encoded, Input, Pictures, grpc_frame, oip_grpc,
+    Allowed, Bounds, Checked, DecodeError, Encoded, Input, Pictures, grpc_frame, oip_grpc,
 };
 
 /// The part of the path that knows the policy.
@@ -30,10 +31,26 @@ use doorward_protocol::{
 pub(super) struct Screen {
     policy: Policy,
     limits: Limits,
-    model: Option<Arc<str>>,
+    names: Arc<Names>,
     images: Arc<Images>,
+    /// Keys that were dropped so far.
+    dropped: Arc<Dropped>,
     queue: OnceLock<Arc<Queue>>,
 }
+
+/// What requests may name; it stays as it was at the start.
+#[derive(Debug)]
+struct Names {
+    model: Option<String>,
+    version: Option<String>,
+    reads: Vec<String>,
+    signature: String,
+    range_slack: f32,
+}
+
+/// The keys that were dropped from requests, each of which is logged once.
+#[derive(Debug, Default)]
+struct Dropped(Mutex<BTreeSet<String>>);
 
 /// The settings on images; they stay as they were at the start.
 #[derive(Debug)]
@@ -91,6 +108,12 @@ pub(super) enum Decision {
     Reject(Verdict, Failure),
 }
 
+/// Most keys that are remembered, for clients make them up.
+const MOST_DROPPED: usize = 100;
+
+/// Most characters of a key that are logged.
+const LONGEST_KEY: usize = 64;
+
 /// A larger body is parsed on a thread that may block. Parsing and encoding ran at some 200 MB/s
 /// when measured, so this one takes a third of a millisecond, which a worker can spare.
 const INLINE_BYTES: usize = 64 * 1024;
@@ -107,20 +130,47 @@ impl Screen {
             decoding: Arc::new(Semaphore::new(processors)),
         });
         let (policy, limits) = (settings.policy.clone(), settings.limits.clone());
-        let model = settings.model.map(Arc::from);
-        Self { policy, limits, model, images, queue: OnceLock::new() }
+        let names = Arc::new(Names {
+            model: settings.allowed.model.map(str::to_owned),
+            version: settings.allowed.version.map(str::to_owned),
+            reads: settings.allowed.reads.to_vec(),
+            signature: settings.signature.to_owned(),
+            range_slack: settings.range_slack,
+        });
+        let dropped = Arc::default();
+        Self { policy, limits, names, images, dropped, queue: OnceLock::new() }
     }
 
     /// The same with another policy and limits, and without a detector.
     pub(super) fn successor(&self, settings: Screening<'_>) -> Self {
         let (policy, limits) = (settings.policy.clone(), settings.limits.clone());
-        let (model, images) = (self.model.clone(), Arc::clone(&self.images));
-        Self { policy, limits, model, images, queue: OnceLock::new() }
+        let (names, images) = (Arc::clone(&self.names), Arc::clone(&self.images));
+        let dropped = Arc::clone(&self.dropped);
+        Self { policy, limits, names, images, dropped, queue: OnceLock::new() }
     }
 
     /// The format of a path.
     pub(super) fn format(&self, path: &str) -> Format {
         Format::of(path, &self.images.settings)
+    }
+
+    /// What paths may name.
+    pub(super) fn allowed(&self) -> Allowed<'_> {
+        self.names.allowed()
+    }
+
+    /// False while inference requests are turned away for want of a detector.
+    pub(super) fn is_open(&self) -> bool {
+        self.queue.get().is_some() || self.policy.unverified.artifact == Action::Pass
+    }
+
+    /// Logs, once, that a part of requests does not reach the upstream.
+    pub(super) fn drops(&self, key: &str) {
+        let key: String = key.chars().take(LONGEST_KEY).collect();
+        let mut keys = self.dropped.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.len() < MOST_DROPPED && keys.insert(key.clone()) {
+            tracing::info!(key, "dropped from requests: the protocol has no such key");
+        }
     }
 
     /// The detector is there. `false` if there was one before.
@@ -148,23 +198,29 @@ impl Screen {
     pub(super) async fn submit(
         &self,
         format: Wire,
+        path: &str,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Pending, Unverified> {
-        self.queue_rows(self.understand(format, headers, body).await?)
+        self.queue_rows(self.understand(format, path, headers, body).await?)
     }
 
     /// Decodes a request.
     pub(super) async fn understand(
         &self,
         format: Wire,
+        path: &str,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Understood, Unverified> {
         let Some(queue) = self.queue.get() else {
             return Err(Unverified::new(Failure::Artifact, Reason::Artifact));
         };
-        let Checked { encoded, values, rows } = self.decode(queue, format, headers, body).await?;
+        let Checked { encoded, values, rows, dropped } =
+            self.decode(queue, format, path, headers, body).await?;
+        for key in &dropped {
+            self.drops(key);
+        }
         let inputs = Inputs { values: Arc::new(values), shape: queue.domain().shape };
         Ok(Understood { encoded, rows, inputs, since: Instant::now() })
     }
@@ -241,7 +297,11 @@ impl Screen {
             Reason::Deadline => actions.deadline,
             Reason::Internal => actions.internal,
             Reason::Overload => actions.overload,
+            Reason::Range => actions.range,
             Reason::Undecodable => actions.undecodable,
+            // No setting: it would open every path.
+            Reason::Unrecognised if self.monitors() => Action::Pass,
+            Reason::Unrecognised => Action::Reject,
         };
         match action {
             Action::Pass => Decision::Forward(Verdict::UnverifiedPassed(reason)),
@@ -261,15 +321,16 @@ impl Screen {
         &self,
         queue: &Arc<Queue>,
         format: Wire,
+        path: &str,
         headers: &HeaderMap,
         body: &Bytes,
     ) -> Result<Checked, Unverified> {
         let (limits, images) = (self.limits.clone(), Arc::clone(&self.images));
-        let model = self.model.clone();
+        let (names, path) = (Arc::clone(&self.names), path.to_owned());
         let of_images = images.taken_by(format);
         let decode = move |queue: &Queue, headers: &HeaderMap, body: &Bytes| {
             let body = format.uncoded(headers, body, limits.body_bytes)?;
-            check(format, queue, &limits, &images, headers, body, model.as_deref())
+            check(format, queue, &limits, &images, &names, &path, headers, body)
         };
         let place = if of_images { Some(self.place_to_decode().await?) } else { None };
         // A few coded bytes may be a long text, or a large image.
@@ -287,25 +348,29 @@ impl Screen {
                 .await
                 .map_err(|_| Unverified::new(Failure::Internal, Reason::Internal))?
         };
-        decoded.map_err(|error| {
-            let failure = match error {
-                DecodeError::Refused(refusal) => Failure::Refused(refusal),
-                error => Failure::Decode(error),
-            };
-            Unverified::new(failure, Reason::Undecodable)
+        decoded.map_err(|error| match error {
+            DecodeError::Refused(refusal) => {
+                Unverified::new(Failure::Refused(refusal), Reason::Unrecognised)
+            }
+            error if error.is_out_of_range() => {
+                Unverified::new(Failure::Decode(error), Reason::Range)
+            }
+            error => Unverified::new(Failure::Decode(error), Reason::Undecodable),
         })
     }
 }
 
 /// The request, with its rows as the detector takes them.
+#[expect(clippy::too_many_arguments, reason = "what a decoder needs comes from as many places")]
 fn check(
     format: Wire,
     queue: &Queue,
     limits: &Limits,
     images: &Images,
+    names: &Names,
+    path: &str,
     headers: &HeaderMap,
     body: Bytes,
-    model: Option<&str>,
 ) -> Result<Checked, DecodeError> {
     let domain = queue.domain();
     let frame = Frame::new(domain.shape, images.pictures).map_err(EncodedError::from)?;
@@ -316,10 +381,16 @@ fn check(
         part: &images.settings.part,
         in_instances: images.taken_by(Wire::Rest(Format::KserveV1)),
     };
-    let bounds = Bounds { input: input(domain), rows: limits.rows.get(), pictures };
+    let bounds = Bounds {
+        input: input(domain),
+        rows: limits.rows.get(),
+        slack: names.range_slack,
+        signature: &names.signature,
+        pictures,
+    };
     match format {
-        Wire::Grpc => oip_grpc::check(body, bounds, model),
-        Wire::Rest(format) => format.check(headers, &body, bounds),
+        Wire::Grpc => oip_grpc::check(body, bounds, names.allowed()),
+        Wire::Rest(format) => format.check(path, headers, &body, bounds),
     }
 }
 
@@ -327,6 +398,15 @@ fn check(
 pub(super) fn input(domain: &InputDomain) -> Input<'_> {
     let InputDomain { shape, lower, upper, channels_last, fp32 } = domain;
     Input { shape: *shape, lower, upper, channels_last: *channels_last, fp32: *fp32 }
+}
+
+// === impl Names ===
+
+impl Names {
+    fn allowed(&self) -> Allowed<'_> {
+        let Self { model, version, reads, .. } = self;
+        Allowed { model: model.as_deref(), version: version.as_deref(), reads }
+    }
 }
 
 // === impl Images ===

@@ -7,8 +7,8 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::header::{CONNECTION, HeaderMap, HeaderName};
-use hyper::{Method, Request, Response};
+use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LOCATION};
+use hyper::{Method, Request, Response, Uri};
 
 use super::breaker::Breaker;
 use super::connect::{Client, Http, client};
@@ -104,7 +104,26 @@ impl Upstream {
         let (mut parts, body) = reply.into_parts();
         let body = body.collect().await.map_err(broken)?.to_bytes();
         strip(&mut parts.headers);
+        self.redirect_here(&mut parts.headers);
         Ok(Response::from_parts(parts, Full::new(body)))
+    }
+}
+
+impl Upstream {
+    /// Makes a redirection to the model server one to the firewall: whoever follows it must not go
+    /// round.
+    fn redirect_here(&self, headers: &mut HeaderMap) {
+        let base: Option<Uri> = self.settings.url.base().parse().ok();
+        let location: Option<Uri> =
+            headers.get(LOCATION).and_then(|location| location.to_str().ok()?.parse().ok());
+        let (Some(base), Some(location)) = (base, location) else { return };
+        if location.authority().is_none() || location.authority() != base.authority() {
+            return;
+        }
+        let path = location.path_and_query().map_or("/", |path| path.as_str());
+        if let Ok(path) = HeaderValue::from_str(path) {
+            headers.insert(LOCATION, path);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hyper::Method;
 use prometheus::proto::MetricFamily;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry,
@@ -18,6 +19,7 @@ use super::drift::Drift;
 use super::error::Error;
 use super::outcome::{Outcome, RemoteRows};
 use super::recent::{Recent, Rejection};
+use super::unrecognised::Unrecognised;
 use crate::verdict::{Reason, UpstreamError, Verdict};
 use doorward_detection::artifact::Manifest;
 use doorward_detection::{Judgement, Signal};
@@ -57,6 +59,7 @@ pub struct Metrics {
     score_drift: GaugeVec,
     drift: Mutex<Drift>,
     recent: Mutex<Recent>,
+    unrecognised: Mutex<Unrecognised>,
 }
 
 const OTHER: &str = "other";
@@ -218,6 +221,7 @@ impl Metrics {
             )?,
             drift: Mutex::default(),
             recent: Mutex::default(),
+            unrecognised: Mutex::default(),
             registry: registry.clone(),
         };
         let build_info =
@@ -266,6 +270,26 @@ impl Metrics {
     /// streams.
     pub fn upstream_failed(&self, error: UpstreamError) {
         self.upstream_errors.with_label_values(&[error.label()]).inc();
+    }
+
+    /// Notes a request whose method and path the firewall does not know.
+    pub fn unrecognised(&self, method: &Method, path: &str) {
+        let mut paths = self.unrecognised.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.note(method.as_str(), path);
+    }
+
+    /// The most frequent of those, with their counts, those first.
+    pub fn top_unrecognised(&self, most: usize) -> Vec<(String, u64)> {
+        let paths = self.unrecognised.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.top(most)
+    }
+
+    /// Requests so far without a verdict, by reason.
+    pub fn unverified(&self) -> BTreeMap<&'static str, u64> {
+        let count = |reason: Reason| {
+            (reason.label(), self.unverified.with_label_values(&[reason.label()]).get())
+        };
+        Reason::ALL.map(count).into()
     }
 
     /// Sets the gauges that describe the model, from the artifact in use.

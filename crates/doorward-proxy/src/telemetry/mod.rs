@@ -13,6 +13,7 @@ mod outcome;
 mod page;
 mod recent;
 pub mod spans;
+mod unrecognised;
 
 pub use error::Error;
 pub use log::init;

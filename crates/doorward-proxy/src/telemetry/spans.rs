@@ -158,7 +158,9 @@ impl Span {
             span.end_at(interval);
         }
         // What the client did wrong is no failure of the server's.
-        let reason = outcome.verdict.reason().filter(|reason| *reason != Reason::Undecodable);
+        let reason = outcome.verdict.reason().filter(|reason| {
+            !matches!(reason, Reason::Range | Reason::Undecodable | Reason::Unrecognised)
+        });
         self.fail(upstream_error.or(reason.map(Reason::label)));
         self.span.update_name(outcome.protocol.label());
         self.span.set_attributes(attributes(outcome, model));

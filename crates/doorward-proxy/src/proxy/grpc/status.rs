@@ -1,5 +1,6 @@
 //! Every failure to its gRPC status. The one place besides `respond` that knows status codes.
 
+use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
@@ -30,13 +31,13 @@ pub(super) const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// The table. Clients may retry what is unavailable, and nothing else.
 pub(super) fn code(failure: &Failure) -> Code {
     match failure {
-        Failure::Artifact | Failure::Internal => Code::Unavailable,
+        Failure::Artifact | Failure::Internal | Failure::Unready => Code::Unavailable,
         Failure::BodyBroken => Code::InvalidArgument,
         Failure::BodyTimeout | Failure::Deadline => Code::DeadlineExceeded,
         Failure::BodyTooLarge { .. } | Failure::Overload => Code::ResourceExhausted,
         Failure::Decode(error) => decode_code(error),
         Failure::Draining => Code::Unavailable,
-        Failure::Refused(Refusal::Model) => Code::NotFound,
+        Failure::Refused(Refusal::Model | Refusal::Version) => Code::NotFound,
         Failure::Refused(_) => Code::Unimplemented,
         Failure::Rejected { .. } => Code::PermissionDenied,
         Failure::Upstream(UpstreamError::Timeout) => Code::DeadlineExceeded,
@@ -68,6 +69,14 @@ pub(super) fn answer(failure: &Failure, request_id: &str) -> GrpcAnswer {
         *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     }
     *answer.headers_mut() = trailers(failure, request_id);
+    answer.headers_mut().insert(CONTENT_TYPE, GRPC);
+    answer
+}
+
+/// An answer of one message, in its frame.
+pub(super) fn success(frame: Bytes) -> GrpcAnswer {
+    let trailers = HeaderMap::from_iter([(STATUS, HeaderValue::from_static("0"))]);
+    let mut answer = Response::new(whole(frame, Some(trailers)));
     answer.headers_mut().insert(CONTENT_TYPE, GRPC);
     answer
 }

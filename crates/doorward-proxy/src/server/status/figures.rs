@@ -23,6 +23,8 @@ pub(in crate::server) struct Status {
     pub(super) policy: PolicyStatus,
     /// Requests by how they ended, since the start.
     pub(super) verdicts: Counts,
+    /// What became of those that may be inferences.
+    pub(super) traffic: TrafficStatus,
     /// The same of each of the last minutes, the oldest first.
     pub(super) minutes: Vec<Minute>,
     /// And of the minute that is not over.
@@ -53,6 +55,27 @@ pub(super) struct PolicyStatus {
     /// The bound that the held-out images guarantee for inputs like them; only for the rule
     /// `calibrated`.
     pub(super) false_rejection_rate_bound: Option<f64>,
+}
+
+/// Requests that may be inferences, since the start.
+#[derive(Debug, Serialize)]
+pub(super) struct TrafficStatus {
+    /// All but the reads.
+    pub(super) received: u64,
+    /// Those whose rows have a judgement.
+    pub(super) judged: u64,
+    /// Those that passed, and that `enforce` would turn away.
+    pub(super) enforce_would_refuse: u64,
+    /// Those without a verdict, by reason.
+    pub(super) unverified: Counts,
+    /// The most frequent methods and paths that nobody here knows.
+    pub(super) unrecognised: Vec<Unrecognised>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Unrecognised {
+    pub(super) request: String,
+    pub(super) count: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,6 +130,7 @@ impl Status {
             },
             policy: policy(&config, manifest),
             verdicts: metrics.verdicts(),
+            traffic: traffic(metrics),
             minutes: history.minutes(),
             minute_so_far: history.minute_so_far(metrics),
             labels: manifest.map_or_else(Vec::new, |manifest| labels(manifest, metrics)),
@@ -115,6 +139,24 @@ impl Status {
             rejections: metrics.recent_rejections().into_iter().map(rejection).collect(),
             models: models.to_vec(),
         }
+    }
+}
+
+/// As many paths as a reader takes in.
+const TOP: usize = 5;
+
+fn traffic(metrics: &Metrics) -> TrafficStatus {
+    let verdicts = metrics.verdicts();
+    let count = |verdict: &str| verdicts.get(verdict).copied().unwrap_or(0);
+    let unrecognised = metrics.top_unrecognised(TOP).into_iter();
+    TrafficStatus {
+        received: verdicts.values().sum::<u64>() - count("bypassed"),
+        judged: count("passed") + count("flagged") + count("rejected"),
+        enforce_would_refuse: count("flagged") + count("unverified_passed"),
+        unverified: metrics.unverified(),
+        unrecognised: unrecognised
+            .map(|(request, count)| Unrecognised { request, count })
+            .collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{bars, words};
-use super::figures::{LabelStatus, RejectionStatus, Status};
+use super::figures::{LabelStatus, RejectionStatus, Status, TrafficStatus};
 use super::numbers::{Counts, thousands};
 use crate::server::pictures::{PatchPictures, Quarantined, Shown};
 
@@ -25,6 +25,7 @@ pub(in crate::server) fn page(status: &Status, pictures: Option<&Shown>) -> Stri
                         h2 { "Requests" }
                         (bars(status))
                         (numbers(status))
+                        (unjudged(status))
                     }
                     (guarantee(status))
                     (rejections(&status.rejections, pictures))
@@ -40,7 +41,13 @@ pub(in crate::server) fn page(status: &Status, pictures: Option<&Shown>) -> Stri
 
 fn heading(status: &Status) -> Markup {
     let model = status.model.name.as_deref().unwrap_or("any model name");
+    let TrafficStatus { received, judged, .. } = status.traffic;
+    let nothing_judged = format!(
+        "0 of {} requests judged: no input was looked at, so nothing is protected.",
+        thousands(received)
+    );
     let (class, says) = match (status.phase, status.policy.mode) {
+        ("ready", _) if received > 0 && judged == 0 => ("watch", nothing_judged.as_str()),
         ("ready", "enforce") => ("", "Inputs that carry a trigger are turned away."),
         ("ready", _) => ("watch", "Nothing is turned away: what enforce would reject is counted."),
         ("draining", _) => ("watch", "The process is shutting down."),
@@ -120,6 +127,45 @@ fn numbers(status: &Status) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// The requests that nobody judged, and the settings that would help.
+fn unjudged(status: &Status) -> Markup {
+    let traffic = &status.traffic;
+    let share = traffic.enforce_would_refuse as f64 / traffic.received.max(1) as f64;
+    let reasons = traffic.unverified.iter().filter(|(_, count)| **count > 0);
+    html! {
+        @if status.policy.mode == "monitor" && traffic.enforce_would_refuse > 0 {
+            p { "Mode enforce would have turned away " (percent(share)) " of " (thousands(traffic.received)) " requests." }
+        }
+        @for (reason, count) in reasons {
+            p { (thousands(*count)) " without a verdict: " (words(reason)) ". " (advice(reason)) }
+        }
+        @if !traffic.unrecognised.is_empty() {
+            table {
+                thead { tr { th { "not recognised" } th { "requests" } } }
+                tbody {
+                    @for path in &traffic.unrecognised {
+                        tr { th scope="row" { code { (path.request) } } td { (thousands(path.count)) } }
+                    }
+                }
+            }
+            p { (advice("unrecognised")) }
+        }
+    }
+}
+
+/// The setting that would help against a reason.
+fn advice(reason: &str) -> &'static str {
+    match reason {
+        "range" => "A larger preprocess.range_slack has such values judged.",
+        "unrecognised" => {
+            "Images sent as they are: images.protocols and images.path. Reads: listen.reads. Another model: model.name, or [[models]]."
+        }
+        "artifact" => "doorward calibrate makes the artifact before the start.",
+        "deadline" | "overload" => "See [limits].",
+        _ => "The log says why, request by request.",
     }
 }
 
