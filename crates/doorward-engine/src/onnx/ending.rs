@@ -183,6 +183,9 @@ impl<'a> Ending<'a> {
                 "Cast" | "Clip" | "Identity" => node.inputs.first(),
                 "Mul" | "Max" | "Min" | "Add" => self.beside_scalar(node),
                 "Div" if self.scalar(node, 1).is_some_and(|by| by > 0.0) => node.inputs.first(),
+                "DequantizeLinear" => self.quantized(node),
+                // By the sum of what has no negative value: the same for all labels.
+                "LpNormalization" if matches!(node.int("p", 2), Ok(1)) => node.inputs.first(),
                 _ => None,
             };
             match next {
@@ -207,6 +210,19 @@ impl<'a> Ending<'a> {
             (Some(value), None) if fits(value) => Some(second),
             _ => None,
         }
+    }
+
+    /// What is quantised right before a node takes it back to floats.
+    fn quantized(&self, node: &Node) -> Option<&'a String> {
+        self.giver(node.inputs.first()?, &["QuantizeLinear"])?.inputs.first()
+    }
+
+    /// The floats that a function on integers takes, if its result becomes floats here.
+    fn on_integers(&mut self, node: &Node, op: &str) -> Option<String> {
+        let function = self.giver(node.inputs.first()?, &[op])?;
+        let mut inputs = function.inputs.iter().take(3).map(String::as_str);
+        let inputs = [inputs.next()?, inputs.next()?, inputs.next()?];
+        Some(self.one(function, "DequantizeLinear", &inputs))
     }
 
     /// The log-softmax that gives a tensor, through reshapes.
@@ -291,7 +307,21 @@ impl<'a> Ending<'a> {
                 let negative = self.one(node, "Neg", &[x]);
                 self.minus_softplus(node, &negative)
             }
+            "DequantizeLinear" => {
+                if let Some(floats) = self.on_integers(node, "com.microsoft.QLinearSigmoid") {
+                    let negative = self.one(node, "Neg", &[&floats]);
+                    return self.minus_softplus(node, &negative);
+                }
+                if let Some(floats) = self.on_integers(node, "com.microsoft.QLinearSoftmax") {
+                    let softmax = self.giver(x, &["com.microsoft.QLinearSoftmax"])?;
+                    let axis = softmax.int("axis", -1).ok()?;
+                    let made = node.made("LogSoftmax", &[&floats], "").with_int("axis", axis);
+                    return Some(self.make(made));
+                }
+                self.moved_function(node, Wanted::Log)
+            }
             "Exp" => Some(x.clone()),
+            "MatMul" => self.log_of_product(node),
             "Sub" if self.scalar(node, 0) == Some(1.0) => {
                 self.get(Wanted::LogComplement, node.inputs.get(1)?)
             }
@@ -306,7 +336,7 @@ impl<'a> Ending<'a> {
                 self.get(Wanted::Log, &inner)
             }
             "Add" | "Mean" | "Sum" => self.log_of_sum(node, Wanted::Log),
-            "ReduceMean" | "ReduceSum" => self.log_of_reduced(node, Wanted::Log),
+            "ReduceL1" | "ReduceMean" | "ReduceSum" => self.log_of_reduced(node, Wanted::Log),
             _ => self.moved_function(node, Wanted::Log),
         }
     }
@@ -316,6 +346,10 @@ impl<'a> Ending<'a> {
         let x = node.inputs.first()?;
         match node.op.as_str() {
             "Sigmoid" => self.minus_softplus(node, x),
+            "DequantizeLinear" => match self.on_integers(node, "com.microsoft.QLinearSigmoid") {
+                Some(floats) => self.minus_softplus(node, &floats),
+                None => self.moved_function(node, Wanted::LogComplement),
+            },
             "Sub" if self.scalar(node, 0) == Some(1.0) => {
                 self.get(Wanted::Log, node.inputs.get(1)?)
             }
@@ -343,6 +377,10 @@ impl<'a> Ending<'a> {
         let node = *self.givers.get(name)?;
         match node.op.as_str() {
             "HardSigmoid" | "Sigmoid" => node.inputs.first().cloned(),
+            "DequantizeLinear" => match self.on_integers(node, "com.microsoft.QLinearSigmoid") {
+                Some(floats) => Some(floats),
+                None => self.moved_function(node, Wanted::Logit),
+            },
             op if PASSES_ON.contains(&op) || matches!(op, "Clip" | "Concat" | "Slice") => {
                 self.moved_function(node, Wanted::Logit)
             }
@@ -359,6 +397,10 @@ impl<'a> Ending<'a> {
         let x = node.inputs.first()?;
         match node.op.as_str() {
             "Clip" => self.get(wanted, x),
+            "DequantizeLinear" => {
+                let x = self.quantized(node)?;
+                self.get(wanted, x)
+            }
             "Concat" => {
                 let inputs: Option<Vec<String>> =
                     node.inputs.iter().map(|input| self.get(wanted, input)).collect();
@@ -437,13 +479,35 @@ impl<'a> Ending<'a> {
         let x = node.inputs.first()?;
         let log = self.get(wanted, x)?;
         let sum = self.make(node.on("ReduceLogSumExp", &log, ""));
-        if node.op == "ReduceSum" {
+        if node.op != "ReduceMean" {
             return Some(sum);
         }
         // The logarithm of how many are averaged: a sum of as many ones.
         let zeros = self.one(node, "Sub", &[&log, &log]);
         let count = self.make(node.on("ReduceLogSumExp", &zeros, ""));
         Some(self.one(node, "Sub", &[&sum, &count]))
+    }
+
+    /// `ln(p @ M)` of a constant matrix without a negative value: labels that are groups of others.
+    fn log_of_product(&mut self, node: &'a Node) -> Option<String> {
+        let matrix = self.constant(node.inputs.get(1)?)?;
+        let (&[from, to], values) = (matrix.dims.as_slice(), matrix.floats()?) else {
+            return None;
+        };
+        let fits = values.iter().all(|value| *value >= 0.0 && value.is_finite());
+        if !fits || from.checked_mul(to)? > MOST_PAIRS {
+            return None;
+        }
+        let log = self.get(Wanted::Log, node.inputs.first()?)?;
+        let values = values.iter().map(|&value| if value > 0.0 { value.ln() } else { NEVER });
+        let values = Values::F32(values.collect());
+        let weights = self.keep(Constant { dims: matrix.dims.clone(), values });
+        let axes = Constant { dims: vec![1], values: Values::I64(vec![-1]) };
+        let axes = self.keep(axes);
+        let column = self.one(node, "Unsqueeze", &[&log, &axes]);
+        let terms = self.one(node, "Add", &[&column, &weights]);
+        let sum = node.made("ReduceLogSumExp", &[&terms], "").with_ints("axes", &[-2]);
+        Some(self.make(sum.with_int("keepdims", 0)))
     }
 
     fn log_of_constant(&mut self, constant: &Constant) -> Option<String> {
@@ -531,6 +595,12 @@ const MAX_MADE: usize = 1 << 10;
 
 /// Models of an ensemble, or crops of an image, that are added up one by one.
 const MOST_TERMS: usize = 64;
+
+/// Entries of a matrix that takes labels to others.
+const MOST_PAIRS: usize = 1 << 22;
+
+/// Stands for the logarithm of zero beside others, of which it is finitely far.
+const NEVER: f32 = -1e30;
 
 /// Largest bound, or addend, that only keeps probabilities from zero.
 const MOST_EPSILON: f32 = 1e-2;

@@ -1,6 +1,7 @@
 //! Whatever a graph makes of its logits at its end, logits are judged.
 
 use candle_core::{Device, Tensor};
+use candle_onnx::onnx::TensorProto;
 use doorward_engine::{Classifier, Error, Model, Scores, label, margin, margin_cotangent};
 
 use super::support::models_cannot_be_loaded;
@@ -131,6 +132,34 @@ fn margins_are_those_of_the_logits_that_a_softmax_takes() {
                 "y",
                 vec![],
             ),
+            "y",
+        ),
+        (
+            softmax(three())
+                .floats("step", &[], &[1.0 / 255.0])
+                .tensor(
+                    "zero",
+                    &[],
+                    TensorProto { data_type: 2, int32_data: vec![0], ..<_>::default() },
+                )
+                .node("QuantizeLinear", &["p", "step", "zero"], "q", vec![])
+                .node("DequantizeLinear", &["q", "step", "zero"], "y", vec![]),
+            "y",
+        ),
+        (softmax(three()).node("LpNormalization", &["p"], "y", vec![int("p", 1)]), "y"),
+        (
+            softmax(three())
+                .floats("lo", &[], &[1e-6])
+                .node("Add", &["p", "lo"], "a", vec![])
+                .node("ReduceL1", &["a"], "s", vec![ints("axes", &[1])])
+                .node("Div", &["a", "s"], "y", vec![]),
+            "y",
+        ),
+        // Labels of labels, one for one.
+        (
+            softmax(three())
+                .floats("same", &[3, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+                .node("MatMul", &["p", "same"], "y", vec![]),
             "y",
         ),
         // Probabilities of probabilities.
@@ -287,6 +316,24 @@ fn averages_of_probabilities_are_judged_by_their_logarithms() {
                 assert!(off <= 1e-4 * expected.abs().max(1.0), "ending {index}: {got} {expected}");
             }
         }
+    }
+}
+
+/// Two labels that are groups of the three.
+#[test]
+fn labels_of_groups_are_judged_by_the_sum_of_their_probabilities() {
+    if models_cannot_be_loaded() {
+        return;
+    }
+    let groups = [1.0, 0.0, 0.0, 1.0, 0.0, 1.0];
+    let graph =
+        softmax(three()).floats("m", &[3, 2], &groups).node("MatMul", &["p", "m"], "y", vec![]);
+    let model = load(graph, "y").unwrap();
+    let expected = logits(&load(three(), "logits").unwrap());
+    for (got, row) in logits(&model).iter().zip(expected) {
+        let [a, b, c] = [row[0], row[1], row[2]].map(f64::from);
+        let expected = (a - log_mean(&[b, c]) - 2f64.ln()) as f32;
+        assert!((margin(got, 0) - expected).abs() <= 1e-4 * expected.abs().max(1.0));
     }
 }
 
