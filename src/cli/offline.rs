@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use doorward_detection::evaluate::{Evaluation, evaluate as measure};
 use doorward_detection::prepare::{self, Preparation, Seconds, Stored};
 use doorward_detection::{Rule, open};
-use doorward_engine::{Classifier, Error, Model, Scores, device};
+use doorward_engine::{Classifier, Error, Model, OutputKind, device};
 use doorward_images::Images;
 use serde_json::json;
 
@@ -231,9 +231,9 @@ pub(super) fn print_evaluation(evaluation: &Evaluation) {
 }
 
 /// What margins are taken of, of a model whose output holds these scores.
-fn judged_on(scores: Scores) -> String {
+fn judged_on(scores: OutputKind) -> String {
     match scores {
-        Scores::Logits => "logits, the output itself".to_owned(),
+        OutputKind::Logits => "logits, the output itself".to_owned(),
         other => format!("logits, of which the output gives {other}"),
     }
 }
@@ -256,7 +256,7 @@ pub(super) fn check(config: &Config) -> Result<ExitCode> {
     let [a, b, c] = model.domain().sent_shape();
     println!("input     {:?} [batch, {a}, {b}, {c}]", program.input_name());
     println!("output    {:?} [batch, {}]", program.output_name(), model.labels());
-    println!("judged on {}", judged_on(model.scores()));
+    println!("judged on {}", judged_on(model.output_kind()));
     println!("operators {}", operators.join(", "));
     let (layers, statistics) =
         program.taps().fold((0, 0), |(layers, all), (_, some)| (layers + 1, all + some));

@@ -1,6 +1,6 @@
 //! Judges of rows, and their judgements.
 
-use doorward_engine::{InputDomain, Predictions};
+use doorward_engine::{InputDomain, OutputKind, Predictions};
 
 use crate::Error;
 use crate::row::RowSignals;
@@ -28,6 +28,9 @@ pub trait Remote: Judge {
 
     /// The name of the output with the logits in the model's file.
     fn output_name(&self) -> Option<&str>;
+
+    /// What that output holds.
+    fn output_kind(&self) -> OutputKind;
 
     /// The copies that have to be predicted together with the rows; `None` if this rule's cannot.
     /// Fails where the model does.

@@ -15,7 +15,7 @@
 //! survives counts, no threshold.
 
 use candle_core::Tensor;
-use doorward_engine::Predictions;
+use doorward_engine::{OutputKind, Predictions};
 
 use crate::Error;
 use crate::detector::Detector;
@@ -31,6 +31,10 @@ impl Remote for Detector {
 
     fn output_name(&self) -> Option<&str> {
         self.scorer.model().output_name()
+    }
+
+    fn output_kind(&self) -> OutputKind {
+        self.scorer.model().output_kind()
     }
 
     fn copies(&self, rows: &[f32]) -> Result<Option<Copies>, Error> {

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 
 use crate::domain::InputDomain;
 use crate::error::Error;
+use crate::onnx::ending::OutputKind;
 
 /// A differentiable classifier of images.
 ///
@@ -54,6 +55,11 @@ pub trait Classifier: Send + Sync {
     /// The output's name in the model file, if there is a file.
     fn output_name(&self) -> Option<&str> {
         None
+    }
+
+    /// What that output holds; the classifier itself gives logits in any case.
+    fn output_kind(&self) -> OutputKind {
+        OutputKind::Logits
     }
 
     /// The device that inputs and outputs are on.

@@ -72,7 +72,7 @@ pub use error::{Error, FileKind};
 pub use lower::operator_table;
 pub use margins::{label, labels, margin, margin_cotangent, margins};
 pub use model::{Choice, Model};
-pub use onnx::ending::Scores;
+pub use onnx::ending::OutputKind;
 pub use predictions::Predictions;
 pub use program::Program;
 

@@ -11,7 +11,7 @@ use crate::classifier::{Classifier, Cotangent, Trace};
 use crate::domain::InputDomain;
 use crate::error::Error;
 use crate::layout::Layout;
-use crate::onnx::ending::Scores;
+use crate::onnx::ending::OutputKind;
 use crate::onnx::graph::Graph;
 #[cfg(feature = "ort")]
 use crate::onnxruntime;
@@ -26,7 +26,7 @@ pub struct Model {
     domain: InputDomain,
     labels: usize,
     /// What the file's output holds.
-    scores: Scores,
+    output_kind: OutputKind,
     digest: String,
     /// Predicts in place of the program.
     #[cfg(feature = "ort")]
@@ -142,7 +142,7 @@ impl Model {
     }
 
     fn new(
-        (program, scores): (Program, Scores),
+        (program, output_kind): (Program, OutputKind),
         mean: &[f32],
         std: &[f32],
         digest: String,
@@ -182,17 +182,17 @@ impl Model {
         }
         let fp32 = program.takes_fp32();
         let domain = InputDomain { shape, lower, upper, channels_last, fp32 };
-        let (program, scores) = match scores {
-            Scores::Logits if gives_probabilities(&program, &domain)? => {
-                (program.with_logarithm(), Scores::Probabilities)
+        let (program, output_kind) = match output_kind {
+            OutputKind::Logits if gives_probabilities(&program, &domain)? => {
+                (program.with_logarithm(), OutputKind::Probabilities)
             }
-            scores => (program, scores),
+            known => (program, known),
         };
         Ok(Self {
             program,
             domain,
             labels,
-            scores,
+            output_kind,
             digest,
             #[cfg(feature = "ort")]
             runtime: None,
@@ -212,11 +212,6 @@ impl Model {
     #[cfg(feature = "ort")]
     pub fn uses_onnxruntime(&self) -> bool {
         self.runtime.is_some()
-    }
-
-    /// What the file's output holds: logits are judged in any case.
-    pub fn scores(&self) -> Scores {
-        self.scores
     }
 
     /// SHA-256 of the ONNX file, hexadecimal.
@@ -244,6 +239,10 @@ impl Classifier for Model {
 
     fn output_name(&self) -> Option<&str> {
         Some(self.program.output_name())
+    }
+
+    fn output_kind(&self) -> OutputKind {
+        self.output_kind
     }
 
     fn device(&self) -> &Device {

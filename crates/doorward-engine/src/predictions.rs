@@ -1,13 +1,15 @@
 //! Predictions that somebody else makes, of the same rows.
 
 use crate::margins::{label, margin};
+use crate::onnx::ending::OutputKind;
 
 /// Predictions of some rows.
 ///
 /// ```
-/// use doorward_engine::Predictions;
+/// use doorward_engine::{OutputKind, Predictions};
 ///
-/// let of_two_rows = Predictions::of_scores(&[0.5, 2.0, 1.0, 0.0], 2).ok_or("no scores")?;
+/// let scores = [0.5, 2.0, 1.0, 0.0];
+/// let of_two_rows = Predictions::of_scores(&scores, 2, OutputKind::Logits).ok_or("no scores")?;
 /// assert_eq!((of_two_rows.label(0), of_two_rows.margin(0, 1)), (1, 1.5));
 /// let of_labels = Predictions::of_labels(vec![1, 0], 2).ok_or("no such label")?;
 /// assert_eq!(of_labels.margin(1, 1), -1.0);
@@ -22,10 +24,11 @@ pub enum Predictions {
 }
 
 impl Predictions {
-    /// Reads scores, `labels` a row; `None` if they are not whole rows of finite numbers.
+    /// Reads scores of an output of this kind, `labels` a row; `None` if they are not whole rows of
+    /// finite numbers, or cannot be of that kind.
     ///
-    /// Rows without a negative number that all add up to one are probabilities.
-    pub fn of_scores(values: &[f32], labels: usize) -> Option<Self> {
+    /// Rows without a negative number that all add up to one are probabilities in any case.
+    pub fn of_scores(values: &[f32], labels: usize, kind: OutputKind) -> Option<Self> {
         if labels < 2 || !values.len().is_multiple_of(labels) {
             return None;
         }
@@ -37,11 +40,24 @@ impl Predictions {
             let sum: f64 = row.iter().map(|&value| f64::from(value)).sum();
             row.iter().all(|&value| value >= 0.0) && (sum - 1.0).abs() < SUM_TOLERANCE
         };
-        if !rows.clone().all(adds_up) {
-            return Some(Self::Logits(rows.map(<[f32]>::to_vec).collect()));
+        let logarithm = |value: f32| if value > 0.0 { value.ln() } else { BELOW_ALL };
+        let mapped = |function: &dyn Fn(f32) -> f32| {
+            let row = |row: &[f32]| row.iter().map(|&value| function(value)).collect();
+            Some(Self::Logits(rows.clone().map(row).collect()))
+        };
+        match kind {
+            _ if rows.clone().all(adds_up) => mapped(&logarithm),
+            OutputKind::IndependentProbabilities => {
+                let within = values.iter().all(|value| (0.0..=1.0).contains(value));
+                within.then(|| mapped(&|p| logarithm(p) - logarithm(1.0 - p))).flatten()
+            }
+            // Percents, or what a clip has left.
+            OutputKind::Probabilities => {
+                let positive = values.iter().all(|&value| value >= 0.0);
+                positive.then(|| mapped(&logarithm)).flatten()
+            }
+            _ => mapped(&|value| value),
         }
-        let logarithm = |&value: &f32| if value > 0.0 { value.ln() } else { BELOW_ALL };
-        Some(Self::Logits(rows.map(|row| row.iter().map(logarithm).collect()).collect()))
     }
 
     /// Takes labels; `None` if one is not below `labels`.
@@ -100,7 +116,7 @@ mod tests {
                 row.map(|value| value.exp() / sum)
             })
             .collect();
-        let predictions = Predictions::of_scores(&softmax, 3).unwrap();
+        let predictions = Predictions::of_scores(&softmax, 3, OutputKind::Logits).unwrap();
         for (row, logits) in logits.iter().enumerate() {
             for label in 0..3 {
                 let expected = margin(logits, label);
@@ -111,8 +127,26 @@ mod tests {
     }
 
     #[test]
+    fn what_the_models_file_says_of_its_output_holds_for_the_model_server() {
+        let close = |got: f32, expected: f32| assert!((got - expected).abs() < 1e-3, "{got}");
+        let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+        let scores = [4.0, -2.0, 0.5].map(sigmoid);
+        let of = |scores: &[f32], kind| Predictions::of_scores(scores, 3, kind);
+        let independent = of(&scores, OutputKind::IndependentProbabilities).unwrap();
+        close(independent.margin(0, 0), 3.5);
+        close(independent.margin(0, 1), -6.0);
+        let percents = of(&[80.0, 16.0, 4.0], OutputKind::Probabilities).unwrap();
+        close(percents.margin(0, 0), 5f32.ln());
+        for kind in [OutputKind::IndependentProbabilities, OutputKind::Probabilities] {
+            assert_eq!(of(&[0.5, -0.25, 0.25], kind), None);
+        }
+        assert_eq!(of(&[0.5, 1.25, 0.25], OutputKind::IndependentProbabilities), None);
+    }
+
+    #[test]
     fn a_probability_of_zero_is_further_than_any_threshold_and_still_a_number() {
-        let predictions = Predictions::of_scores(&[1.0, 0.0, 0.0, 0.5, 0.5, 0.0], 3).unwrap();
+        let scores = [1.0, 0.0, 0.0, 0.5, 0.5, 0.0];
+        let predictions = Predictions::of_scores(&scores, 3, OutputKind::Logits).unwrap();
         assert!(predictions.margin(0, 0) > 1e5 && predictions.margin(0, 1) < -1e5);
         assert_eq!(predictions.margin(0, 1) - predictions.margin(0, 2), 0.0);
         assert!(predictions.margin(1, 2) < -1e5);
@@ -122,9 +156,9 @@ mod tests {
     fn logits_stay_as_they_are_and_nonsense_is_none() {
         let logits = [0.5f32, 0.75, -0.25, 0.1];
         let expected = Predictions::Logits(vec![vec![0.5, 0.75], vec![-0.25, 0.1]]);
-        assert_eq!(Predictions::of_scores(&logits, 2), Some(expected));
+        assert_eq!(Predictions::of_scores(&logits, 2, OutputKind::Logits), Some(expected));
         for wrong in [&[f32::NAN, 1.0][..], &[f32::INFINITY, 0.0], &[1.0, 2.0, 3.0]] {
-            assert_eq!(Predictions::of_scores(wrong, 2), None, "{wrong:?}");
+            assert_eq!(Predictions::of_scores(wrong, 2, OutputKind::Logits), None, "{wrong:?}");
         }
         assert_eq!(Predictions::of_labels(vec![0, 10], 10), None);
         let labels = Predictions::of_labels(vec![3, 7], 10).unwrap();

@@ -13,7 +13,7 @@ use crate::fuse;
 use crate::kernels::loops;
 use crate::layout::Layout;
 use crate::onnx::constant::Constant;
-use crate::onnx::ending::{self, Scores};
+use crate::onnx::ending::{self, OutputKind};
 use crate::onnx::graph::Graph;
 use crate::onnx::input::Input;
 use crate::onnx::patterns;
@@ -107,7 +107,7 @@ impl Program {
         mut graph: Graph,
         input_shape: Option<&[usize]>,
         device: &Device,
-    ) -> Result<(Self, Scores), Error> {
+    ) -> Result<(Self, OutputKind), Error> {
         let input = graph.only_input()?;
         let (name, image) = (input.name(), input.image(input_shape)?);
         let channels_last = graph.channels_last(&name, image);
@@ -128,7 +128,7 @@ impl Program {
         let logits_name = compiled.logits_name().filter(|_| !single).map(str::to_owned);
         match scores {
             // The softmax of one value is one, and so is the index of the highest.
-            Scores::Logits | Scores::IndependentProbabilities if single => {
+            OutputKind::Logits | OutputKind::IndependentProbabilities if single => {
                 compiled.set_beside_zero(device)?;
             }
             // As many axes of one as a graph leaves behind its labels.

@@ -16,17 +16,17 @@ use crate::onnx::node::{Node, PASSES_ON};
 ///
 /// ```
 /// use candle_core::Device;
-/// use doorward_engine::{Model, Scores};
+/// use doorward_engine::{Classifier, Model, OutputKind};
 ///
 /// # if cfg!(feature = "ort") { return Ok(()); } // It needs a library.
 /// let path = "tests/golden/softmax.onnx".as_ref();
 /// let model = Model::load(path, &[0.0], &[1.0], &Device::Cpu)?;
-/// assert_eq!(model.scores(), Scores::Probabilities);
+/// assert_eq!(model.output_kind(), OutputKind::Probabilities);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Scores {
+pub enum OutputKind {
     /// Labels, or the highest few scores; the logits that they are chosen by are judged.
     Chosen,
     /// A probability for each label by itself, as of a sigmoid; their logits are judged.
@@ -39,7 +39,7 @@ pub enum Scores {
     Probabilities,
 }
 
-impl std::fmt::Display for Scores {
+impl std::fmt::Display for OutputKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Chosen => "labels, or the highest scores alone",
@@ -52,13 +52,13 @@ impl std::fmt::Display for Scores {
 }
 
 /// Makes logits, or log-probabilities, the target of a graph; returns what the target was before.
-pub(crate) fn take_back(graph: &mut Graph) -> Scores {
+pub(crate) fn take_back(graph: &mut Graph) -> OutputKind {
     let mut ending = Ending::new(graph);
-    let (mut target, mut scores) = (graph.target.clone(), Scores::Logits);
+    let (mut target, mut scores) = (graph.target.clone(), OutputKind::Logits);
     // A softmax of probabilities is as saturated as these are.
     for _ in 0..MOST_ENDINGS {
         let Some((before, kind)) = ending.before(&target) else { break };
-        if scores == Scores::Logits {
+        if scores == OutputKind::Logits {
             scores = kind;
         }
         target = before;
@@ -73,7 +73,7 @@ pub(crate) fn take_back(graph: &mut Graph) -> Scores {
     }
     made.retain(|node| needed.contains(&node.outputs[0]));
     if graph.target != graph.output {
-        scores = Scores::Chosen;
+        scores = OutputKind::Chosen;
     }
     graph.target = target;
     graph.nodes.extend(made);
@@ -139,7 +139,7 @@ impl<'a> Ending<'a> {
 
     /// What probabilities are made of, or their logarithms are, and which of both `name` is; `None`
     /// if it is neither.
-    fn before(&mut self, name: &str) -> Option<(String, Scores)> {
+    fn before(&mut self, name: &str) -> Option<(String, OutputKind)> {
         if self.depth == MAX_DEPTH {
             return None;
         }
@@ -149,29 +149,29 @@ impl<'a> Ending<'a> {
         before
     }
 
-    fn before_here(&mut self, name: &str) -> Option<(String, Scores)> {
+    fn before_here(&mut self, name: &str) -> Option<(String, OutputKind)> {
         let top = self.top(name);
         if let Some(softmax) = self.log_softmax(&top) {
             // Taken back before, or the file's own.
             let input = softmax.inputs.first()?.clone();
             return match self.before(&input) {
-                Some((before, _)) => Some((before, Scores::LogProbabilities)),
+                Some((before, _)) => Some((before, OutputKind::LogProbabilities)),
                 None if is_made(&top) => None,
-                None => Some((top, Scores::LogProbabilities)),
+                None => Some((top, OutputKind::LogProbabilities)),
             };
         }
         if let Some(node) = self.giver(&top, &["Log"]) {
             let probabilities = self.top(node.inputs.first()?);
             let (before, _) = self.before(&probabilities)?;
-            return Some((before, Scores::LogProbabilities));
+            return Some((before, OutputKind::LogProbabilities));
         }
         if !self.are_complements(&top)
             && let Some(logit) = self.get(Wanted::Logit, &top)
         {
-            return Some((logit, Scores::IndependentProbabilities));
+            return Some((logit, OutputKind::IndependentProbabilities));
         }
         let log = self.get(Wanted::Log, &top)?;
-        Some((log, Scores::Probabilities))
+        Some((log, OutputKind::Probabilities))
     }
 
     /// The tensor before operators that keep the order of its values, clips and factors.

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use candle_onnx::onnx::TensorProto;
-use doorward_engine::{Classifier, Error, Model, Scores, label, margin, margin_cotangent};
+use doorward_engine::{Classifier, Error, Model, OutputKind, label, margin, margin_cotangent};
 
 use super::support::models_cannot_be_loaded;
 use super::support::onnx::{Graph, float, int, ints};
@@ -42,8 +42,8 @@ fn logits(model: &Model) -> Vec<Vec<f32>> {
 
 /// The margins, and their gradients, are those of `expected`.
 #[track_caller]
-fn same(model: &Model, expected: &Model, scores: Scores) {
-    assert_eq!(model.scores(), scores);
+fn same(model: &Model, expected: &Model, scores: OutputKind) {
+    assert_eq!(model.output_kind(), scores);
     assert_eq!(model.labels(), expected.labels());
     for (got, expected) in logits(model).iter().zip(logits(expected)) {
         assert_eq!(label(got), label(&expected));
@@ -82,7 +82,7 @@ fn margins_are_those_of_the_logits_that_a_softmax_takes() {
         return;
     }
     let expected = load(three(), "logits").unwrap();
-    assert_eq!(expected.scores(), Scores::Logits);
+    assert_eq!(expected.output_kind(), OutputKind::Logits);
     let bounds = |graph: Graph| graph.floats("lo", &[], &[1e-7]).floats("hi", &[], &[1.0]);
     let shifted = |graph: Graph| {
         graph
@@ -167,7 +167,7 @@ fn margins_are_those_of_the_logits_that_a_softmax_takes() {
     ];
     for (index, (graph, output)) in endings.into_iter().enumerate() {
         println!("ending {index}");
-        same(&load(graph, output).unwrap(), &expected, Scores::Probabilities);
+        same(&load(graph, output).unwrap(), &expected, OutputKind::Probabilities);
     }
 }
 
@@ -196,7 +196,7 @@ fn margins_are_those_of_the_logits_of_log_probabilities() {
         ];
     for (index, graph) in endings.into_iter().enumerate() {
         println!("ending {index}");
-        same(&load(graph, "y").unwrap(), &expected, Scores::LogProbabilities);
+        same(&load(graph, "y").unwrap(), &expected, OutputKind::LogProbabilities);
     }
 }
 
@@ -227,7 +227,7 @@ fn margins_are_those_of_the_logits_that_a_sigmoid_takes() {
     ];
     for (index, graph) in endings.into_iter().enumerate() {
         println!("ending {index}");
-        same(&load(graph, "y").unwrap(), &expected, Scores::IndependentProbabilities);
+        same(&load(graph, "y").unwrap(), &expected, OutputKind::IndependentProbabilities);
     }
 }
 
@@ -245,17 +245,17 @@ fn one_score_is_that_of_the_second_of_two_labels() {
         assert!((margin(&logits, 1) - logit).abs() < 1e-4 * logit.abs().max(1.0));
     }
     let p = || one().node("Sigmoid", &["logit"], "p", vec![]);
-    same(&load(p(), "p").unwrap(), &expected, Scores::IndependentProbabilities);
+    same(&load(p(), "p").unwrap(), &expected, OutputKind::IndependentProbabilities);
     let flat = p().integers("s", &[1], &[-1]).node("Reshape", &["p", "s"], "y", vec![]);
-    same(&load(flat, "y").unwrap(), &expected, Scores::IndependentProbabilities);
+    same(&load(flat, "y").unwrap(), &expected, OutputKind::IndependentProbabilities);
     // p beside 1 - p, in both orders of writing it.
     let both = || {
         let q = p().floats("1", &[1], &[1.0]).node("Sub", &["1", "p"], "q", vec![]);
         q.node("Concat", &["q", "p"], "y", vec![int("axis", 1)])
     };
-    same(&load(both(), "y").unwrap(), &expected, Scores::Probabilities);
+    same(&load(both(), "y").unwrap(), &expected, OutputKind::Probabilities);
     let clipped = both().floats("lo", &[], &[1e-7]).node("Clip", &["y", "lo"], "c", vec![]);
-    same(&load(clipped, "c").unwrap(), &expected, Scores::Probabilities);
+    same(&load(clipped, "c").unwrap(), &expected, OutputKind::Probabilities);
     let error = load(one().node("Softmax", &["logit"], "y", vec![int("axis", 1)]), "y");
     assert!(matches!(error, Err(Error::Output { .. })), "{error:?}");
 }
@@ -305,7 +305,7 @@ fn averages_of_probabilities_are_judged_by_their_logarithms() {
     };
     for (index, graph) in endings.into_iter().enumerate() {
         let model = load(graph, "y").unwrap();
-        assert_eq!(model.scores(), Scores::Probabilities, "ending {index}");
+        assert_eq!(model.output_kind(), OutputKind::Probabilities, "ending {index}");
         for ((got, a), b) in logits(&model).iter().zip(&first).zip(&second) {
             let (a, b) = (log_softmax(a), log_softmax(b));
             let expected: Vec<f32> =
@@ -349,7 +349,7 @@ fn rows_that_sum_to_one_are_probabilities_whatever_made_them() {
         .node("ReduceSum", &["a", "one"], "s", vec![int("keepdims", 1)])
         .node("Div", &["a", "s"], "y", vec![]);
     let model = load(graph, "y").unwrap();
-    assert_eq!(model.scores(), Scores::Probabilities);
+    assert_eq!(model.output_kind(), OutputKind::Probabilities);
     let expected = logits(&load(three(), "logits").unwrap());
     for (got, expected) in logits(&model).iter().zip(expected) {
         let (a, b) = (expected[0].abs().ln(), expected[1].abs().ln());
@@ -364,11 +364,11 @@ fn labels_are_judged_by_the_logits_that_they_are_chosen_by() {
     }
     let expected = load(three(), "logits").unwrap();
     let arg_max = || three().node("ArgMax", &["logits"], "y", vec![int("axis", 1)]);
-    same(&load(arg_max(), "y").unwrap(), &expected, Scores::Chosen);
+    same(&load(arg_max(), "y").unwrap(), &expected, OutputKind::Chosen);
     let of_softmax = softmax(three()).node("ArgMax", &["p"], "y", vec![int("axis", 1)]);
-    same(&load(of_softmax, "y").unwrap(), &expected, Scores::Chosen);
+    same(&load(of_softmax, "y").unwrap(), &expected, OutputKind::Chosen);
     let highest = three().integers("k", &[1], &[2]).node("TopK", &["logits", "k"], "y", vec![]);
-    same(&load(highest, "y").unwrap(), &expected, Scores::Chosen);
+    same(&load(highest, "y").unwrap(), &expected, OutputKind::Chosen);
     let half = |op: &str| {
         let p = one().node("Sigmoid", &["logit"], "p", vec![]).floats("half", &[], &[0.5]);
         let decided = p.node(op, &["p", "half"], "d", vec![]);
@@ -400,7 +400,7 @@ fn logits_stay_as_they_are() {
     for graph in [gated, scaled, head] {
         let bytes = Graph { output: "y".into(), ..graph.clone() }.encode();
         let model = load(graph, "y").unwrap();
-        assert_eq!(model.scores(), Scores::Logits);
+        assert_eq!(model.output_kind(), OutputKind::Logits);
         let whole = doorward_engine::Program::compile(&bytes, &Device::Cpu).unwrap();
         let expected = whole.forward(&images()).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(logits(&model), expected);

@@ -23,7 +23,7 @@ use crate::telemetry::RemoteRows;
 use crate::telemetry::spans::Interval;
 use crate::verdict::{Reason, Verdict};
 use doorward_detection::{Concluded, Copies, Judgement};
-use doorward_engine::Predictions;
+use doorward_engine::{OutputKind, Predictions};
 use doorward_protocol::Format;
 use doorward_protocol::{Appended, Asked, Cut, CutError, Told};
 use doorward_protocol::{DecodeError, Encoded, binary};
@@ -37,6 +37,7 @@ struct Enlarged {
     copies: Copies,
     labels: usize,
     output: Option<String>,
+    kind: OutputKind,
     selective: bool,
 }
 
@@ -100,14 +101,17 @@ impl Gate {
         let asked = self.screen.ask(rows, move |judge| {
             let Some(remote) = judge.remote() else { return Ok(None) };
             let output = remote.output_name().map(str::to_owned);
+            let kind = remote.output_kind();
             let copies = remote.copies(&values)?;
             Ok(copies.map(|mut copies| {
                 let input = input(judge.domain());
                 let sent = input.sent_of_rows(copies.take_values());
-                (copies, sent, input.sent_shape(), remote.labels(), output)
+                (copies, sent, input.sent_shape(), remote.labels(), output, kind)
             }))
         });
-        let Some((copies, sent, shape, labels, output)) = asked.await? else { return Ok(None) };
+        let Some((copies, sent, shape, labels, output, kind)) = asked.await? else {
+            return Ok(None);
+        };
         if let Some(limit) = self.max_rows.map(|limit| limit.get())
             && rows + copies.len() > limit
         {
@@ -122,7 +126,7 @@ impl Gate {
         let Some(Appended { encoded, selective }) = appended.await.map_err(internal)? else {
             return Ok(None);
         };
-        Ok(Some(Enlarged { encoded, copies, labels, output, selective }))
+        Ok(Some(Enlarged { encoded, copies, labels, output, kind, selective }))
     }
 
     async fn exchange(
@@ -155,6 +159,7 @@ impl Gate {
         let (head, body) = reply.into_parts();
         let Ok(body) = body.collect().await.map(|body| body.to_bytes());
         let (rows, labels, selective) = (request.rows, enlarged.labels, enlarged.selective);
+        let kind = enlarged.kind;
         let (headers, output) = (head.headers.clone(), enlarged.output.clone());
         let cut = tokio::task::spawn_blocking(move || {
             let total = rows + appended;
@@ -166,7 +171,7 @@ impl Gate {
             Ok(Cut { body, json_length, predictions }) => {
                 let predictions = predictions.and_then(|told| match told {
                     Told::Labels(told) => Predictions::of_labels(told, labels),
-                    Told::Scores(told) => Predictions::of_scores(&told, labels),
+                    Told::Scores(told) => Predictions::of_scores(&told, labels, kind),
                 });
                 Answered { answer: Ok(rebuilt(head, body, json_length)), predictions }
             }
