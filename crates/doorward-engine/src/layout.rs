@@ -260,13 +260,23 @@ impl Layout {
         Self { axes, batch }
     }
 
-    /// The layout of one number for each row, which a graph knows as one for all, as a tensor of a
-    /// higher rank has it; any other layout as it is.
+    /// The layout of a number, or a list, for each row, which a graph knows as one for all, as it is
+    /// beside `[batch, ...]` of a higher rank; any other layout as it is.
     pub(crate) fn for_each_row(&self, rank: usize) -> Self {
         match self.as_batch_first() {
-            Some([]) if rank > 1 => Self::batch_first(&vec![1; rank - 1]),
+            Some(row @ ([] | [_])) if rank > row.len() + 1 => {
+                let mut lifted = vec![1; rank - 1];
+                let at = lifted.len() - row.len();
+                lifted[at..].copy_from_slice(row);
+                Self::batch_first(&lifted)
+            }
             _ => self.clone(),
         }
+    }
+
+    /// True if it is one number for each row.
+    pub(crate) fn is_number(&self) -> bool {
+        self.as_batch_first() == Some(&[])
     }
 
     /// The row that a constant of this shape stands for beside rows of `self`; it must not vary

@@ -221,12 +221,19 @@ pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<
     }
     let (a, b) = match (context.operand(0), context.operand(1)) {
         (Operand::Activation(a), Operand::Activation(b)) => (a.clone(), b.clone()),
-        (Operand::Activation(a), Operand::Constant(b)) => (a.clone(), a.like(&b.dims)),
-        (Operand::Constant(a), Operand::Activation(b)) => (b.like(&a.dims), b.clone()),
+        (Operand::Activation(a), Operand::Constant(b)) => beside(a, &b.dims),
+        (Operand::Constant(a), Operand::Activation(b)) => {
+            let (b, a) = beside(b, &a.dims);
+            (a, b)
+        }
         (a, b) => return Err(context.error(format!("operands are {} and {}", kind(a), kind(b)))),
     };
-    // A number for each row goes with rows of any shape.
-    let (a, b) = (a.for_each_row(b.rank()), b.for_each_row(a.rank()));
+    // A number for each row, or a list, goes with rows of any shape.
+    let in_front = |layout: &Layout| layout.as_batch_first().is_some();
+    let (a, b) = match in_front(&a) && in_front(&b) {
+        true => (a.for_each_row(b.rank()), b.for_each_row(a.rank())),
+        false => (a, b),
+    };
     let layout =
         a.broadcast(&b).ok_or_else(|| context.error(format!("{a} does not broadcast with {b}")))?;
     let (left, right) =
@@ -246,6 +253,18 @@ pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<
         None => {
             step(Binary { function, left, right, row, activation: Activation::Identity }, layout)
         }
+    }
+}
+
+/// The layouts of an activation and of a constant beside it.
+fn beside(activation: &Layout, constant: &[usize]) -> (Layout, Layout) {
+    match activation.is_number() {
+        true => {
+            let number = activation.for_each_row(constant.len() + 1);
+            let list = number.like(constant);
+            (number, list)
+        }
+        false => (activation.clone(), activation.like(constant)),
     }
 }
 

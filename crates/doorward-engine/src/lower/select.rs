@@ -160,9 +160,10 @@ pub(super) fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
     let Some(pads) = context.moved_integers("pads", 1)? else {
         return Err(context.error("pads are absent".into()));
     };
-    let value = match context.optional_floats(2)? {
-        None => context.node.float("value", 0.0)?,
-        Some(values) => values.first().copied().unwrap_or(0.0),
+    let value = match context.operand(2) {
+        Operand::Absent => context.node.float("value", 0.0)?,
+        // A zero point, where bytes are padded.
+        _ => context.numbers(2)?.1.first().copied().unwrap_or(0.0),
     };
     let axes: Vec<usize> = match context.operand(3) {
         Operand::Absent => (0..layout.rank()).collect(),

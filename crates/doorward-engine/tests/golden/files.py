@@ -369,6 +369,18 @@ def dynamic_matrix(g):
     g.node("Mul", ["fs", g.constant("ws", .01)], "sc"); g.node("Mul", "mf sc", "m"); g.node("Add", ["m", g.weights("B", LABELS)], "logits")
 
 @case
+def dynamic_tokens_by_channel(g):
+    # A scale for each output, on tokens and then on their mean.
+    g.stem(); g.node("Reshape", ["r", g.constant("s", [0, WIDTH, -1], "i8")], "k"); g.node("Transpose", "k", "t", perm=[0, 2, 1])
+    for x, name, outputs in [("t", "u", WIDTH), ("m", "logits", LABELS)]:
+        if x == "m":
+            g.node("ReduceMean", "u", "m", axes=[1], keepdims=0)
+        g.node("DynamicQuantizeLinear", x, [f"{x}q", f"{x}s", f"{x}z"])
+        g.constants.append(nh.from_array(g.rng.integers(-99, 99, (WIDTH, outputs)).astype("i1"), f"{x}W"))
+        g.node("MatMulInteger", [f"{x}q", f"{x}W", f"{x}z"], f"{x}i"); g.node("Cast", f"{x}i", f"{x}f", to=FLOAT)
+        g.node("Mul", [f"{x}s", g.constant(f"{x}ws", np.linspace(.004, .01, outputs))], f"{x}c"); g.node("Mul", [f"{x}f", f"{x}c"], name)
+
+@case
 def dynamic_convolution(g):
     g.node("DynamicQuantizeLinear", "x", ["xq", "xs", "xz"])
     g.constants.append(nh.from_array(g.rng.integers(0, 255, (WIDTH, C, 3, 3)).astype("u1"), "wq"))
@@ -379,7 +391,8 @@ def dynamic_convolution(g):
 def operators_on_integers(g):
     g.domains = [("com.microsoft", 1)]
     one = lambda name, value, dtype="f4": g.constant(name, value, dtype)
-    g.node("QuantizeLinear", ["x", one("xs", .008), one("xz", 3, "u1")], "xq")
+    g.node("QuantizeLinear", ["x", one("xs", .008), one("xz", 3, "u1")], "x0")
+    g.node("Pad", ["x0", one("pads", [0, 0, 1, 0, 0, 0, 1, 2], "i8"), "xz"], "xq")
     g.constants.append(nh.from_array(g.rng.integers(-99, 99, (WIDTH, C, 3, 3)).astype("i1"), "wq"))
     g.constants.append(nh.from_array(g.rng.integers(-900, 900, WIDTH).astype("i4"), "bq"))
     g.node("QLinearConv", ["xq", "xs", "xz", "wq", one("ws", np.linspace(.004, .008, WIDTH)), one("wz", np.zeros(WIDTH), "i1"), one("cs", .03), one("cz", 90, "u1"), "bq"], "cq")
