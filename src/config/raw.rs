@@ -13,7 +13,7 @@ use super::pictures::{RawImages, RawPreprocess, paths};
 use super::telemetry::RawTelemetry;
 use super::value::{
     OneOrMany, address, count, duration, endpoint, file, invalid, location, model_name,
-    model_version, positive, probability, required, sha256, share,
+    model_version, networks, positive, probability, required, sha256, share,
 };
 use super::{
     Action, Address, Admin, Algorithm, Artifact, Breaker, Calibration, Choice, Config, Inspection,
@@ -65,6 +65,7 @@ struct RawListen {
     http: Option<String>,
     grpc: Option<String>,
     reads: Option<Vec<String>>,
+    trusted_proxies: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -207,9 +208,16 @@ impl RawConfig {
         let (calibration, artifact) = self.calibration.convert()?;
         let range_slack = self.preprocess.range_slack()?;
         let preprocess = self.preprocess.convert()?;
+        let key = "listen.trusted_proxies";
+        let trusted_proxies = networks(key, required(key, self.listen.trusted_proxies)?)?;
         let reads = paths("listen.reads", required("listen.reads", self.listen.reads)?)?;
         let server = doorward_proxy::Settings {
-            listen: Listen { http: endpoint("listen.http", self.listen.http)?, grpc, reads },
+            listen: Listen {
+                http: endpoint("listen.http", self.listen.http)?,
+                grpc,
+                reads,
+                trusted_proxies,
+            },
             admin: Admin { listen: address("admin.listen", self.admin.listen)? },
             upstream: Upstream {
                 tls: self.upstream.tls.convert(&url, grpc_url.as_ref())?,

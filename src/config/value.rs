@@ -1,11 +1,12 @@
 //! Conversions of single values; each error names the key, what was received and what is expected.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use doorward_proxy::NoAddress;
@@ -101,6 +102,17 @@ pub(super) fn model_version(version: String) -> Result<String> {
         return invalid("model.version", "\"\"", expected);
     }
     Ok(version)
+}
+
+/// Networks, or single addresses.
+pub(super) fn networks(key: &'static str, values: Vec<String>) -> Result<Vec<IpNet>> {
+    let network = |value: String| {
+        let single = || value.parse::<IpAddr>().map(IpNet::from);
+        value.parse().or_else(|_| single()).or_else(|_| {
+            invalid(key, format!("{value:?}"), "networks such as 10.0.0.0/8, or addresses")
+        })
+    };
+    values.into_iter().map(network).collect()
 }
 
 pub(super) fn channels(key: &'static str, value: Option<OneOrMany<f64>>) -> Result<Vec<f32>> {

@@ -334,3 +334,45 @@ async fn pages_read_the_firewalls_own_errors_where_they_read_the_servers() {
     let received = setup.upstream.received();
     assert!(received.iter().all(|received| received.path != "/v2/unknown"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_hears_who_asked_and_nobody_else_says_so() {
+    let forged = [("x-forwarded-for", "203.0.113.9"), ("x-real-ip", "203.0.113.9")];
+    for (settings, expected) in [
+        ("", "127.0.0.1"),
+        ("listen.trusted_proxies = ['127.0.0.0/8']", "203.0.113.9, 127.0.0.1"),
+        ("listen.trusted_proxies = ['::1', '10.0.0.0/8']", "127.0.0.1"),
+    ] {
+        let setup = Setup::new(settings).await;
+        for path in ["/v2/health/live", INFER] {
+            let (method, body) = match path {
+                INFER => (Method::POST, v2(CLEAN).to_string()),
+                _ => (Method::GET, String::new()),
+            };
+            assert_eq!(setup.client.send(method, path, &forged, body).await.status, 200);
+            let headers = setup.upstream.last().headers;
+            assert_eq!(headers["x-forwarded-for"], expected, "{path}");
+            assert_eq!(headers["x-forwarded-proto"], "http");
+            assert_eq!(headers.contains_key("x-real-ip"), expected.contains(','));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_choose_another_model_go_no_further() {
+    let setup = Setup::new("").await;
+    let choose = [
+        ("serve_multiplexed_model_id", "other"),
+        ("mm-model-id", "other"),
+        ("Seldon-Model", "other"),
+        ("X-Amzn-SageMaker-Custom-Attributes", "model=other"),
+        ("x-original-uri", "/v2/models/other/infer"),
+        ("x-forwarded-prefix", "/other"),
+    ];
+    let body = v2(CLEAN).to_string();
+    assert_eq!(setup.client.send(Method::POST, INFER, &choose, body).await.status, 200);
+    let headers = setup.upstream.last().headers;
+    for (name, _) in choose {
+        assert!(!headers.contains_key(name.to_ascii_lowercase()), "{name}");
+    }
+}

@@ -58,6 +58,17 @@ pub(super) fn check_json(headers: &HeaderMap) -> Result<(), DecodeError> {
     Err(DecodeError::MediaType { received, expected: EXPECTED })
 }
 
+/// The content type of bytes behind JSON, in the words of the client, or its silence: servers that
+/// do not know the extension answer by it. Taken by [`check_json`] before.
+pub(super) fn of_binary(headers: &HeaderMap) -> Option<&'static str> {
+    let declared = headers.get(CONTENT_TYPE)?;
+    let json = declared.to_str().is_ok_and(|declared| {
+        let essence = essence(declared).to_ascii_lowercase();
+        essence == JSON || essence.ends_with("+json")
+    });
+    Some(if json { JSON } else { BYTES })
+}
+
 /// The type without its parameters.
 pub(super) fn essence(media_type: &str) -> &str {
     media_type.split(';').next().unwrap_or_default().trim()

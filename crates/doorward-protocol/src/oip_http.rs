@@ -19,7 +19,7 @@ use super::binary;
 use super::datatype::Datatype;
 use super::document::{Document, DocumentSeed};
 use super::json::{EncodedNumbers, Numbers};
-use super::media::{self, BYTES, JSON};
+use super::media::{self, JSON};
 use super::spelling;
 use crate::bounds::Bounds;
 use crate::checks::{check_range, check_shape};
@@ -119,7 +119,7 @@ pub(crate) fn check(
             media::check_json(headers)?;
             binary::raw(body, bounds)
         }
-        _ => Ok(decode(named, headers, body, bounds)?.into_checked(bounds)),
+        _ => Ok(decode(named, headers, body, bounds)?.into_checked(headers, bounds)),
     }
 }
 
@@ -234,14 +234,18 @@ impl InferRequest {
         spelling::to_vec(&request, data.map_or(0, |data| data.values.len()))
     }
 
-    fn into_checked(self, bounds: Bounds<'_>) -> Checked {
+    fn into_checked(self, headers: &HeaderMap, bounds: Bounds<'_>) -> Checked {
         let mut body = self.encode();
         let json_length = self.binary.as_ref().map(|tensor| {
             let length = body.len();
             body.extend_from_slice(tensor);
             length
         });
-        let media_type = Some(if json_length.is_none() { JSON } else { BYTES }.into());
+        let media_type = match json_length {
+            Some(_) => media::of_binary(headers),
+            None => Some(JSON),
+        };
+        let media_type = media_type.map(Into::into);
         let encoded = Encoded { body: body.into(), json_length, media_type };
         let rows = self.rows();
         let values = bounds.input.rows_of_sent(self.values);

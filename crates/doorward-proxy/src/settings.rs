@@ -9,6 +9,7 @@ use doorward_detection::Probability;
 use doorward_images::Pictures;
 pub use doorward_protocol::Allowed;
 use doorward_protocol::ImageRoutes;
+use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
@@ -77,6 +78,8 @@ pub struct Listen {
     pub grpc: Option<Address>,
     /// More paths whose reads pass.
     pub reads: Vec<String>,
+    /// Networks of the proxies whose word on the client is believed.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// `[admin]`

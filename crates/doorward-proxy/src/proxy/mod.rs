@@ -8,6 +8,7 @@ mod connect;
 mod cors;
 mod error;
 mod failed;
+mod forwarding;
 mod gate;
 mod grpc;
 mod grpc_body;
@@ -27,6 +28,7 @@ mod trace;
 mod upstream;
 
 pub use error::Error;
+pub use forwarding::{Forwarding, Peer};
 pub use gate::Answer;
 pub use grpc_body::GrpcAnswer;
 pub use layer::{ScreenLayer, Screened};

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::choice::Choice;
 use super::error::Error;
+use super::forwarding::{Forwarding, Peer};
 use super::gate::Answer;
 use super::grpc_body::GrpcAnswer;
 use super::live::Live;
@@ -16,6 +17,7 @@ use super::live::Live;
 #[derive(Debug)]
 pub struct Models {
     models: Vec<Arc<Live>>,
+    forwarding: Forwarding,
     draining: watch::Sender<bool>,
 }
 
@@ -23,27 +25,34 @@ pub struct Models {
 
 impl Models {
     /// Requests go to the model that they name. A single one gets all of them.
-    pub fn new(models: Vec<Arc<Live>>) -> Result<Self, Error> {
+    pub fn new(models: Vec<Arc<Live>>, forwarding: Forwarding) -> Result<Self, Error> {
         match Choice::new(&models) {
-            Some(_) => Ok(Self { models, draining: watch::Sender::new(false) }),
+            Some(_) => Ok(Self { models, forwarding, draining: watch::Sender::new(false) }),
             None => Err(Error::Models),
         }
     }
 
     /// Answers one request.
-    pub async fn handle(&self, request: Request<Incoming>) -> Answer {
+    pub async fn handle(&self, mut request: Request<Incoming>) -> Answer {
+        self.name_client(&mut request);
         let proxy = Arc::clone(self.choice().of_path(&request));
         proxy.handle(request).await
     }
 
     /// Answers one gRPC call.
-    pub async fn handle_grpc(&self, request: Request<Incoming>) -> GrpcAnswer {
+    pub async fn handle_grpc(&self, mut request: Request<Incoming>) -> GrpcAnswer {
+        self.name_client(&mut request);
         self.choice().handle_grpc(request, self.draining.subscribe()).await
     }
 
     /// Streams read no further message from now on.
     pub fn drain(&self) {
         self.draining.send_replace(true);
+    }
+
+    fn name_client(&self, request: &mut Request<Incoming>) {
+        let peer = request.extensions().get::<Peer>().copied();
+        self.forwarding.settle(request.headers_mut(), peer);
     }
 
     fn choice(&self) -> Choice {

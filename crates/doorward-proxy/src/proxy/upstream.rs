@@ -48,15 +48,32 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// Headers of a request that do not go on. The first two are set anew, and a body that is here
-/// already needs no `expect`. The others make some servers see another method or path than the one
-/// that was checked.
-const REPLACED: [&str; 8] = [
+/// already needs no `expect`. The others make some servers, or what stands before them, see another
+/// method, path or model than the one that was checked: Ray Serve's, ModelMesh's, Seldon's and
+/// SageMaker's choices of a model among them.
+const REPLACED: [&str; 24] = [
     "content-length",
     "host",
     "expect",
+    "mm-model-id",
+    "mm-vmodel-id",
+    "seldon-internal-model",
+    "seldon-model",
+    "seldon-route",
+    "serve_multiplexed_model_id",
+    "x-amzn-sagemaker-custom-attributes",
+    "x-amzn-sagemaker-target-container-hostname",
+    "x-amzn-sagemaker-target-variant",
+    "x-envoy-original-path",
+    "x-forwarded-path",
+    "x-forwarded-prefix",
+    "x-forwarded-uri",
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
+    "x-original-method",
+    "x-original-path",
+    "x-original-uri",
     "x-original-url",
     "x-rewrite-url",
 ];

@@ -11,10 +11,10 @@ use axum::{Json, Router};
 use tower::limit::ConcurrencyLimitLayer;
 
 use super::handle::Handle;
-use super::listener::Peer;
 use super::pictures::{Shown, visible};
 use super::readiness::Phase;
 use super::status::{History, Status, page};
+use crate::proxy::Peer;
 use crate::telemetry;
 
 /// One protected model.

@@ -1,7 +1,6 @@
 //! One listener: accepts connections within bounds, and stops without losing a request.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use super::error::Error;
 use super::security::Security;
 use super::socket::{Accepted, Socket};
 use crate::address::Address;
+use crate::proxy::Peer;
 
 /// A listener that serves.
 #[derive(Debug)]
@@ -41,10 +41,6 @@ pub enum Speaks {
     /// HTTP/2 from the first byte on, as gRPC does.
     Http2,
 }
-
-/// The peer of a request; an extension of each that comes over TCP.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) SocketAddr);
 
 /// The connections that are open when no more are accepted.
 #[derive(Debug)]

@@ -28,7 +28,7 @@ use super::readiness::{Phase, Readiness};
 use super::security::Security;
 use super::socket::Socket;
 use crate::address::Address;
-use crate::proxy::{self, Live, Models};
+use crate::proxy::{self, Forwarding, Live, Models};
 use crate::settings::Settings;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::Metrics;
@@ -107,7 +107,8 @@ impl Server {
             });
         }
         let proxies = handles.iter().map(|handle| Arc::clone(&handle.proxy)).collect();
-        let models = Arc::new(Models::new(proxies)?);
+        let forwarding = Forwarding::new(&config.listen.trusted_proxies, config.tls.is_some());
+        let models = Arc::new(Models::new(proxies, forwarding)?);
         let path = Arc::clone(&models);
         let service = service_fn(move |request| {
             let proxy = Arc::clone(&path);
