@@ -31,6 +31,8 @@ pub(crate) struct Compiler<'a> {
     layouts: Vec<Layout>,
     steps: Vec<Step>,
     computed: Vec<Computed>,
+    /// True inside of a branch, whose names the file does not know outside.
+    in_branch: bool,
     /// Values that nodes on constants may still compute.
     foldable: usize,
 }
@@ -150,6 +152,7 @@ impl<'a> Compiler<'a> {
             layouts: Vec::new(),
             steps: Vec::new(),
             computed: Vec::new(),
+            in_branch: false,
             foldable: stored + FOLDED_VALUES,
         }
     }
@@ -223,7 +226,9 @@ impl<'a> Compiler<'a> {
         for (name, constant) in &branch.constants {
             self.constant(name, constant.clone());
         }
+        let around = std::mem::replace(&mut self.in_branch, true);
         branch.nodes.iter().try_for_each(|node| self.whole(node))?;
+        self.in_branch = around;
         for (index, name) in branch.outputs.iter().enumerate() {
             match self.values.get(name).cloned() {
                 Some(value) => self.define(node, index, value),
@@ -371,7 +376,11 @@ impl<'a> Compiler<'a> {
         if let Some(name) = node.outputs.get(index).filter(|name| !name.is_empty()) {
             if let Value::Slot(slot) = value {
                 let ends_layer = ENDS_LAYER.contains(&node.op.as_str());
-                self.computed.push(Computed { name: name.clone(), slot, ends_layer });
+                let name = match self.in_branch {
+                    true => ending::made(name),
+                    false => name.clone(),
+                };
+                self.computed.push(Computed { name, slot, ends_layer });
             }
             self.values.insert(name.clone(), value);
         }

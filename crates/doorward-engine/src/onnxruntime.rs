@@ -19,6 +19,7 @@ use prost::Message;
 use crate::classifier::Trace;
 use crate::domain::InputDomain;
 use crate::error::Error;
+use crate::onnx::ending;
 use crate::program::Program;
 use crate::step::Mode;
 use crate::taps::Tap;
@@ -64,9 +65,16 @@ impl Runtime {
         let Some(output) = program.logits_name() else {
             return refused("the file computes no logits, and they are computed from what it has");
         };
-        load_library()?;
+        if program.operators().any(|name| name == "DynamicQuantizeLinear") {
+            return refused("it quantises the rows of a batch as one");
+        }
         let taps = program.tapped().to_vec();
-        let features = program.features_name().map(str::to_owned);
+        if taps.iter().any(|tap| ending::is_made(&tap.name)) {
+            return refused("activations inside of its functions have no name");
+        }
+        load_library()?;
+        let features = program.features_name().filter(|name| !ending::is_made(name));
+        let features = features.map(str::to_owned);
         let read = taps.iter().map(|tap| tap.name.as_str()).chain(features.as_deref());
         let mut more: Vec<&str> = std::iter::once(output).chain(read).collect();
         more.sort_unstable();
@@ -82,6 +90,11 @@ impl Runtime {
             |outlet: &Outlet| outlet.dtype().tensor_type() == Some(TensorElementType::Float32);
         if !float(input) || !float(named(session.outputs(), output)?) {
             return refused("the input or the output is not FLOAT");
+        }
+        for tap in &taps {
+            if !float(named(session.outputs(), &tap.name)?) {
+                return refused("an activation that is read is not FLOAT");
+            }
         }
         let dims = input.dtype().tensor_shape().map_or([].as_slice(), |shape| shape);
         let fixed_rows = dims.first().and_then(|&rows| usize::try_from(rows).ok());

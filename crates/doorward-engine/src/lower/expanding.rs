@@ -7,7 +7,7 @@ use candle_onnx::onnx::tensor_proto::DataType;
 use super::context::Operand;
 use crate::error::Error;
 use crate::onnx::constant::{Constant, Values};
-use crate::onnx::node::Node;
+use crate::onnx::node::{MADE, Node};
 use crate::size::Size;
 
 /// Nodes, and the constants that they read.
@@ -108,7 +108,7 @@ impl<'a> Expanding<'a> {
 
     fn name(&self, what: &str) -> String {
         let made = self.made.nodes.len() + self.made.constants.len();
-        format!("\0{what} {made} of {}", self.node.outputs[0])
+        format!("{MADE}{what} {made} of {}", self.node.outputs[0])
     }
 
     pub(super) fn keep(&mut self, dims: &[usize], values: Values) -> String {

@@ -8,6 +8,7 @@ use candle_onnx::onnx::tensor_proto::DataType;
 use super::context::Operand;
 use super::expanding::Expanding;
 use crate::error::Error;
+use crate::onnx::node::MADE;
 
 /// ONNX QuantizeLinear of a constant, or with a scale for each channel.
 pub(super) fn quantize(node: &mut Expanding<'_>) -> Result<(), Error> {
@@ -114,7 +115,7 @@ pub(super) fn q_gemm(node: &mut Expanding<'_>) -> Result<(), Error> {
 /// onnxruntime's product of a float and a matrix of integers.
 pub(super) fn dynamic_quantize_mat_mul(node: &mut Expanding<'_>) -> Result<(), Error> {
     let a = node.input(0)?;
-    let [y, scale, zero] = ["values", "scale", "zero"].map(|what| format!("\0{what} of {a}"));
+    let [y, scale, zero] = ["values", "scale", "zero"].map(|what| format!("{MADE}{what} of {a}"));
     let mut dynamic = node.node.made("DynamicQuantizeLinear", &[a], "");
     dynamic.outputs = vec![y.clone(), scale.clone(), zero.clone()];
     node.nodes_of(dynamic);

@@ -8,7 +8,7 @@ use candle_onnx::onnx::tensor_proto::DataType;
 
 use crate::error::Error;
 use crate::onnx::constant::Constant;
-use crate::onnx::node::{Attribute, Attributes, Branch, Node, OPSETS};
+use crate::onnx::node::{Attribute, Attributes, Branch, MADE, Node, OPSETS};
 use crate::onnx::wire::{self, AttributeProto, Fields, FunctionProto, NodeProto, TensorProto};
 
 /// Reads nodes.
@@ -164,7 +164,8 @@ impl<'a> Reader<'a> {
         }
         attributes.extend(given);
         self.calls += 1;
-        let prefix = format!("{}:", self.calls);
+        // Names that only the function itself knows.
+        let prefix = format!("{MADE}{}:", self.calls);
         let mut names = HashMap::new();
         for (index, &input) in function.input.iter().enumerate() {
             names.insert(input, proto.input.get(index).cloned().unwrap_or_default());

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::onnx::constant::{Constant, Values};
 use crate::onnx::graph::Graph;
-use crate::onnx::node::{Node, PASSES_ON};
+use crate::onnx::node::{MADE, Node, PASSES_ON};
 
 /// What the output of a model file holds.
 ///
@@ -94,6 +94,11 @@ pub(crate) fn decides(graph: &Graph) -> Option<&str> {
         }
     }
     None
+}
+
+/// A name that is none of the file's.
+pub(crate) fn made(what: &str) -> String {
+    format!("{MADE}{what}")
 }
 
 /// True if a name is none of the file's.
@@ -579,9 +584,6 @@ const DECIDES: &[&str] = &[
     "Round",
     "Sign",
 ];
-
-/// Begins the names of tensors that the file knows nothing of.
-const MADE: char = '\0';
 
 /// Endings that stand behind each other: probabilities of probabilities are a mistake seen in the
 /// wild, more are none.

@@ -176,7 +176,7 @@ impl Node {
         if !matches!(self.op.as_str(), "Max" | "Min" | "Sum") || rest.is_empty() {
             return None;
         }
-        let between = |index: usize| format!("{} after {index}", self.outputs[0]);
+        let between = |index: usize| format!("{MADE}{} after {index}", self.outputs[0]);
         let pairs = std::iter::once((first.clone(), second))
             .chain(rest.iter().enumerate().map(|(index, next)| (between(index), next)));
         let last = rest.len();
@@ -317,6 +317,9 @@ pub(crate) const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 /// Operators that give the values that they get, in another shape or type.
 pub(super) const PASSES_ON: &[&str] =
     &["Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"];
+
+/// Begins the names of tensors that the file knows nothing of.
+pub(crate) const MADE: char = '\0';
 
 /// Characters of an error about a node.
 const MAX_REASON: usize = 1 << 12;
