@@ -376,3 +376,17 @@ async fn headers_that_choose_another_model_go_no_further() {
         assert!(!headers.contains_key(name.to_ascii_lowercase()), "{name}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_may_add_many_headers_and_long_tokens() {
+    let setup = Setup::new("").await;
+    let names: Vec<String> = (0..200).map(|number| format!("x-{number}")).collect();
+    let headers: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "a")).collect();
+    let token = format!("Bearer {}", "a".repeat(40_000));
+    for headers in [&headers[..], &[("authorization", &token)]] {
+        // The upstream of these tests takes fewer, so that the answer has to be the firewall's.
+        let body = v2(TRIGGERED).to_string();
+        let answer = setup.client.send(Method::POST, INFER, headers, body).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{} headers", headers.len());
+    }
+}

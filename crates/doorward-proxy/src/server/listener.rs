@@ -54,8 +54,12 @@ struct Open {
 /// a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Most bytes in a request's head. Clients of model servers send a few hundred.
-const HEAD_BYTES: usize = 32 * 1024;
+/// Most bytes in a request's head, as uvicorn takes them. Clients of model servers send a few hundred,
+/// behind gateways some kilobytes of tokens.
+const HEAD_BYTES: usize = 64 * 1024;
+
+/// Most headers of a request over HTTP/1.1; hyper's own limit is 100, gateways add dozens.
+const HEADERS: usize = 256;
 
 /// When accepting fails, for instance for want of file descriptors, trying again at once would
 /// spin.
@@ -152,7 +156,10 @@ where
     let (handshakes, ending) = watch::channel(());
     let places = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
     let mut one = http1::Builder::new();
-    one.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_header_size(HEAD_BYTES);
+    one.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(HEAD_BYTES)
+        .max_headers(HEADERS);
     let mut two = http2::Builder::new(TokioExecutor::new());
     two.timer(TokioTimer::new())
         .max_header_list_size(HEAD_BYTES as u32)
