@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use doorward_detection::artifact::Accuracy;
 use doorward_detection::evaluate::{Evaluation, evaluate as measure};
 use doorward_detection::prepare::{self, Preparation, Seconds, Stored};
 use doorward_detection::{Rule, open};
@@ -114,6 +115,17 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
     let Stored { artifact, sha256 } = stored;
     let manifest = &artifact.manifest;
     let perturbation = &manifest.perturbation;
+    if let Some(better) = &manifest.better {
+        tracing::warn!("the model is right on {better}: look at [preprocess] and the clean images");
+    }
+    let aim = config.detection.perturbation.fooling_rate.value();
+    if perturbation.fooling_rate < aim / 2.0 {
+        tracing::warn!(
+            fooling_rate = perturbation.fooling_rate,
+            aim,
+            "the perturbation changes few labels, so that no margin tells a trigger: look at [preprocess] and [perturbation]"
+        );
+    }
     let bound = open::thresholds(artifact, &config.detection.policy).false_rejection_rate_bound;
     let layers = artifact.layers.as_ref().map_or(0, |layers| layers.layers.len());
     let features = artifact.ranges.as_ref().map_or(0, |ranges| ranges.low.len() / manifest.labels);
@@ -136,6 +148,8 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
                 "holdout": manifest.images.holdout,
                 "probe": manifest.images.probe,
             },
+            "accuracy": manifest.accuracy.map(Accuracy::share),
+            "better": manifest.better,
             "false_rejection_rate_bound": bound,
             "layers": layers,
             "features": features,
@@ -148,6 +162,12 @@ fn print_artifact(config: &Config, stored: &Stored, seconds: Seconds, as_json: b
     }
     println!("artifact        {location}");
     println!("sha256          {sha256}");
+    match manifest.accuracy {
+        None => {
+            println!("model           too few labelled clean images to tell how often it is right")
+        }
+        Some(accuracy) => println!("model           right on {accuracy}"),
+    }
     println!(
         "perturbation    epsilon {:.1}/255, changes {:.1} % of {} held-out images, {:.0} % of them to label {}",
         perturbation.epsilon * 255.0,

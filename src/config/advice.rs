@@ -80,6 +80,12 @@ pub fn of_preparation(
             let text = format!("run `doorward calibrate` to replace {location}, or remove it");
             Advised { text, source: Some(Box::new(unfit)) }.into()
         }
+        Error::Mistaken { .. } => {
+            let text = format!(
+                "{error}; set [preprocess] as the model was trained, or mend calibration.clean_images"
+            );
+            Advised { text, source: None }.into()
+        }
         Error::Images { which, source } => {
             let key = match which {
                 Which::All => "the images",

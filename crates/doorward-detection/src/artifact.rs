@@ -148,12 +148,25 @@ pub struct Manifest {
     pub labels: usize,
     /// Clean images used.
     pub images: ImageCounts,
+    /// How often the model is right on them; absent with too few labels.
+    pub accuracy: Option<Accuracy>,
+    /// How often it is with the preprocessing that seems to be meant, where that is another one.
+    pub better: Option<String>,
     /// The perturbations.
     pub perturbation: PerturbationSummary,
     /// DTInspector's findings; absent without training images.
     pub inspection: Option<InspectionSummary>,
     /// The fitted thresholds.
     pub thresholds: Thresholds,
+}
+
+/// How often the model is right on clean images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Images whose label the model predicts.
+    pub right: usize,
+    /// Images with a label that were looked at.
+    pub labelled: usize,
 }
 
 /// The number of images that each part used; no image serves two parts.
@@ -184,6 +197,21 @@ pub struct PerturbationSummary {
     pub sink: usize,
     /// Share of the held-out images that land there.
     pub sink_share: f64,
+}
+
+// === impl Accuracy ===
+
+impl Accuracy {
+    /// The share of the labelled images on which the model is right.
+    pub fn share(self) -> f64 {
+        self.right as f64 / self.labelled.max(1) as f64
+    }
+}
+
+impl std::fmt::Display for Accuracy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} labelled clean images", self.right, self.labelled)
+    }
 }
 
 // === impl Artifact ===

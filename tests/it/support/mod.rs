@@ -263,6 +263,8 @@ pub(crate) fn manifest() -> Manifest {
         input_shape: [1, 2, 2],
         labels: 2,
         images: ImageCounts { fit: 300, reference: 0, holdout: 2000, probe: 0, training: 50 },
+        accuracy: None,
+        better: None,
         perturbation: PerturbationSummary {
             epsilon: 0.0625,
             fooling_rate: 0.875,

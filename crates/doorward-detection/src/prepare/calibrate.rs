@@ -11,6 +11,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 
+use super::accuracy::{explain, measure};
 use super::activations;
 use super::digests::settings_digest;
 use super::error::Error;
@@ -36,7 +37,8 @@ use crate::scorer::{Parts, Scorer};
 use crate::settings::Settings;
 use crate::signal::{PerSignal, Signal};
 
-/// Learns and calibrates everything. Fails where the model does.
+/// Learns and calibrates everything. Fails where the model does, and where it is right on clean images
+/// far more often with another preprocessing.
 pub fn calibrate(
     model: &Arc<Model>,
     settings: &Settings,
@@ -46,6 +48,16 @@ pub fn calibrate(
 ) -> Result<(Artifact, Seconds), Error> {
     let classifier: Arc<dyn Classifier> = model.clone();
     let domain = classifier.domain();
+    let accuracy = measure(&*classifier, &material.holdout)?;
+    let mut better = None;
+    if let Some(accuracy) = accuracy
+        && let Some(fits) = explain(&*classifier, &material.holdout, accuracy)?
+    {
+        if fits.is_certain(accuracy) {
+            return Err(Error::Mistaken { accuracy, fits });
+        }
+        better = Some(fits.to_string());
+    }
     let mut rng = StdRng::seed_from_u64(seed);
     let (learned, mut seconds) = learn(&*classifier, settings, material, &mut rng, progress)?;
     let Learned { universal, perturbations, class_conditional, representations, .. } = learned;
@@ -142,6 +154,8 @@ pub fn calibrate(
             probe: material.probe.len(),
             training: material.training.as_ref().map_or(0, Images::len),
         },
+        accuracy,
+        better,
         perturbation,
         inspection: summary,
         thresholds,

@@ -2,7 +2,9 @@
 
 use doorward_images::Misfit;
 
+use super::accuracy::Fit;
 use super::store::StoreError;
+use crate::artifact::Accuracy;
 
 /// Why there is no artifact.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,16 @@ pub enum Error {
         which: Which,
         /// Why.
         source: doorward_images::Error,
+    },
+    /// The model does not see images as it was trained to see them.
+    #[error(
+        "the model is right on {accuracy}, and on {fits}: it is not given what it was trained on"
+    )]
+    Mistaken {
+        /// How often it is right.
+        accuracy: Accuracy,
+        /// What makes it right more often.
+        fits: Fit,
     },
     /// `preprocess` cannot bring pictures into the model's shape.
     #[error(transparent)]

@@ -1,6 +1,7 @@
 //! Preparation: from a model and images to an artifact, read where one is there and made where none
 //! is.
 
+mod accuracy;
 mod activations;
 mod calibrate;
 mod digests;
@@ -14,6 +15,7 @@ mod stage;
 mod store;
 mod weights;
 
+pub use accuracy::{Fit, Way};
 pub use calibrate::calibrate;
 pub use digests::expected;
 pub use error::{Error, Which};

@@ -5,7 +5,7 @@ use super::folding::{Folding, Indices, dot, repeating};
 use crate::error::Error;
 use crate::onnx::constant::{Constant, Values};
 
-/// ONNX MatMul, opsets 9 to 21.
+/// ONNX MatMul, opsets 9 to 26.
 pub(super) fn mat_mul(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let (left, right) = (folding.input(0)?, folding.input(1)?);
@@ -75,7 +75,7 @@ fn multiplications(folding: &Folding<'_>, count: usize, depth: usize) -> Result<
     folding.work(count.saturating_mul(depth) / PRODUCTS_PER_VALUE)
 }
 
-/// ONNX Gemm, opsets 7 to 21.
+/// ONNX Gemm, opsets 7 to 26.
 pub(super) fn gemm(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["alpha", "beta", "transA", "transB"])?;
     let (alpha, beta) = (folding.node.float("alpha", 1.0)?, folding.node.float("beta", 1.0)?);
@@ -121,7 +121,7 @@ fn matrix(
     Ok(((0..values.len()).map(at).collect(), [columns, rows]))
 }
 
-/// ONNX Softmax, opsets 1 to 21, along the last axis.
+/// ONNX Softmax, opsets 1 to 26, along the last axis.
 ///
 /// Before opset 13 all axes from the given one on were joined: along the last one both are the
 /// same.

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::onnx::constant::{Constant, Values};
 
 /// ONNX Abs, Ceil, Cos, Exp, Floor, Log, Neg, Reciprocal, Relu, Round, Sigmoid, Sign, Sin, Sqrt and
-/// Tanh, opsets 6 to 21. `None` for what is not defined on integers, or overflows.
+/// Tanh, opsets 6 to 26. `None` for what is not defined on integers, or overflows.
 pub(super) fn unary(
     folding: &Folding<'_>,
     floats: fn(f32) -> f32,
@@ -56,7 +56,7 @@ pub(super) fn smaller(a: f32, b: f32) -> f32 {
     if a < b || a.is_nan() { a } else { b }
 }
 
-/// ONNX Add, Div, Mul and Sub, opsets 7 to 21. Division of integers truncates toward zero.
+/// ONNX Add, Div, Mul and Sub, opsets 7 to 26. Division of integers truncates toward zero.
 pub(super) fn binary(
     folding: &Folding<'_>,
     floats: fn(f32, f32) -> f32,
@@ -66,7 +66,7 @@ pub(super) fn binary(
     joined(folding, folding.input(0)?, folding.input(1)?, floats, integers)
 }
 
-/// ONNX Max, Min and Sum, opsets 8 to 21.
+/// ONNX Max, Min and Sum, opsets 8 to 26.
 pub(super) fn variadic(
     folding: &Folding<'_>,
     floats: fn(f32, f32) -> f32,
@@ -125,7 +125,7 @@ fn mixed(folding: &Folding<'_>) -> Error {
     folding.error("its inputs differ in type: floats and integers".into())
 }
 
-/// ONNX Mod, opsets 10 to 21: the sign of the divisor, or with `fmod` of the dividend.
+/// ONNX Mod, opsets 10 to 26: the sign of the divisor, or with `fmod` of the dividend.
 pub(super) fn modulo(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["fmod"])?;
     let (left, right) = (folding.input(0)?, folding.input(1)?);
@@ -151,7 +151,7 @@ pub(super) fn modulo(folding: &Folding<'_>) -> Result<Constant, Error> {
     )
 }
 
-/// ONNX Pow, opsets 7 to 21: of the type of the base.
+/// ONNX Pow, opsets 7 to 26: of the type of the base.
 pub(super) fn pow(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let (base, exponent) = (folding.input(0)?, folding.input(1)?);
@@ -181,7 +181,7 @@ fn power(base: i64, exponent: i64) -> Option<i64> {
     }
 }
 
-/// ONNX Equal, Greater, GreaterOrEqual, Less and LessOrEqual, opsets 7 to 21.
+/// ONNX Equal, Greater, GreaterOrEqual, Less and LessOrEqual, opsets 7 to 26.
 pub(super) fn compare(
     folding: &Folding<'_>,
     floats: fn(f32, f32) -> bool,
@@ -201,7 +201,7 @@ pub(super) fn compare(
     Ok(Constant { dims, values: Values::I64(values) })
 }
 
-/// ONNX And, Or and Xor, opsets 7 to 21.
+/// ONNX And, Or and Xor, opsets 7 to 26.
 pub(super) fn logic(
     folding: &Folding<'_>,
     operation: fn(bool, bool) -> bool,
@@ -213,13 +213,13 @@ pub(super) fn logic(
     joined(folding, folding.input(0)?, folding.input(1)?, |_, _| f32::NAN, integers)
 }
 
-/// ONNX Not, opsets 1 to 21.
+/// ONNX Not, opsets 1 to 26.
 pub(super) fn not(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.integers(0)?;
     unary(folding, |_| f32::NAN, Some(|a| Some(i64::from(a == 0))))
 }
 
-/// ONNX Where, opsets 9 to 21.
+/// ONNX Where, opsets 9 to 26.
 pub(super) fn choose(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let (condition, left, right) = (folding.input(0)?, folding.input(1)?, folding.input(2)?);
@@ -243,7 +243,7 @@ fn picked<T: Copy>(chosen: &[i64], left: &[T], right: &[T]) -> Vec<T> {
     chosen.iter().zip(both).map(|(&left, (&a, &b))| if left != 0 { a } else { b }).collect()
 }
 
-/// ONNX Clip, opsets 6 to 21.
+/// ONNX Clip, opsets 6 to 26.
 pub(super) fn clip(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["max", "min"])?;
     let source = folding.input(0)?;

@@ -7,7 +7,7 @@ use super::folding::Folding;
 use crate::error::Error;
 use crate::onnx::constant::{Constant, Values};
 
-/// ONNX Cast, opsets 9 to 21, between the types that constants are kept as.
+/// ONNX Cast, opsets 9 to 26, between the types that constants are kept as.
 ///
 /// 32-bit integers keep all 64 bits: they stand for sizes, and one may be a multiple of a batch
 /// whose size is not known yet.
@@ -78,7 +78,7 @@ pub(super) fn whole(value: f64) -> Option<i64> {
     (-bound..bound).contains(&value).then_some(value as i64)
 }
 
-/// ONNX CastLike, opsets 15 to 21.
+/// ONNX CastLike, opsets 15 to 26.
 ///
 /// The other input is known only as floats or integers, so integers are converted to
 /// when they are the same in all their types, booleans included.
@@ -110,7 +110,7 @@ pub(super) fn cast_like(folding: &Folding<'_>) -> Result<Constant, Error> {
     Ok(Constant { dims: source.dims.clone(), values })
 }
 
-/// ONNX DequantizeLinear, opsets 10 to 21, with one scale or one for each index of an axis.
+/// ONNX DequantizeLinear, opsets 10 to 26, with one scale or one for each index of an axis.
 pub(super) fn dequantize_linear(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axis", "block_size"])?;
     if folding.node.int("block_size", 0)? != 0 {

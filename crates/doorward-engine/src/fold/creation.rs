@@ -7,12 +7,12 @@ use super::gather::columns;
 use crate::error::Error;
 use crate::onnx::constant::{Constant, Values};
 
-/// ONNX Constant, opsets 9 to 21.
+/// ONNX Constant, opsets 9 to 26.
 pub(super) fn constant(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.constant()
 }
 
-/// ONNX ConstantOfShape, opsets 9 to 21.
+/// ONNX ConstantOfShape, opsets 9 to 26.
 pub(super) fn constant_of_shape(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["value"])?;
     let dims = folding.dims(folding.required("shape", 0)?)?;
@@ -25,7 +25,7 @@ pub(super) fn constant_of_shape(folding: &Folding<'_>) -> Result<Constant, Error
     folding.moved(value, dims, |_| 0)
 }
 
-/// ONNX EyeLike, opsets 9 to 21.
+/// ONNX EyeLike, opsets 9 to 26.
 pub(super) fn eye_like(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["dtype", "k"])?;
     let source = folding.input(0)?;
@@ -52,7 +52,7 @@ pub(super) fn eye_like(folding: &Folding<'_>) -> Result<Constant, Error> {
     Ok(Constant { dims: source.dims.clone(), values })
 }
 
-/// ONNX NonZero, opsets 9 to 21.
+/// ONNX NonZero, opsets 9 to 26.
 pub(super) fn non_zero(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let source = folding.input(0)?;
@@ -71,7 +71,7 @@ pub(super) fn non_zero(folding: &Folding<'_>) -> Result<Constant, Error> {
     Ok(Constant { dims, values: Values::I64(rows.concat()) })
 }
 
-/// ONNX OneHot, opsets 9 to 21.
+/// ONNX OneHot, opsets 9 to 26.
 pub(super) fn one_hot(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axis"])?;
     let (indices, raw) = (folding.input(0)?, folding.integers(0)?);
@@ -95,7 +95,7 @@ pub(super) fn one_hot(folding: &Folding<'_>) -> Result<Constant, Error> {
     })
 }
 
-/// ONNX Range, opsets 11 to 21.
+/// ONNX Range, opsets 11 to 26.
 pub(super) fn range(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let refuse =
@@ -138,7 +138,7 @@ pub(super) fn range(folding: &Folding<'_>) -> Result<Constant, Error> {
     Ok(Constant { dims: vec![values.len()], values })
 }
 
-/// ONNX Shape of a constant, opsets 1 to 21.
+/// ONNX Shape of a constant, opsets 1 to 26.
 pub(super) fn shape(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["end", "start"])?;
     let dims = &folding.input(0)?.dims;
@@ -153,14 +153,14 @@ pub(super) fn shape(folding: &Folding<'_>) -> Result<Constant, Error> {
     Ok(Constant { dims: vec![kept.len()], values: Values::I64(values) })
 }
 
-/// ONNX Size of a constant, opsets 1 to 21.
+/// ONNX Size of a constant, opsets 1 to 26.
 pub(super) fn size(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let size = folding.input(0)?.values.len() as i64;
     Ok(Constant { dims: vec![], values: Values::I64(vec![size]) })
 }
 
-/// ONNX Trilu, opsets 14 to 21.
+/// ONNX Trilu, opsets 14 to 26.
 pub(super) fn trilu(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["upper"])?;
     let source = folding.input(0)?;

@@ -5,7 +5,7 @@ use super::folding::{Folding, Indices, dot, strides};
 use crate::error::Error;
 use crate::onnx::constant::{Constant, Values};
 
-/// ONNX Gather, opsets 1 to 21.
+/// ONNX Gather, opsets 1 to 26.
 pub(super) fn gather(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axis"])?;
     let (source, indices) = (folding.input(0)?, folding.input(1)?);
@@ -29,7 +29,7 @@ pub(super) fn gather(folding: &Folding<'_>) -> Result<Constant, Error> {
     })
 }
 
-/// ONNX GatherElements, opsets 11 to 21.
+/// ONNX GatherElements, opsets 11 to 26.
 pub(super) fn gather_elements(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axis"])?;
     let (source, indices) = (folding.input(0)?, folding.input(1)?);
@@ -56,7 +56,7 @@ pub(super) fn gather_elements(folding: &Folding<'_>) -> Result<Constant, Error> 
     })
 }
 
-/// ONNX GatherND, opsets 11 to 21.
+/// ONNX GatherND, opsets 11 to 26.
 pub(super) fn gather_nd(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["batch_dims"])?;
     let (source, indices) = (folding.input(0)?, folding.input(1)?);
@@ -86,7 +86,7 @@ pub(super) fn gather_nd(folding: &Folding<'_>) -> Result<Constant, Error> {
     })
 }
 
-/// ONNX ScatterND, opsets 11 to 21, which writes the updates in their order.
+/// ONNX ScatterND, opsets 11 to 26, which writes the updates in their order.
 pub(super) fn scatter_nd(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["reduction"])?;
     let (source, updates) = (folding.input(0)?, folding.input(2)?);

@@ -4,7 +4,7 @@ use super::folding::{Folding, dot, repeating, strides};
 use crate::error::Error;
 use crate::onnx::constant::{Constant, Values};
 
-/// ONNX Concat, opsets 4 to 21.
+/// ONNX Concat, opsets 4 to 26.
 pub(super) fn concat(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axis"])?;
     let first = folding.input(0)?;
@@ -57,7 +57,7 @@ fn joined<'a, T: Copy + 'a>(
     Some(all)
 }
 
-/// ONNX Expand, opsets 8 to 21.
+/// ONNX Expand, opsets 8 to 26.
 pub(super) fn expand(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let source = folding.input(0)?;
@@ -68,7 +68,7 @@ pub(super) fn expand(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.moved(source, dims, |index| dot(index, &strides))
 }
 
-/// ONNX Flatten, opsets 1 to 21.
+/// ONNX Flatten, opsets 1 to 26.
 pub(super) fn flatten(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axis"])?;
     let source = folding.input(0)?;
@@ -87,7 +87,7 @@ pub(super) fn flatten(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.shaped(source, dims)
 }
 
-/// ONNX Reshape, opsets 5 to 21.
+/// ONNX Reshape, opsets 5 to 26.
 pub(super) fn reshape(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["allowzero"])?;
     let source = folding.input(0)?;
@@ -113,7 +113,7 @@ pub(super) fn reshape(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.shaped(source, dims)
 }
 
-/// ONNX Slice, opsets 1 to 21.
+/// ONNX Slice, opsets 1 to 26.
 pub(super) fn slice(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axes", "ends", "starts"])?;
     let source = folding.input(0)?;
@@ -134,7 +134,7 @@ pub(super) fn slice(folding: &Folding<'_>) -> Result<Constant, Error> {
     })
 }
 
-/// ONNX Split, opsets 2 to 21.
+/// ONNX Split, opsets 2 to 26.
 pub(super) fn split(folding: &Folding<'_>) -> Result<Vec<Constant>, Error> {
     folding.node.only(&["axis", "num_outputs", "split"])?;
     let source = folding.input(0)?;
@@ -184,7 +184,7 @@ fn misfit(folding: &Folding<'_>, lengths: &[i64], size: usize) -> Error {
     folding.error(format!("parts of {shown:?}{more} do not add up to {size}"))
 }
 
-/// ONNX Squeeze, opsets 1 to 21.
+/// ONNX Squeeze, opsets 1 to 26.
 pub(super) fn squeeze(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axes"])?;
     let source = folding.input(0)?;
@@ -206,7 +206,7 @@ pub(super) fn squeeze(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.shaped(source, dims)
 }
 
-/// ONNX Tile, opsets 6 to 21.
+/// ONNX Tile, opsets 6 to 26.
 pub(super) fn tile(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&[])?;
     let source = folding.input(0)?;
@@ -224,7 +224,7 @@ pub(super) fn tile(folding: &Folding<'_>) -> Result<Constant, Error> {
     })
 }
 
-/// ONNX Transpose, opsets 1 to 21.
+/// ONNX Transpose, opsets 1 to 26.
 pub(super) fn transpose(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["perm"])?;
     let source = folding.input(0)?;
@@ -235,7 +235,7 @@ pub(super) fn transpose(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.moved(source, dims, |index| dot(index, &strides))
 }
 
-/// ONNX Unsqueeze, opsets 1 to 21.
+/// ONNX Unsqueeze, opsets 1 to 26.
 pub(super) fn unsqueeze(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["axes"])?;
     let source = folding.input(0)?;

@@ -13,7 +13,7 @@ pub(super) enum Reduction {
     Sum,
 }
 
-/// ONNX ReduceMax, ReduceMean, ReduceMin, ReduceProd and ReduceSum, opsets 1 to 21.
+/// ONNX ReduceMax, ReduceMean, ReduceMin, ReduceProd and ReduceSum, opsets 1 to 26.
 pub(super) fn reduce(folding: &Folding<'_>, reduction: Reduction) -> Result<Constant, Error> {
     folding.node.only(&["axes", "keepdims", "noop_with_empty_axes"])?;
     let source = folding.input(0)?;
@@ -111,7 +111,7 @@ fn accumulated<T: Copy, A: Copy>(
     Some(sums)
 }
 
-/// ONNX CumSum, opsets 11 to 21.
+/// ONNX CumSum, opsets 11 to 26.
 pub(super) fn cum_sum(folding: &Folding<'_>) -> Result<Constant, Error> {
     folding.node.only(&["exclusive", "reverse"])?;
     let source = folding.input(0)?;

@@ -7,7 +7,7 @@ use crate::layout::Layout;
 use crate::operators::binary::Term;
 use crate::operators::einsum::Einsum;
 
-/// ONNX Einsum of two operands, opsets 12 to 21.
+/// ONNX Einsum of two operands, opsets 12 to 26.
 pub(super) fn einsum(context: &Context<'_>) -> Result<Lowered, Error> {
     let equation: String =
         context.node.text("equation")?.unwrap_or_default().split_whitespace().collect();

@@ -9,7 +9,7 @@ use crate::operators::conv::Conv;
 use crate::operators::linear::Linear;
 use crate::operators::matmul::MatMul;
 
-/// ONNX Conv, opsets 1 to 21, two dimensions.
+/// ONNX Conv, opsets 1 to 26, two dimensions.
 pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
     let (_, image) = context.images(0)?;
     let (dims, values) = context.floats(1)?;
@@ -61,7 +61,7 @@ pub(super) fn conv(context: &Context<'_>) -> Result<Lowered, Error> {
     }
 }
 
-/// ONNX Gemm, opsets 7 to 21, with a constant second operand.
+/// ONNX Gemm, opsets 7 to 26, with a constant second operand.
 pub(super) fn gemm(context: &Context<'_>) -> Result<Lowered, Error> {
     if context.node.int("transA", 0)? != 0 {
         return Err(context.error("attribute \"transA\" is set on the batch".into()));
@@ -73,7 +73,7 @@ pub(super) fn gemm(context: &Context<'_>) -> Result<Lowered, Error> {
     linear(context, dims, values, transposed, alpha, context.optional_floats(2)?.map(|c| (c, beta)))
 }
 
-/// ONNX MatMul, opsets 1 to 21.
+/// ONNX MatMul, opsets 1 to 26.
 pub(super) fn mat_mul(context: &Context<'_>) -> Result<Lowered, Error> {
     if let (Operand::Activation(_), Operand::Constant(constant)) =
         (context.operand(0), context.operand(1))

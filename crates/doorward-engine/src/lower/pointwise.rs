@@ -12,7 +12,7 @@ use crate::operators::dynamic::{Dynamic, Part};
 use crate::operators::prelu::PRelu;
 use crate::operators::unary::Unary;
 
-/// ONNX BatchNormalization at inference, opsets 7 to 21.
+/// ONNX BatchNormalization at inference, opsets 7 to 26.
 pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
     if context.node.int("training_mode", 0)? != 0 || context.node.int("spatial", 1)? != 1 {
         return Err(context.error("only inference over channels is supported".into()));
@@ -66,7 +66,7 @@ pub(super) fn batch_normalization(context: &Context<'_>) -> Result<Lowered, Erro
     Ok(Lowered::Chain(vec![part(Arithmetic::Mul, &scale)?, part(Arithmetic::Add, &shift)?]))
 }
 
-/// ONNX Relu, opsets 1 to 21.
+/// ONNX Relu, opsets 1 to 26.
 pub(super) fn relu(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     match layout.row().first() {
@@ -75,7 +75,7 @@ pub(super) fn relu(context: &Context<'_>) -> Result<Lowered, Error> {
     }
 }
 
-/// ONNX Clip, opsets 6 to 21.
+/// ONNX Clip, opsets 6 to 26.
 pub(super) fn clip(context: &Context<'_>) -> Result<Lowered, Error> {
     let bound = |index: usize, name: &str, default: f32| -> Result<f32, Error> {
         match context.optional_floats(index)? {
@@ -176,7 +176,7 @@ pub(super) fn gelu(context: &Context<'_>) -> Result<Lowered, Error> {
     step(function, context.activation(0)?.clone())
 }
 
-/// ONNX PRelu, opsets 9 to 21: `max(x, 0) + slope min(x, 0)`.
+/// ONNX PRelu, opsets 9 to 26: `max(x, 0) + slope min(x, 0)`.
 pub(super) fn p_relu(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let (dims, values) = context.floats(1)?;
@@ -190,7 +190,7 @@ pub(super) fn p_relu(context: &Context<'_>) -> Result<Lowered, Error> {
     step(PRelu::new(slopes, layout.row()), layout.clone())
 }
 
-/// ONNX Pow, opsets 7 to 21.
+/// ONNX Pow, opsets 7 to 26.
 pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
     if let (Operand::Activation(layout), Operand::Constant(constant)) =
         (context.operand(0), context.operand(1))
@@ -214,7 +214,7 @@ pub(super) fn pow(context: &Context<'_>) -> Result<Lowered, Error> {
     arithmetic(context, Arithmetic::Pow)
 }
 
-/// ONNX Add, Sub, Mul, Div, Max and Min, opsets 7 to 21, with NumPy's broadcasting inside a row.
+/// ONNX Add, Sub, Mul, Div, Max and Min, opsets 7 to 26, with NumPy's broadcasting inside a row.
 pub(super) fn arithmetic(context: &Context<'_>, function: Arithmetic) -> Result<Lowered, Error> {
     if context.operands.len() == 1 {
         return Ok(Lowered::Same);

@@ -7,12 +7,12 @@ use crate::kernels::window::Window;
 use crate::operators::pool::{Kind, Pool};
 use crate::operators::reduce::Reduction;
 
-/// ONNX MaxPool, opsets 1 to 21, two dimensions, without indices.
+/// ONNX MaxPool, opsets 1 to 26, two dimensions, without indices.
 pub(super) fn max_pool(context: &Context<'_>) -> Result<Lowered, Error> {
     pool(context, Kind::Max)
 }
 
-/// ONNX AveragePool, opsets 1 to 21, two dimensions.
+/// ONNX AveragePool, opsets 1 to 26, two dimensions.
 pub(super) fn average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
     let count_padding = context.node.int("count_include_pad", 0)? != 0;
     pool(context, Kind::Average { count_padding })
@@ -41,13 +41,13 @@ fn pooled(
     }
 }
 
-/// ONNX GlobalAveragePool, opsets 1 to 21.
+/// ONNX GlobalAveragePool, opsets 1 to 26.
 pub(super) fn global_average_pool(context: &Context<'_>) -> Result<Lowered, Error> {
     let axes = (2..context.activation(0)?.rank()).collect();
     reduce::over(context, Reduction::Mean, axes, true)
 }
 
-/// ONNX GlobalMaxPool, opsets 1 to 21, two dimensions.
+/// ONNX GlobalMaxPool, opsets 1 to 26, two dimensions.
 pub(super) fn global_max_pool(context: &Context<'_>) -> Result<Lowered, Error> {
     let (_, image) = context.images(0)?;
     let window = Window {

@@ -9,7 +9,7 @@ use crate::operators::norm::{Normalization, Softmax};
 use crate::operators::reduce::{Reduce, Reduction};
 use crate::operators::shape::Reshape;
 
-/// ONNX ReduceMean and the like, opsets 1 to 21, over any axes but the batch.
+/// ONNX ReduceMean and the like, opsets 1 to 26, over any axes but the batch.
 pub(super) fn reduce(context: &Context<'_>, kind: Reduction) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let keep = context.node.int("keepdims", 1)? != 0;
@@ -67,7 +67,7 @@ pub(super) fn over(
     Ok(Lowered::Chain(steps))
 }
 
-/// ONNX Softmax and LogSoftmax, opsets 1 to 21, along any axis but the batch.
+/// ONNX Softmax and LogSoftmax, opsets 1 to 26, along any axis but the batch.
 pub(super) fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let default = if context.node.opset >= 13 { -1 } else { 1 };
@@ -84,7 +84,7 @@ pub(super) fn softmax(context: &Context<'_>, log: bool) -> Result<Lowered, Error
     step(Softmax { log, len, inner }, layout.clone())
 }
 
-/// ONNX LayerNormalization, opset 17 to 21.
+/// ONNX LayerNormalization, opset 17 to 26.
 pub(super) fn layer_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let axis = context.axis(context.node.int("axis", -1)?)?;
@@ -101,13 +101,13 @@ pub(super) fn layer_normalization(context: &Context<'_>) -> Result<Lowered, Erro
     step(Normalization { name, len, epsilon, scale, bias, repeat: 1 }, layout.clone())
 }
 
-/// ONNX InstanceNormalization, opsets 6 to 21: every channel of every image by itself.
+/// ONNX InstanceNormalization, opsets 6 to 26: every channel of every image by itself.
 pub(super) fn instance_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
     let (channels, plane) = channels(context)?;
     grouped(context, "InstanceNormalization", channels, channels, plane)
 }
 
-/// ONNX GroupNormalization, opset 18 to 21.
+/// ONNX GroupNormalization, opset 18 to 26.
 pub(super) fn group_normalization(context: &Context<'_>) -> Result<Lowered, Error> {
     let (channels, plane) = channels(context)?;
     let groups = context.node.int("num_groups", 0)?;
@@ -123,7 +123,7 @@ pub(super) fn group_normalization(context: &Context<'_>) -> Result<Lowered, Erro
     }
 }
 
-/// ONNX LRN, opsets 1 to 21.
+/// ONNX LRN, opsets 1 to 26.
 pub(super) fn local_response(context: &Context<'_>) -> Result<Lowered, Error> {
     let (channels, plane) = channels(context)?;
     let size = context.node.int("size", 0)?;

@@ -7,7 +7,7 @@ use crate::operators::Operator;
 use crate::operators::resample::Resample;
 use crate::size::Size;
 
-/// ONNX Resize, opsets 10 to 21, and Upsample, opset 9, by nearest, linear or cubic interpolation.
+/// ONNX Resize, opsets 10 to 26, and Upsample, opset 9, by nearest, linear or cubic interpolation.
 pub(super) fn resize(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let rank = layout.rank();

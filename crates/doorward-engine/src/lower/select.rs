@@ -10,7 +10,7 @@ use crate::operators::select::{Gather, View};
 use crate::operators::shape::{Pad, Reshape};
 use crate::size::{BATCH, Size};
 
-/// ONNX Slice, opsets 1 to 21, not along the batch.
+/// ONNX Slice, opsets 1 to 26, not along the batch.
 pub(super) fn slice(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let given = |name: &str, index: usize| -> Result<&[i64], Error> {
@@ -53,7 +53,7 @@ fn view(layout: &Layout, name: &'static str, cuts: &[(usize, Cut)]) -> (View, La
     (View { name, in_row, offset, dims }, layout.resized(&sizes))
 }
 
-/// ONNX Split, opsets 2 to 21, not along the batch.
+/// ONNX Split, opsets 2 to 26, not along the batch.
 pub(super) fn split(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let axis = context.axis(context.node.int("axis", 0)?)?;
@@ -81,7 +81,7 @@ pub(super) fn split(context: &Context<'_>) -> Result<Lowered, Error> {
     Ok(Lowered::Steps(parts.collect()))
 }
 
-/// ONNX Gather with constant indices, opsets 1 to 21.
+/// ONNX Gather with constant indices, opsets 1 to 26.
 pub(super) fn gather(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let axis = context.node.axis(context.node.int("axis", 0)?, layout.rank())?;
@@ -117,7 +117,7 @@ pub(super) fn gather(context: &Context<'_>) -> Result<Lowered, Error> {
     step(Gather { indices, size, inner, rows }, out)
 }
 
-/// ONNX Expand, opsets 8 to 21.
+/// ONNX Expand, opsets 8 to 26.
 pub(super) fn expand(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let wanted = context.integers(1)?;
@@ -154,7 +154,7 @@ pub(super) fn expand(context: &Context<'_>) -> Result<Lowered, Error> {
     step(View { name: "Expand", in_row, offset: 0, dims }, out)
 }
 
-/// ONNX Pad, opsets 2 to 21.
+/// ONNX Pad, opsets 2 to 26.
 pub(super) fn pad(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let Some(pads) = context.moved_integers("pads", 1)? else {

@@ -7,7 +7,7 @@ use crate::onnx::constant::{Constant, Values};
 use crate::operators::shape::{Concat, Reshape, Transpose};
 use crate::size::Size;
 
-/// ONNX Dropout at inference, opsets 7 to 21.
+/// ONNX Dropout at inference, opsets 7 to 26.
 pub(super) fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {
     let training = match context.operand(2) {
         Operand::Absent => false,
@@ -19,7 +19,7 @@ pub(super) fn dropout(context: &Context<'_>) -> Result<Lowered, Error> {
     Ok(Lowered::Same)
 }
 
-/// ONNX Cast of floats to floats, opsets 6 to 21: everything is computed in 32 bits.
+/// ONNX Cast of floats to floats, opsets 6 to 26: everything is computed in 32 bits.
 pub(super) fn cast(context: &Context<'_>) -> Result<Lowered, Error> {
     match context.node.int("to", 0)? {
         // FLOAT, FLOAT16, DOUBLE, BFLOAT16
@@ -28,7 +28,7 @@ pub(super) fn cast(context: &Context<'_>) -> Result<Lowered, Error> {
     }
 }
 
-/// ONNX Shape, opsets 1 to 21.
+/// ONNX Shape, opsets 1 to 26.
 pub(super) fn shape(context: &Context<'_>) -> Result<Lowered, Error> {
     let sizes = context.activation(0)?.sizes();
     let rank = sizes.len() as i64;
@@ -43,14 +43,14 @@ pub(super) fn shape(context: &Context<'_>) -> Result<Lowered, Error> {
     Ok(Lowered::Constant(Constant { dims: vec![dims.len()], values: Values::I64(dims) }))
 }
 
-/// ONNX Size, opsets 1 to 21.
+/// ONNX Size, opsets 1 to 26.
 pub(super) fn size(context: &Context<'_>) -> Result<Lowered, Error> {
     let size = Size::product(&context.activation(0)?.sizes());
     let size = size.ok_or_else(|| context.error("its result overflows".into()))?;
     Ok(Lowered::Constant(Constant { dims: vec![], values: Values::I64(vec![size.integer()]) }))
 }
 
-/// ONNX Concat, opsets 4 to 21, not along the batch.
+/// ONNX Concat, opsets 4 to 26, not along the batch.
 pub(super) fn concat(context: &Context<'_>) -> Result<Lowered, Error> {
     let first = context.operands.iter().find_map(|operand| match operand {
         Operand::Activation(layout) => Some(*layout),
@@ -104,7 +104,7 @@ pub(super) fn concat(context: &Context<'_>) -> Result<Lowered, Error> {
     step(Concat { dim, parts, sizes }, first.resized(&[(axis, size)]))
 }
 
-/// ONNX Flatten, opsets 1 to 21.
+/// ONNX Flatten, opsets 1 to 26.
 pub(super) fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let given = context.node.int("axis", 1)?;
@@ -121,13 +121,13 @@ pub(super) fn flatten(context: &Context<'_>) -> Result<Lowered, Error> {
     }
 }
 
-/// ONNX Reshape, opsets 5 to 21.
+/// ONNX Reshape, opsets 5 to 26.
 pub(super) fn reshape(context: &Context<'_>) -> Result<Lowered, Error> {
     let wanted = Size::of_integers(context.integers(1)?);
     reshaped(context, &wanted, context.node.int("allowzero", 0)? == 0)
 }
 
-/// ONNX Squeeze, opsets 1 to 21.
+/// ONNX Squeeze, opsets 1 to 26.
 pub(super) fn squeeze(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let single = |axis: usize| layout.size(axis) == 1 && !layout.is_batch(axis);
@@ -144,7 +144,7 @@ pub(super) fn squeeze(context: &Context<'_>) -> Result<Lowered, Error> {
     reshaped(context, &kept, false)
 }
 
-/// ONNX Unsqueeze, opsets 1 to 21.
+/// ONNX Unsqueeze, opsets 1 to 26.
 pub(super) fn unsqueeze(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let Some(axes) = context.moved_integers("axes", 1)? else {
@@ -168,7 +168,7 @@ fn reshaped(context: &Context<'_>, wanted: &[Size], zero_copies: bool) -> Result
     }
 }
 
-/// ONNX Transpose, opsets 1 to 21.
+/// ONNX Transpose, opsets 1 to 26.
 pub(super) fn transpose(context: &Context<'_>) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let permutation = context.node.permutation(layout.rank())?;
@@ -176,7 +176,7 @@ pub(super) fn transpose(context: &Context<'_>) -> Result<Lowered, Error> {
     step(Transpose { order }, transposed)
 }
 
-/// ONNX SpaceToDepth and DepthToSpace, opsets 1 to 21: blocks of pixels as channels, and back.
+/// ONNX SpaceToDepth and DepthToSpace, opsets 1 to 26: blocks of pixels as channels, and back.
 pub(super) fn blocks(context: &Context<'_>, to_depth: bool) -> Result<Lowered, Error> {
     let layout = context.activation(0)?;
     let block = context.node.int("blocksize", 0)?;

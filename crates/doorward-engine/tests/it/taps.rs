@@ -45,7 +45,11 @@ fn a_trace_has_what_the_last_layer_sees() {
     let batch = &references(&path.with_extension("safetensors"))["input"];
     let trace = model.trace(batch).unwrap();
     let alone = model.features(batch).unwrap().expect("a last layer");
-    assert_eq!(values(&trace.features.expect("a last layer")), values(&alone));
+    // A trace may be onnxruntime's, which sums in another order.
+    for (traced, alone) in values(&trace.features.expect("a last layer")).iter().zip(values(&alone))
+    {
+        assert!((traced - alone).abs() <= 1e-4 * alone.abs().max(1.0), "{traced} and {alone}");
+    }
     let statistics: usize = model.taps().iter().sum();
     assert_eq!(trace.statistics.map(|all| all.dims()[1]), Some(statistics));
 }
