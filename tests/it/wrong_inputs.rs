@@ -284,6 +284,28 @@ fn too_few_images() {
 }
 
 #[test]
+fn preprocessing_that_the_model_was_not_trained_with() {
+    if models_cannot_be_loaded() {
+        return;
+    }
+    let workplace = Workplace::new();
+    let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/fashion-mnist");
+    let settings = format!(
+        "upstream.url = 'http://127.0.0.1:1'
+model.path = '{assets}/model.onnx'
+preprocess.std = 0.00392156862745098
+calibration.clean_images = ['{assets}/fit.bin.gz', '{assets}/holdout.bin.gz']
+calibration.artifact = 'a.safetensors'
+"
+    );
+    workplace.write("doorward.toml", settings.as_bytes());
+    workplace.calibrate_fails(&[
+        "labelled clean images with mean = 0.0 and std = 1.0 (inputs from 0 to 1)",
+        "set [preprocess] as the model was trained",
+    ]);
+}
+
+#[test]
 fn source_that_cannot_be_read() {
     if models_cannot_be_loaded() {
         return;
